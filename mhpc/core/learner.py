@@ -1,0 +1,214 @@
+"""One-pass learning: patch features in, statistics and memory bank out. What worker and MHPatchCore share."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mhpc.core.calibration import outlier_limit
+from mhpc.core.memory_bank import MemoryBank, Whitening
+from mhpc.core.scoring import image_scores
+from mhpc.decomposition import IncrementalPCA
+from mhpc.linalg import Moments, all_finite
+
+STEP = 8  # images; fixed, so that a replay takes the same steps
+REFRESH_GROWTH = 1.5  # times the rows at the last refresh
+RECENT = 128  # images whose prequential scores the guard compares with
+GUARD_AFTER = 32  # scores without which it does not judge
+GUARD_SHARE = 0.1  # of the recent images, at most so many are set aside: a true change must be learned in the end
+
+
+class Step(NamedTuple):
+    """What became of B images: `scores` [B] before they were learned from (infinite without a bank), `learned` [B]."""
+
+    scores: Tensor
+    learned: Tensor
+
+
+class Nearest(NamedTuple):
+    """Whitened rows z [N, d], their distance [N] to the nearest anchor, and its index, labels [N]."""
+
+    z: Tensor
+    distances: Tensor
+    labels: Tensor
+
+
+class OnePassLearner:
+    """Learns normal patch features in one pass and bounded memory, then scores.
+
+    Per step of at most 8 images, of P patches each:
+
+    1. Each patch's distance to the bank is its prequential score: taken before it is learned from.
+    2. An image whose score is far outside the recent ones is set aside, not learned.
+    3. The moments take all rows of the others.
+    4. The basis is refreshed when the rows have grown by a fixed factor.
+    5. The bank grows and moves by the rows as the basis shows them.
+
+    Args:
+        bank_size: K, the most anchors kept.
+        pca_variance_ratio: share of the variance that the whitened space keeps.
+        top_k: an image's score is the mean of its top_k largest patch scores.
+    """
+
+    def __init__(
+        self,
+        bank_size: int = 6000,
+        pca_variance_ratio: float = 0.99,
+        top_k: int = 1,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.bank_size = bank_size
+        self.pca_variance_ratio = pca_variance_ratio
+        self.top_k = top_k
+        self.device = torch.device(device)
+        self.pca_ = IncrementalPCA(pca_variance_ratio, device=self.device)
+        self.bank_: MemoryBank | None = None
+        self.rows_at_refresh_ = 0
+        self.images_learned_ = 0
+        self.images_quarantined_ = 0
+        # of the last RECENT images, oldest first
+        self.recent_scores_ = torch.empty(0)
+        self.recent_quarantined_ = torch.empty(0, dtype=torch.bool)
+
+    @property
+    def images_seen_(self) -> int:
+        return self.images_learned_ + self.images_quarantined_
+
+    @property
+    def rows_seen_(self) -> int:
+        return self.pca_.n_samples_seen_
+
+    def partial_fit(self, features: Tensor) -> Step:
+        """Learn from patch features [B, P, D], in the order given.
+
+        Raises:
+            ValueError: not [B, P, D], another D than before, or values that are not finite.
+        """
+        steps = [self._step(part) for part in self._checked(features).split(STEP)]
+        return Step(torch.cat([s.scores for s in steps]), torch.cat([s.learned for s in steps]))
+
+    def freeze(self) -> None:
+        """Refresh the basis and reduce the bank to bank_size: what calibration and scoring use."""
+        self._refresh()
+        self._bank().reduce()
+
+    def score_patches(self, features: Tensor) -> Tensor:
+        """Distance [B, P] of each patch of features [B, P, D] to the bank, in standard deviations (Mahalanobis)."""
+        bank = self._bank()
+        x = self._checked(features)
+        B, P, D = x.shape
+        return bank.nearest(bank.whiten(x.reshape(B * P, D)))[0].reshape(B, P)
+
+    def score(self, features: Tensor) -> Tensor:
+        """Image scores [B] of patch features [B, P, D]."""
+        return image_scores(self.score_patches(features), self.top_k)
+
+    def _step(self, features: Tensor) -> Step:
+        B, P, D = features.shape
+        x = features.reshape(B * P, D)
+        known = self._nearest(x)
+        scores = image_scores(known.distances.reshape(B, P), self.top_k).cpu()  # GPU sync
+        learned = self._guard(scores) if self.bank_ else torch.ones(B, dtype=torch.bool)
+        self.images_learned_ += int(learned.sum())
+        self.images_quarantined_ += int((~learned).sum())
+        if bool(learned.any()):
+            rows = learned.to(x.device).repeat_interleave(P)
+            pictures = torch.arange(B, device=x.device).repeat_interleave(P)[rows]
+            self._learn(x[rows], Nearest(*(t[rows] for t in known)), pictures)
+        return Step(scores, learned)
+
+    def _guard(self, scores: Tensor) -> Tensor:
+        """Which images [B] to learn from: not those far outside the recent scores, within a bounded share."""
+        learned = torch.ones(len(scores), dtype=torch.bool)
+        if len(self.recent_scores_) >= GUARD_AFTER:
+            far = scores > outlier_limit(self.recent_scores_.numpy())
+            room = int(GUARD_SHARE * RECENT) - int(self.recent_quarantined_.sum())
+            learned = ~(far & (far.cumsum(0) <= room))
+        self.recent_scores_ = torch.cat([self.recent_scores_, scores])[-RECENT:]
+        self.recent_quarantined_ = torch.cat([self.recent_quarantined_, ~learned])[-RECENT:]
+        return learned
+
+    def _learn(self, x: Tensor, known: Nearest, pictures: Tensor) -> None:
+        """Steps 3 to 5, for rows x [N, D]."""
+        self.pca_.partial_fit(x)
+        if self.bank_ is None:
+            self.bank_ = MemoryBank(self.bank_size, x.shape[1], self.device)
+        if self.rows_seen_ >= REFRESH_GROWTH * self.rows_at_refresh_:
+            self._refresh()
+            known = self._nearest(x)
+        self.bank_.learn(x, known.z, known.distances, known.labels, pictures)
+
+    def _refresh(self) -> None:
+        self._bank().refresh(Whitening.of(self.pca_))
+        self.rows_at_refresh_ = self.rows_seen_
+
+    def _nearest(self, x: Tensor) -> Nearest:
+        """x [N, D] as the bank sees it; infinitely far from a bank that is empty."""
+        if self.bank_ is None or not len(self.bank_):
+            far = torch.full((len(x),), torch.inf, device=x.device)
+            z = x if self.bank_ is None else self.bank_.whiten(x)
+            return Nearest(z, far, torch.zeros(len(x), dtype=torch.int64, device=x.device))
+        z = self.bank_.whiten(x)
+        return Nearest(z, *self.bank_.nearest(z))
+
+    def _bank(self) -> MemoryBank:
+        if self.bank_ is None:
+            raise ValueError("nothing was learned yet: call partial_fit with at least one image first")
+        return self.bank_
+
+    def _checked(self, features: Tensor) -> Tensor:
+        D = "D" if self.bank_ is None else self.bank_.anchors.shape[1]
+        if features.ndim != 3 or 0 in features.shape or (self.bank_ is not None and features.shape[2] != D):
+            raise ValueError(f"features have shape {list(features.shape)}, expected [B, P, {D}] with B, P >= 1")
+        x = features.to(self.device, torch.float32)
+        if not all_finite(x):
+            raise ValueError(f"features {list(x.shape)} hold NaN or infinite values; is the backbone's output sound?")
+        return x
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that was learned, as tensors on the CPU; `load_state_dict` takes it back."""
+        counts = [self.rows_seen_, self.rows_at_refresh_, self.images_learned_, self.images_quarantined_]
+        state = {
+            "counts": torch.tensor(counts),
+            "recent_scores": self.recent_scores_,
+            "recent_quarantined": self.recent_quarantined_,
+        }
+        if self.bank_ is not None:
+            bank, moments = self.bank_, self.pca_.moments_
+            state |= {
+                "mean": moments.mean,
+                "scatter": moments.scatter,
+                "whitening_mean": bank.whitening.mean,
+                "whitening_projection": bank.whitening.projection,
+                "anchors": bank.anchors,
+                "images": bank.images,
+                "mass": bank.mass,
+                "moves": bank.moves,
+                "support": bank.support,
+                "radius": torch.tensor(bank.radius, dtype=torch.float64),
+            }
+        return {name: value.detach().cpu().clone() for name, value in state.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> "OnePassLearner":
+        """Continue from another learner's `state_dict`.
+
+        Raises:
+            ValueError: a tensor is missing.
+        """
+        try:
+            n, self.rows_at_refresh_, self.images_learned_, self.images_quarantined_ = state["counts"].tolist()
+            self.recent_scores_ = state["recent_scores"].clone()
+            self.recent_quarantined_ = state["recent_quarantined"].clone()
+            if n:
+                on = {name: value.to(self.device, copy=True) for name, value in state.items()}
+                self.pca_.restore(Moments(n, on["mean"], on["scatter"]))
+                bank = MemoryBank(self.bank_size, len(on["mean"]), self.device)
+                bank.whitening = Whitening(on["whitening_mean"], on["whitening_projection"])
+                bank.anchors, bank.images = on["anchors"], on["images"]
+                bank.mass, bank.moves, bank.support = on["mass"], on["moves"], on["support"]
+                bank.radius = float(state["radius"])
+                self.bank_ = bank
+        except KeyError as error:
+            raise ValueError(f"the state has no tensor {error}; it holds {', '.join(sorted(state))}") from None
+        return self

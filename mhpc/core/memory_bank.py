@@ -1,0 +1,153 @@
+"""The memory bank of one-pass learning: anchors in feature space, seen through a whitening."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mhpc.cluster import move_centers
+from mhpc.decomposition import IncrementalPCA
+from mhpc.linalg import nearest
+from mhpc.sampler import farthest_first
+
+OVERFULL = 1.25  # times bank_size, where the bank is reduced
+RADIUS_SAMPLE = 1024  # anchors whose nearest distances tell how a new basis scales
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """z = (x - mean) projection^T: the Mahalanobis distance becomes the Euclidean. mean [D], projection [d, D].
+
+    With U the kept components and L the Cholesky factor of the covariance of U^T x, projection = L^-1 U^T; in the
+    components' own coordinates that covariance is diagonal, so L = diag(sqrt(explained_variance_)).
+    """
+
+    mean: Tensor
+    projection: Tensor
+
+    @classmethod
+    def of(cls, pca: IncrementalPCA) -> "Whitening":
+        return cls(pca.mean_, pca.components_ / pca.explained_variance_.sqrt()[:, None])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return (x - self.mean) @ self.projection.T
+
+
+class MemoryBank:
+    """At most `bank_size` anchors that stand for all rows seen.
+
+    An anchor stored in a moving basis goes stale; one stored in feature space does not, and since whitening is linear
+    the mean of features maps to the mean of their images. So `anchors` are features and `images` their Z-space view,
+    recomputed when the basis is refreshed.
+
+    Attributes (K anchors, D features, d components):
+        anchors [K, D], images [K, d].
+        mass [K]: rows an anchor stands for; sums to the rows seen.
+        moves [K]: rows it has moved by; its step size is 1 / moves.
+        support [K]: distinct pictures with a patch nearest to it.
+        radius: tau, beyond which a row becomes an anchor; 0 until the bank has been full.
+    """
+
+    def __init__(self, bank_size: int, num_features: int, device: torch.device) -> None:
+        self.bank_size = bank_size
+        self.whitening: Whitening  # from the first refresh on, which precedes the first row
+        self.anchors = torch.empty(0, num_features, device=device)
+        self.images = torch.empty(0, 0, device=device)
+        self.mass = torch.empty(0, dtype=torch.int64, device=device)
+        self.moves = torch.empty(0, dtype=torch.int64, device=device)
+        self.support = torch.empty(0, dtype=torch.int64, device=device)
+        self.radius = 0.0
+
+    def __len__(self) -> int:
+        return len(self.anchors)
+
+    def whiten(self, x: Tensor) -> Tensor:
+        """Rows x [N, D] in Z-space, [N, d]."""
+        return self.whitening(x)
+
+    def nearest(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Distance [N] of whitened rows z [N, d] to their nearest anchor, and its index [N]."""
+        return nearest(z, self.images)
+
+    def refresh(self, whitening: Whitening) -> None:
+        """See the anchors through a new basis, and scale the radius as the distances between them scaled."""
+        old = self._spacing() if self.radius > 0 else None
+        self.whitening = whitening
+        self.images = whitening(self.anchors)
+        if old is not None:
+            new = self._spacing()
+            apart = old > 0
+            if bool(apart.any()):  # GPU sync
+                self.radius *= float((new[apart] / old[apart]).median())  # GPU sync
+
+    def _spacing(self) -> Tensor:
+        """Distance of a fixed sample of anchors to the nearest other one."""
+        K = len(self)
+        sample = torch.arange(0, K, max(1, K // RADIUS_SAMPLE), device=self.images.device)
+        distances = torch.cdist(self.images[sample], self.images)
+        distances[torch.arange(len(sample)), sample] = torch.inf
+        return distances.amin(1)
+
+    def learn(self, x: Tensor, z: Tensor, distances: Tensor, labels: Tensor, pictures: Tensor) -> None:
+        """Learn rows x [N, D] (whitened z [N, d]) whose nearest anchors are known.
+
+        1. Rows beyond the radius become anchors, farthest first, until none is left beyond it.
+        2. All others move the anchor nearest to them: mini-batch k-means with k-center seeding.
+        3. An overfull bank is reduced to bank_size.
+
+        Args:
+            pictures: [N] index of the picture that each row is from, for `support`.
+        """
+        fresh = farthest_first(z, len(z), distances, self.radius).indices
+        others = torch.ones(len(z), dtype=torch.bool, device=z.device)
+        others[fresh] = False
+        distances, labels = distances[others], labels[others]
+        if len(fresh):
+            near, index = nearest(z[others], z[fresh])
+            labels = torch.where(near < distances, index + len(self), labels)
+            self._append(x[fresh], z[fresh])
+        self._move(x[others], z[others], labels)
+        all_labels = torch.empty(len(z), dtype=torch.int64, device=z.device)
+        all_labels[others] = labels
+        all_labels[fresh] = torch.arange(len(self) - len(fresh), len(self), device=z.device)
+        self._count_support(all_labels, pictures)
+        if len(self) > OVERFULL * self.bank_size:
+            self.reduce()
+
+    def _append(self, x: Tensor, z: Tensor) -> None:
+        one = torch.ones(len(x), dtype=torch.int64, device=x.device)
+        self.anchors = torch.cat([self.anchors, x])
+        self.images = torch.cat([self.images, z])
+        self.mass = torch.cat([self.mass, one])
+        self.moves = torch.cat([self.moves, one])
+        self.support = torch.cat([self.support, torch.zeros_like(one)])
+
+    def _move(self, x: Tensor, z: Tensor, labels: Tensor) -> None:
+        if not len(x):
+            return
+        n = torch.bincount(labels, minlength=len(self))
+        self.mass, self.moves = self.mass + n, self.moves + n
+        self.anchors = move_centers(self.anchors, self.moves, x, labels)
+        self.images = move_centers(self.images, self.moves, z, labels)
+
+    def _count_support(self, labels: Tensor, pictures: Tensor) -> None:
+        """An anchor and a picture count once, however many patches of the one are nearest to the other."""
+        pairs = torch.stack([labels, pictures]).unique(dim=1)
+        self.support = self.support + torch.bincount(pairs[0], minlength=len(self))
+
+    def reduce(self) -> None:
+        """Keep bank_size anchors by exact greedy selection; the radius becomes what they cover.
+
+        A dropped anchor's mass goes to the kept one nearest to it, its support is merged by maximum.
+        """
+        if len(self) <= self.bank_size:
+            return
+        kept, radius = farthest_first(self.images, self.bank_size)
+        gone = torch.ones(len(self), dtype=torch.bool, device=kept.device)
+        gone[kept] = False
+        heirs = nearest(self.images[gone], self.images[kept])[1]
+        self.mass = self.mass[kept].index_add(0, heirs, self.mass[gone])
+        self.support = self.support[kept].scatter_reduce(0, heirs, self.support[gone], "amax")
+        self.moves = self.moves[kept]
+        self.anchors, self.images = self.anchors[kept], self.images[kept]
+        self.radius = radius

@@ -1,0 +1,1 @@
+"""How the bundled backbone is made: pictures, teacher, distillation. See `mhpc train`."""

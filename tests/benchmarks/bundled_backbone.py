@@ -1,0 +1,137 @@
+"""The bundled backbone against its teacher and against resnet18: `python -m tests.benchmarks.bundled_backbone`.
+
+Accuracy: image AUROC on rendered discs and, where ../shared/data is on PYTHONPATH, on magnetic tiles; 200 good parts
+learned, features whitened by PCA, once with a greedy bank (batch) and once in one pass. Speed: images per second of the
+bare forward pass up to `layer3`, channels-last, as a ratio to resnet18's of the same run.
+"""
+
+import importlib.util
+import io
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from sklearn.metrics import roc_auc_score
+from torch import Tensor, nn
+
+from mhpc.core.backbones import load_backbone
+from mhpc.core.learner import OnePassLearner
+from mhpc.core.memory_bank import Whitening
+from mhpc.core.patch_features import PatchFeatures
+from mhpc.core.scoring import image_scores
+from mhpc.decomposition import IncrementalPCA
+from mhpc.linalg import nearest
+from mhpc.sampler import farthest_first
+from worker.demo.parts import rendered_parts
+
+LEARNED = 200
+BANK = 4000
+RATIOS = (0.9, 0.99)
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+Pictures = dict[str, list[Image.Image]]  # by kind; "learn" and "good" always
+
+
+def discs() -> Pictures:
+    pictures: Pictures = {}
+    for part in rendered_parts(learn=LEARNED, calibrate=0, good=80, per_kind=40, seed=7):
+        kind = "learn" if part.split == "learn" else str(part.kind)
+        pictures.setdefault(kind, []).append(Image.open(io.BytesIO(part.read())))
+    return pictures
+
+
+def tiles(root: Path) -> Pictures:
+    learn = sorted((root / "train" / "good").iterdir())
+    chosen = np.random.default_rng(0).permutation(len(learn))[:LEARNED]
+    pictures: Pictures = {"learn": [Image.open(learn[i]) for i in chosen]}
+    for folder in sorted((root / "test").iterdir()):
+        pictures[folder.name] = [Image.open(path) for path in sorted(folder.iterdir())]
+    return pictures
+
+
+def features(extract: PatchFeatures, pictures: list[Image.Image]) -> Tensor:
+    """[images, P, D]"""
+    resized = [np.asarray(p.convert("RGB").resize((224, 224), Image.Resampling.BILINEAR)) for p in pictures]
+    images = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float() / 255
+    images = (images - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(DEVIATION).view(3, 1, 1)
+    return torch.cat([extract(batch)[0] for batch in images.split(8)])
+
+
+def batch_scores(learn: Tensor, test: Tensor, ratio: float) -> Tensor:
+    """Patch scores [images, P] of batch PatchCore in whitened space."""
+    rows = learn.flatten(0, 1)
+    whiten = Whitening.of(IncrementalPCA(ratio).partial_fit(rows))
+    z = whiten(rows)
+    bank = z[farthest_first(z, BANK).indices]
+    return torch.stack([nearest(whiten(image), bank)[0] for image in test])
+
+
+def one_pass_scores(learn: Tensor, test: Tensor, ratio: float) -> Tensor:
+    learner = OnePassLearner(BANK, ratio)
+    learner.partial_fit(learn)
+    learner.freeze()
+    return torch.cat([learner.score_patches(images) for images in test.split(8)])
+
+
+def accuracy(table: Table, part: str, pictures: Pictures, name: str, extract: PatchFeatures) -> None:
+    maps = {kind: features(extract, of_kind) for kind, of_kind in pictures.items()}
+    learn = maps.pop("learn")
+    truth = np.concatenate([np.full(len(m), kind != "good") for kind, m in maps.items()])
+    test = torch.cat(list(maps.values()))
+    for ratio in RATIOS:
+        for how, scores_of in (("batch", batch_scores), ("one pass", one_pass_scores)):
+            scores = scores_of(learn, test, ratio)
+            figures = [f"{roc_auc_score(truth, image_scores(scores, top_k).numpy()):.4f}" for top_k in (1, 20)]
+            table.add_row(part, name, how, f"PCA {ratio}", *figures)
+
+
+@torch.inference_mode()
+def images_per_second(network: nn.Module, precision: torch.dtype, repeats: int = 30) -> float:
+    """Median over batches of 8."""
+    network = network.eval().to(memory_format=torch.channels_last)
+    images = torch.randn(8, 3, 224, 224).to(memory_format=torch.channels_last)
+    seconds = []
+    with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+        for _ in range(repeats):
+            start = time.perf_counter()
+            network(images)
+            seconds.append(time.perf_counter() - start)
+    return 8 / sorted(seconds)[repeats // 2]
+
+
+def speed(tiny: nn.Module) -> Table:
+    table = Table("precision", "tiny, images/s", "resnet18 to layer3, images/s", "ratio")
+    whole = torchvision.models.resnet18(weights=None)
+    resnet18 = nn.Sequential(*list(whole.children())[:7])  # conv1 ... layer3
+    for precision in (torch.float32, torch.bfloat16):
+        ours, theirs = images_per_second(tiny, precision), images_per_second(resnet18, precision)
+        table.add_row(str(precision).removeprefix("torch."), f"{ours:.0f}", f"{theirs:.0f}", f"{ours / theirs:.2f}")
+    return table
+
+
+def main() -> None:
+    console = Console(width=120)
+    tiny = load_backbone("tiny", weights="bundled")
+    console.print(speed(tiny))
+    extractors = {"tiny": PatchFeatures(tiny, ["layer2", "layer3"])}
+    parts = {"discs": discs()}
+    found = importlib.util.find_spec("mobilenet_v1")
+    if found is not None and found.origin is not None:
+        teacher = load_backbone("mobilenet_v1:mobilenet_v1")
+        extractors["mobilenet_v1"] = PatchFeatures(teacher, ["block5", "block11"])
+        parts["tiles"] = tiles(Path(found.origin).parent / "mtd" / "tile")
+    else:
+        console.print("mobilenet_v1 is not on PYTHONPATH: no tiles, no teacher")
+    table = Table("parts", "backbone", "learned", "whitening", "AUROC, max", "AUROC, top 20")
+    for part, pictures in parts.items():
+        for name, extract in extractors.items():
+            accuracy(table, part, pictures, name, extract)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

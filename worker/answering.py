@@ -1,0 +1,183 @@
+"""Answering: every image of every line gets its result or its dead letter, through the gate."""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from worker.engine import Engine, FeatureCache
+from worker.errors import RejectedError
+from worker.keeper import Keeper
+from worker.line import Line, Verdict
+from worker.message import Image, Rejected, Result, decode_batch, decode_pixels, encode_result
+from worker.metrics import Metrics
+from worker.settings import Settings
+from worker.streams.line_streams import Answer, DeadLetter, Entry, entry_key, read_answering
+
+READ_ENTRIES = 8  # per line and call
+
+
+@dataclass
+class Opened:
+    """An entry on its way: what came of each of its images."""
+
+    line: Line
+    entry: Entry
+    verdicts: list[tuple[Image, Verdict]] = field(default_factory=list)
+    rejected: list[Rejected] = field(default_factory=list)
+    features: list[Tensor] = field(default_factory=list)  # [1, P, D] each; kept while the line learns
+
+
+class Answering:
+    """Reads the answering group of all lines, and publishes."""
+
+    def __init__(self, settings: Settings, engine: Engine, cache: FeatureCache, metrics: Metrics) -> None:
+        self.settings = settings
+        self.engine = engine
+        self.cache = cache
+        self.metrics = metrics
+        self._to_recover: set[str] = set()  # lines whose own pending entries come first
+
+    def rewind(self, lines: Iterable[str]) -> None:
+        """After a start or an error: what was delivered and not answered comes again, before anything new."""
+        self._to_recover = set(lines)
+
+    def turn(self, client: Any, keepers: Mapping[str, Keeper], block_ms: int | None) -> int:
+        """Answer one read's worth of entries; returns how many there were."""
+        with self.metrics.stage("read"):
+            entries = self._read(client, keepers, block_ms)
+        opened = [Opened(keepers[name].line, entry) for name, entry in entries]
+        if opened:
+            self._judge(opened)
+            self._publish(client, keepers, opened)
+        return len(opened)
+
+    def extract(self, line: str, entry: Entry) -> Iterator[Tensor]:
+        """Features [B, P, D] of an entry's usable images, for learning; those that answering has left, if it has."""
+        cached = self.cache.pop(line, entry.id)
+        if cached is not None:
+            yield cached
+            return
+        rejected: list[Rejected] = []
+        yield from self.engine.batches(x for _, x in self._prepared(entry, rejected))
+        self.metrics.images.labels(line, "skipped").inc(len(rejected))
+
+    def _read(self, client: Any, keepers: Mapping[str, Keeper], block_ms: int | None) -> list[tuple[str, Entry]]:
+        consumer = self.settings.worker.name
+        for name in sorted(self._to_recover & set(keepers)):
+            own = keepers[name].streams.own_pending(consumer, READ_ENTRIES)
+            if own:
+                return [(name, entry) for entry in own]
+            self._to_recover.discard(name)
+        streams = [keeper.streams for keeper in keepers.values()]
+        if not streams:
+            time.sleep((block_ms or 0) / 1000)
+            return []
+        batches = read_answering(client, streams, consumer, READ_ENTRIES, block_ms)
+        return [(name, entry) for name, entries in batches for entry in entries]
+
+    def _prepared(self, entry: Entry, rejected: list[Rejected]) -> Iterator[tuple[Image, Tensor]]:
+        """An entry's images, decoded one at a time as they are needed; what is unusable goes to `rejected`."""
+        try:
+            if entry.lost:
+                raise RejectedError("lost", "the entry was trimmed from the stream before it was answered")
+            images = decode_batch(entry.batch, self.settings.limits)
+        except RejectedError as error:
+            rejected.append(Rejected("", error.reason, str(error), entry.batch or b""))
+            return
+        for image in images:
+            if isinstance(image, Rejected):
+                rejected.append(image)
+                continue
+            try:
+                with self.metrics.stage("decode"):
+                    prepared = self.engine.prepare(decode_pixels(image, self.settings.limits))
+            except RejectedError as error:
+                rejected.append(Rejected(image.id, error.reason, str(error), image.data))
+                continue
+            yield image, prepared
+
+    def _judge(self, opened: list[Opened]) -> None:
+        """Fill in verdicts and rejections, in batches across entries and lines."""
+        taken: list[tuple[Opened, Image]] = []
+
+        def prepared() -> Iterator[Tensor]:
+            for part in opened:
+                for image, x in self._prepared(part.entry, part.rejected):
+                    taken.append((part, image))
+                    yield x
+
+        judged = 0
+        for features in self.engine.batches(prepared()):
+            chunk = taken[judged : judged + len(features)]
+            judged += len(features)
+            start = 0
+            for part, run in groupby(chunk, key=lambda item: item[0]):
+                images = [image for _, image in run]
+                self._verdicts(part, images, features[start : start + len(images)])
+                start += len(images)
+
+    def _verdicts(self, part: Opened, images: list[Image], features: Tensor) -> None:
+        with self.metrics.stage("score"):
+            part.verdicts += zip(images, part.line.judge(features, self.engine.grid), strict=True)
+        if part.line.learns:
+            part.features.append(features)
+
+    def _publish(self, client: Any, keepers: Mapping[str, Keeper], opened: list[Opened]) -> None:
+        seconds, microseconds = client.time()
+        now_ms = seconds * 1000 + microseconds / 1000
+        for name, run in groupby(opened, key=lambda part: part.line.name):
+            parts = list(run)
+            answers = [self._answer(part, now_ms) for part in parts]
+            caps = self.settings.streams
+            with self.metrics.stage("publish"):
+                published = keepers[name].streams.publish(answers, caps.scores_max, caps.dead_max)
+            for part, once in zip(parts, published, strict=True):
+                if once:
+                    self._count(part, now_ms)
+                if part.features:
+                    self.cache.put(name, part.entry.id, torch.cat(part.features))
+
+    def _answer(self, part: Opened, now_ms: float) -> Answer:
+        results = [encode_result(self._result(part, image, verdict, now_ms)) for image, verdict in part.verdicts]
+        cap = self.settings.streams.payload_bytes
+        dead = [DeadLetter(r.id, r.reason, r.error, r.payload[:cap]) for r in part.rejected]
+        return Answer(part.entry.id, results, dead)
+
+    def _result(self, part: Opened, image: Image, verdict: Verdict, now_ms: float) -> Result:
+        serving, score = part.line.serving, verdict.score
+        threshold = serving.threshold
+        return Result(
+            line=part.line.name,
+            entry=part.entry.id,
+            id=image.id,
+            phase=serving.phase,
+            model=serving.model,
+            score=score,
+            threshold=threshold,
+            anomalous=None if score is None or threshold is None else score > threshold,
+            provisional=score is not None and threshold is None,
+            ts=image.ts,
+            latency_ms=round(now_ms - entry_key(part.entry.id)[0], 3),
+            map=verdict.map,
+            meta=image.meta,
+        )
+
+    def _count(self, part: Opened, now_ms: float) -> None:
+        name, threshold = part.line.name, part.line.serving.threshold
+        seconds = max(0.0, now_ms - entry_key(part.entry.id)[0]) / 1000
+        for _, verdict in part.verdicts:
+            outcome = "unscored" if verdict.score is None else "scored"
+            self.metrics.images.labels(name, outcome).inc()
+            self.metrics.end_to_end_seconds.labels(name).observe(seconds)
+            if verdict.score is not None and threshold:
+                self.metrics.score_to_threshold.labels(name).observe(verdict.score / threshold)
+                self.metrics.anomalies.labels(name).inc(verdict.score > threshold)
+        for rejected in part.rejected:
+            self.metrics.images.labels(name, "dead").inc()
+            self.metrics.dead_letters.labels(name, rejected.reason).inc()
+            self.metrics.entries_lost.labels(name).inc(rejected.reason == "lost")

@@ -1,0 +1,206 @@
+"""`mhpc-worker`: the commands. Thin; torch is imported only by those that need it."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import redis as redis_py
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from worker.errors import ConfigurationError, RedisUnreachableError, WorkerError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="TOML file; see config.example.toml.")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON document per line instead of text.")]
+LineOption = Annotated[str | None, typer.Option("--line", "-l", help="The line; may be left out if there is but one.")]
+UrlOption = Annotated[str | None, typer.Option("--redis", help="Address of Redis, instead of the configuration's.")]
+
+
+@app.callback()
+def mhpc_worker() -> None:
+    """Learns what normal parts look like from Redis Streams, and publishes a verdict for every part."""
+
+
+def main() -> None:
+    """Run the command line; a WorkerError becomes one line on stderr and its exit code."""
+    try:
+        app()
+    except WorkerError as error:
+        _fail(str(error), error.exit_code)
+    except redis_py.RedisError as error:  # after the first answer: a command that people run does not try again
+        _fail(f"Redis: {error}", RedisUnreachableError.exit_code)
+
+
+def _fail(text: str, code: int) -> NoReturn:
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {text}", markup=False)
+    sys.exit(code)
+
+
+@app.command()
+def run(config: ConfigOption = None, redis: UrlOption = None) -> None:
+    """Run the worker until SIGTERM or Ctrl-C."""
+    settings = _settings(config, redis)
+    from worker.daemon import run_worker
+    from worker.logs import configure_logs
+
+    configure_logs(settings.log_format)
+    run_worker(settings)
+
+
+@app.command()
+def check(config: ConfigOption = None, redis: UrlOption = None) -> None:
+    """Check configuration, Redis, snapshot folder, device and weights; exit code 0 if the worker can run."""
+    from worker.checks import run_checks
+
+    run_checks(_settings(config, redis), Console(highlight=False))
+
+
+@app.command()
+def produce(
+    folder: Annotated[Path, typer.Argument(help="Folder of pictures; subfolders too.")],
+    line: LineOption = None,
+    config: ConfigOption = None,
+    redis: UrlOption = None,
+    rate: Annotated[float, typer.Option(min=0, help="Pictures per second; 0 is as fast as they are accepted.")] = 0.0,
+    batch: Annotated[int, typer.Option(min=1, max=256, help="Pictures in an entry.")] = 8,
+    loop: Annotated[bool, typer.Option("--loop", help="Again and again, until interrupted.")] = False,
+) -> None:
+    """Play a folder of pictures into a line's stream, as a camera would."""
+    from worker import producer
+
+    settings = _settings(config, redis)
+    console = Console(stderr=True, highlight=False)
+
+    def say(text: str) -> None:
+        console.print(f"left out {text}", markup=False, soft_wrap=True)
+
+    client = producer.connect(settings.redis.url.get_secret_value())
+    player = producer.Producer(client, _line(settings, line), rate=rate, held=say)
+    total = None if loop else len(producer.picture_files(folder))
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    sent = 0
+    try:
+        with Progress(*columns, console=console) as bars:
+            bar = bars.add_task("sent", total=total)
+
+            def advance(_entry: str, images: list[Any]) -> None:
+                nonlocal sent
+                sent += len(images)
+                bars.advance(bar, len(images))
+
+            producer.produce(player, producer.folder_images(folder, say, loop), batch=batch, sent=advance)
+    except KeyboardInterrupt:
+        pass
+    console.print(f"{sent} pictures sent to line {player.line}")
+
+
+@app.command()
+def tail(
+    line: LineOption = None,
+    config: ConfigOption = None,
+    redis: UrlOption = None,
+    as_json: JsonFlag = False,
+    count: Annotated[int, typer.Option("--count", "-n", min=0, help="Stop after so many; 0 never stops.")] = 0,
+    from_start: Annotated[bool, typer.Option("--from-start", help="Begin with the oldest result kept.")] = False,
+) -> None:
+    """Follow a line's results."""
+    from worker import views
+
+    settings = _settings(config, redis)
+    client = views.connect(settings)
+    try:
+        for number, result in enumerate(views.results(client, _line(settings, line), from_start), start=1):
+            typer.echo(json.dumps(result) if as_json else views.result_text(result))
+            if number == count:
+                return
+    except KeyboardInterrupt:
+        pass
+
+
+@app.command()
+def status(
+    config: ConfigOption = None,
+    redis: UrlOption = None,
+    as_json: JsonFlag = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Again every second, until interrupted.")] = False,
+) -> None:
+    """Show what each line is doing."""
+    from worker import views
+
+    settings = _settings(config, redis)
+    client = views.connect(settings)
+    names = [item.name for item in settings.lines] or views.known_lines(client)
+    try:
+        while True:
+            rows = [views.line_status(client, name) for name in names]
+            if as_json:
+                typer.echo("\n".join(json.dumps(row) for row in rows))
+            else:
+                Console(highlight=False).print(_status_table(rows) if rows else "no line has a stream yet")
+            if not watch:
+                return
+            time.sleep(1)
+    except KeyboardInterrupt:
+        pass
+
+
+@app.command()
+def demo(
+    images: Annotated[Path | None, typer.Option(help="Pictures, in the MVTec layout or flat; else rendered.")] = None,
+    backbone: Annotated[str, typer.Option(help='"tiny", torchvision\'s name, or "module:function".')] = "tiny",
+    weights: Annotated[str | None, typer.Option(help='"bundled", "pretrained", "random:SEED" or a path.')] = None,
+    layers: Annotated[str | None, typer.Option(help="Layers of the backbone, comma-separated.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures there, too.")] = None,
+    report: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("demo-report"),
+    rate: Annotated[float, typer.Option(min=0, help="Pictures per second; 0 is as fast as it goes.")] = 0.0,
+    serve: Annotated[bool, typer.Option("--serve", help="Go on until interrupted.")] = False,
+) -> None:
+    """See it work: a private Redis, a camera, the worker, and a report at the end."""
+    try:
+        from worker.demo.run import DemoOptions, run_demo
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(f'the demo needs {error.name}: pip install "mhpc[demo]"') from None
+    chosen = tuple(name.strip() for name in layers.split(",")) if layers else None
+    run_demo(
+        DemoOptions(
+            images=images, backbone=backbone, weights=weights, layers=chosen, json=json_file,
+            report=report, rate=rate, serve=serve,
+        )
+    )  # fmt: skip
+
+
+def _settings(config: Path | None, redis: str | None) -> Any:
+    from worker.settings import load_settings
+
+    return load_settings(config, {"redis": {"url": redis}} if redis else {})
+
+
+def _line(settings: Any, line: str | None) -> str:
+    names = [item.name for item in settings.lines]
+    if line is not None:
+        return line
+    if len(names) == 1:
+        return str(names[0])
+    listed = f"one of {', '.join(names)}" if names else "a line's name"
+    raise ConfigurationError(f"which line? expected --line with {listed}")
+
+
+def _status_table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in ("line", "phase", "threshold", "lag", "pending", "dead", "keeper", "model"):
+        table.add_column(heading, justify="right" if heading in {"threshold", "lag", "pending", "dead"} else "left")
+    for row in rows:
+        threshold = f"{row['threshold']:.4g}" if row["threshold"] is not None else "-"
+        cells = (row["line"], row["phase"] or "-", threshold, _or_dash(row["lag"]), str(row["pending"]))
+        table.add_row(*cells, str(row["dead"]), row["keeper"] or "none", row["model"] or "-")
+    return table
+
+
+def _or_dash(value: int | None) -> str:
+    return "-" if value is None else str(value)

@@ -1,0 +1,191 @@
+"""Worker: startup -> run -> shutdown."""
+
+import secrets
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+
+import redis
+import structlog
+
+from worker.answering import READ_ENTRIES, Answering
+from worker.engine import Engine, FeatureCache, pick_device
+from worker.errors import ConfigurationError, FencedError
+from worker.http import HttpServer, make_app
+from worker.keeper import Keeper
+from worker.line import Line
+from worker.metrics import Metrics
+from worker.settings import LineConfig, Settings, line_configs
+from worker.snapshots import SnapshotStore
+from worker.streams.client import CONNECTION_ERRORS, connect
+from worker.streams.line_streams import ANSWERING, LineStreams, entry_key
+
+BLOCK_MS = 500  # so that SIGTERM is prompt
+STALLED_SECONDS = 120.0  # without a turn of the loop, the process is not well
+GAUGE_SECONDS = 2.0
+BACKOFF_SECONDS = (0.1, 5.0)
+REFUSED_SECONDS = 0.5
+
+log = structlog.get_logger()
+
+
+class Worker:
+    """The process that answers and learns for all its lines, one turn of the loop after the other."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.holder = f"{settings.worker.name}#{secrets.token_hex(4)}"
+        self.stopping = threading.Event()
+        self.connected = False
+        self.turn_at = time.monotonic()
+        self._learning_waits = False  # the last turn read something to learn from: do not wait for answers to give
+        self._gauges_at = 0.0
+        self._take_over = settings.worker.name  # a process that starts may take over what its earlier self left
+
+    # -- startup -----------------------------------------------------------------------------------------------------
+
+    def startup(self) -> None:
+        """Connect, load the backbone, bind the port; each failure is a WorkerError with its exit code."""
+        if not self.settings.lines:
+            raise ConfigurationError('no lines: add a table [[lines]] with a name, such as name = "press-3"')
+        self.client = connect(self.settings.redis)
+        self.engine = Engine(self.settings.model, pick_device(self.settings.worker.device), self.metrics)
+        self.keepers = {config.name: self._keeper(config) for config in line_configs(self.settings)}
+        self.answering = Answering(self.settings, self.engine, FeatureCache(), self.metrics)
+        self.http = HttpServer(self.settings.http, make_app(self.metrics.registry, self.alive, self.ready))
+        self.http.start()
+        log.info(
+            "started",
+            worker=self.settings.worker.name,
+            device=str(self.engine.device),
+            backbone=self.settings.model.backbone,
+            lines=list(self.keepers),
+            port=self.http.port,
+        )
+
+    def _keeper(self, config: LineConfig) -> Keeper:
+        model, device = self.settings.model, self.engine.device
+        return Keeper(
+            lambda: Line(config, model.pca_variance_ratio, device),
+            LineStreams(self.client, config.name),
+            SnapshotStore(self.settings.snapshots.directory, config.name),
+            self.settings.snapshots,
+            self.engine.fingerprint,
+            self.metrics,
+        )
+
+    # -- run ---------------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Turn until asked to stop; Redis may go and come back."""
+        backoff, lost = BACKOFF_SECONDS[0], False
+        while not self.stopping.is_set():
+            try:
+                if not self.connected:
+                    self._recover()
+                    self.metrics.redis_reconnects.inc(lost)
+                    self.connected, lost, backoff = True, False, BACKOFF_SECONDS[0]
+                self._turn()
+            except CONNECTION_ERRORS as error:
+                if not lost:
+                    log.warning("Redis is not reached; trying again for ever", error=str(error))
+                self.connected, lost = False, True
+                self.stopping.wait(backoff)
+                backoff = min(backoff * 2, BACKOFF_SECONDS[1])
+            except redis.ResponseError as error:
+                self.connected = False  # whatever was half done is read again
+                log.warning("Redis refuses; groups are made again where all was done", error=str(error))
+                self.stopping.wait(REFUSED_SECONDS)
+            self.turn_at = time.monotonic()
+
+    def _recover(self) -> None:
+        """Groups first, then own pending entries: a lost reply may have left some behind what is read next."""
+        self.answering.rewind(self.keepers)
+        for keeper in self.keepers.values():
+            keeper.streams.ensure_groups()
+            keeper.rewind()
+
+    def _turn(self) -> None:
+        """Answer what is there, then learn as much: learning never keeps an answer waiting for long."""
+        keepers = {name: keeper for name, keeper in self.keepers.items() if not keeper.stopped}
+        for keeper in keepers.values():
+            if not keeper.epoch:
+                self._guarded(keeper, lambda k: k.acquire(self.holder, self._take_over))
+        self._take_over = ""
+        self.answering.turn(self.client, keepers, block_ms=None if self._learning_waits else BLOCK_MS)
+        self._learning_waits = False
+        for keeper in keepers.values():
+            if keeper.epoch:
+                self._guarded(keeper, self._keep)
+        if time.monotonic() >= self._gauges_at:
+            self._show_backlog()
+
+    def _keep(self, keeper: Keeper) -> None:
+        keeper.renew(self.holder)
+        if keeper.learn(self.answering.extract, READ_ENTRIES):
+            self._learning_waits = True
+        if keeper.snapshot_due:
+            keeper.snapshot()
+        keeper.trim()
+
+    def _guarded(self, keeper: Keeper, step: Callable[[Keeper], None]) -> None:
+        """Whoever finds itself fenced stops keeping that line, and that line alone."""
+        try:
+            step(keeper)
+        except FencedError as error:
+            log.warning("line lost to another keeper", line=keeper.line.name, error=str(error))
+            keeper.lose(str(error))
+
+    def _show_backlog(self) -> None:
+        self._gauges_at = time.monotonic() + GAUGE_SECONDS
+        seconds, _ = self.client.time()
+        for name, keeper in self.keepers.items():
+            lag, pending, oldest = keeper.streams.backlog(ANSWERING)
+            age = seconds - entry_key(oldest)[0] / 1000 if oldest else 0.0
+            self.metrics.stream_lag.labels(name).set(float("nan") if lag is None else lag)
+            self.metrics.pending.labels(name).set(pending)
+            self.metrics.oldest_pending.labels(name).set(max(0.0, age))
+
+    # -- probes ------------------------------------------------------------------------------------------------------
+
+    def alive(self) -> str:
+        stalled = time.monotonic() - self.turn_at
+        return f"no turn of the work loop for {stalled:.0f} s" if stalled > STALLED_SECONDS else ""
+
+    def ready(self) -> str:
+        if not self.connected:
+            return "Redis is not reached"
+        problems = [f"line {name}: {keeper.problem}" for name, keeper in self.keepers.items() if keeper.problem]
+        return "; ".join(problems)
+
+    # -- shutdown ----------------------------------------------------------------------------------------------------
+
+    def shutdown(self) -> None:
+        """Make durable what was learned, let the lines go, stop answering HTTP."""
+        for name, keeper in self.keepers.items():
+            try:
+                if keeper.epoch:
+                    keeper.close(self.holder)
+            except (FencedError, redis.RedisError) as error:
+                log.warning("not drained; its entries come again", line=name, error=str(error))
+        self.http.stop()
+        log.info("stopped")
+
+
+def run_worker(settings: Settings) -> None:
+    """Run until SIGTERM or SIGINT; the handlers set a flag, the loop decides."""
+    worker = Worker(settings)
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        worker.stopping.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    worker.startup()
+    try:
+        worker.run()
+    finally:
+        worker.shutdown()

@@ -1,0 +1,98 @@
+"""The device side: pixels of any line to patch features, through one backbone."""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mhpc.core.backbones import BackboneError, hash_parameters, load_backbone
+from mhpc.core.patch_features import PatchFeatures
+from worker.errors import DeviceError, ModelError
+from worker.message import Pixels
+from worker.metrics import Metrics
+from worker.settings import ModelSettings
+
+MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]  # ImageNet's, which the backbones were trained with
+DEVIATION = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+CACHE_BYTES = 256 * 1024 * 1024
+
+
+def pick_device(name: str) -> torch.device:
+    """The device by its name; "auto" is CUDA where there is one, else the CPU.
+
+    Raises:
+        DeviceError: it does not exist here.
+    """
+    try:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        problem = str(error).splitlines()[0]
+        raise DeviceError(f'worker.device {name!r} cannot be used ({problem}); set "auto", "cpu" or "cuda"') from None
+    return device
+
+
+class Engine:
+    """The backbone with its preprocessing; batches are formed across entries and lines."""
+
+    def __init__(self, settings: ModelSettings, device: torch.device, metrics: Metrics) -> None:
+        try:
+            backbone = load_backbone(settings.backbone, settings.weights_source)
+            self.features = PatchFeatures(backbone, settings.layers, device=device)
+            H, W = settings.input_shape
+            _, self.grid = self.features(torch.zeros(1, 3, H, W))  # a layer that gives no map fails here, not later
+        except (BackboneError, ValueError) as error:
+            raise ModelError(f"model: {error}") from None
+        self.settings = settings
+        self.device = device
+        self.metrics = metrics
+        self.fingerprint = self._fingerprint()
+
+    def _fingerprint(self) -> str:
+        """Hash of all that decides what a feature means: a bank is of use with equal ones only."""
+        parts = (hash_parameters(self.features.backbone), self.settings.layers, self.settings.input_shape)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+    def prepare(self, pixels: Pixels) -> Tensor:
+        """Pixels [h, w, 3] uint8, squashed to input_shape (antialiased) and normalised: [3, H, W] float32."""
+        x = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
+        if tuple(x.shape[2:]) != self.settings.input_shape:
+            x = F.interpolate(x, size=self.settings.input_shape, mode="bilinear", antialias=True, align_corners=False)
+        return (x[0] / 255 - MEAN) / DEVIATION
+
+    def batches(self, images: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Features [B, P, D] of prepared images [3, H, W], B at most max_batch; images are taken as they are needed."""
+        rest = iter(images)
+        while chunk := list(islice(rest, self.settings.max_batch)):
+            with self.metrics.stage("forward"):
+                features, _ = self.features(torch.stack(chunk))
+            yield features
+
+
+class FeatureCache:
+    """Features of recent entries, so that learning need not repeat the forward pass of answering; bounded in bytes."""
+
+    def __init__(self, capacity: int = CACHE_BYTES) -> None:
+        self.capacity = capacity
+        self.size = 0
+        self._entries: OrderedDict[tuple[str, str], Tensor] = OrderedDict()
+
+    def put(self, line: str, entry: str, features: Tensor) -> None:
+        """Keep an entry's features, if they fit at all; the oldest go where room is short."""
+        self.pop(line, entry)
+        if features.nbytes > self.capacity:
+            return
+        self._entries[line, entry] = features
+        self.size += features.nbytes
+        while self.size > self.capacity:
+            self.size -= self._entries.popitem(last=False)[1].nbytes
+
+    def pop(self, line: str, entry: str) -> Tensor | None:
+        features = self._entries.pop((line, entry), None)
+        if features is not None:
+            self.size -= features.nbytes
+        return features

@@ -1,0 +1,50 @@
+"""The worker's exceptions, one tree. Each text names what came, what was expected and the remedy."""
+
+
+class WorkerError(Exception):
+    """Anything that ends a command; `exit_code` is the process's."""
+
+    exit_code = 1
+
+
+class ConfigurationError(WorkerError):
+    """A key, flag, environment name or file that cannot be used."""
+
+    exit_code = 2
+
+
+class RedisUnreachableError(WorkerError):
+    """No Redis answers at the configured address."""
+
+    exit_code = 3
+
+
+class ModelError(WorkerError):
+    """The backbone or its weights cannot be used."""
+
+    exit_code = 4
+
+
+class DeviceError(WorkerError):
+    """The device failed."""
+
+    exit_code = 5
+
+
+class SnapshotError(WorkerError):
+    """A snapshot that cannot be written, or is not whole."""
+
+
+class FencedError(WorkerError):
+    """Another keeper holds the line with a higher epoch: this one reads and commits nothing more."""
+
+
+class RejectedError(Exception):
+    """An entry or an image that ends as a dead letter.
+
+    `reason` is one of a small, fixed set, since it labels a metric; the text says what came and what was expected.
+    """
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason

@@ -1,0 +1,69 @@
+"""/metrics, /healthz and /readyz, on a thread beside the work loop."""
+
+import socket
+import threading
+from collections.abc import Callable
+
+import uvicorn
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from worker.errors import ConfigurationError
+from worker.settings import HttpSettings
+
+STOP_SECONDS = 2
+
+Probe = Callable[[], str]  # "" for well, else what is the matter
+
+
+def make_app(registry: CollectorRegistry, alive: Probe, ready: Probe) -> Starlette:
+    """The three pages; a probe answers 200 "ok", or 503 with what is the matter."""
+
+    def metrics(_: Request) -> Response:
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    def page(probe: Probe) -> Callable[[Request], Response]:
+        def answer(_: Request) -> Response:
+            problem = probe()
+            return PlainTextResponse(f"{problem or 'ok'}\n", 503 if problem else 200)
+
+        return answer
+
+    return Starlette(routes=[Route("/metrics", metrics), Route("/healthz", page(alive)), Route("/readyz", page(ready))])
+
+
+class HttpServer:
+    """uvicorn on its own thread."""
+
+    def __init__(self, settings: HttpSettings, app: Starlette) -> None:
+        self._socket = _bound(settings)
+        self.port: int = self._socket.getsockname()[1]
+        config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1)
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, args=([self._socket],), name="http", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._thread.join(STOP_SECONDS)
+        self._socket.close()
+
+
+def _bound(settings: HttpSettings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((settings.host, settings.port))
+    except OSError as error:
+        bound.close()
+        raise ConfigurationError(
+            f"http: {settings.host}:{settings.port} cannot be bound ({error.strerror or error}); "
+            "choose another http.port, or 0 for any free one"
+        ) from None
+    return bound

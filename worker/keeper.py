@@ -1,0 +1,259 @@
+"""The keeper of one line: its lease, what it learns, its snapshots and commits."""
+
+import time
+from collections.abc import Callable, Iterable
+
+import structlog
+from torch import Tensor
+
+from worker.errors import ModelError, SnapshotError
+from worker.line import PHASES, SCORING, Line
+from worker.metrics import Metrics
+from worker.settings import SnapshotSettings
+from worker.snapshots import SnapshotStore, stem_of
+from worker.streams.line_streams import ANSWERING, FROM_START, LEARNING, LEASE_MS, Entry, LineStreams, entry_key
+
+RENEW_SECONDS = LEASE_MS / 1000 / 3
+ACQUIRE_SECONDS = 2.0  # between attempts while another holds the lease
+TRIM_SECONDS = 5.0
+RETRY_SECONDS = 5.0  # after a snapshot that the disk refused
+HISTORY = 256  # pending entries read in one call
+
+log = structlog.get_logger()
+
+Extract = Callable[[str, Entry], Iterable[Tensor]]  # an entry's features, in chunks [B, P, D]
+
+
+class Keeper:
+    """Owns one line under one epoch.
+
+    1. acquire: the lease and a higher epoch; load the committed version; read the pending entries again.
+    2. learn: apply what lies past applied_through.
+    3. snapshot: make it durable on disk.
+    4. commit: model, phase, threshold and applied_through together, if the epoch still stands.
+    5. acknowledge: only what the committed version holds.
+    """
+
+    def __init__(
+        self,
+        make_line: Callable[[], Line],
+        streams: LineStreams,
+        store: SnapshotStore,
+        settings: SnapshotSettings,
+        fingerprint: str,
+        metrics: Metrics,
+    ) -> None:
+        self.make_line = make_line
+        self.line = make_line()
+        self.streams = streams
+        self.store = store
+        self.settings = settings
+        self.fingerprint = fingerprint
+        self.metrics = metrics
+        self.epoch = 0  # 0: not the keeper
+        self.stopped = False  # the stream went back behind what was learned; a person must look
+        self.problem = "the lease is not held yet"
+        self._highest_epoch = 0  # ever held by this process
+        self._seq = 0
+        self._model = ""  # committed version
+        self._history: str | None = None  # where to go on in the pending entries; None: read new ones
+        self._unacknowledged: list[str] = []
+        self._images_since = 0  # taken since the last snapshot
+        self._snapshot_at = self._retry_at = self._renew_at = self._trim_at = self._acquire_at = 0.0
+
+    # -- 1. acquire --------------------------------------------------------------------------------------------------
+
+    def acquire(self, holder: str, take_over: str = "") -> None:
+        """Try to become the keeper, at most every ACQUIRE_SECONDS; `problem` says why it is not."""
+        if self.stopped or time.monotonic() < self._acquire_at:
+            return
+        self._acquire_at = time.monotonic() + ACQUIRE_SECONDS
+        floor = max(self.store.highest_epoch(), self._highest_epoch)
+        epoch, other = self.streams.acquire(holder, floor, take_over)
+        self.problem = "" if epoch else f"the lease is held by {other}"
+        committed = self.streams.state().get("model", "")
+        if epoch or committed != self._model:  # who does not keep the line answers by the newest version all the same
+            self.line, self._model = self._load(committed)
+        if epoch:
+            self._highest_epoch = epoch
+            self._open(epoch)
+
+    def _open(self, epoch: int) -> None:
+        """Begin to keep the line under a new epoch."""
+        last, applied = self.streams.last_id(), self.line.applied_through
+        if entry_key(FROM_START) < entry_key(last) < entry_key(applied):
+            self.stopped = True
+            self.problem = (
+                f"the stream ends at {last}, before {applied} that was learned: the server lost writes, or the "
+                "snapshots are another stream's; restore Redis, or move the snapshots away to learn anew"
+            )
+            log.error("line stopped", line=self.line.name, problem=self.problem)
+            return
+        self.epoch, self._seq, self._history = epoch, 0, FROM_START
+        self._unacknowledged, self._images_since = [], 0
+        now = time.monotonic()
+        self._snapshot_at, self._renew_at = now, now + RENEW_SECONDS
+        self._publish(self._model, self.line.serving.threshold)
+        if not self.line.learns:
+            self._acknowledge_rest()
+        done, wanted = self.line.progress
+        log.info("line opened", line=self.line.name, epoch=epoch, phase=self.line.phase, images=done, of=wanted)
+
+    def _load(self, committed: str) -> tuple[Line, str]:
+        """The line as of the committed version, or of the newest whole one before it; a new line where there is none.
+
+        A version newer than the committed one was never acknowledged by: its entries come again, so it is not used.
+        Redis knows of none after it was wiped; then the newest on disk counts.
+        """
+        for stem in reversed(self.store.stems()):
+            if committed and stem > committed:
+                continue
+            try:
+                snapshot = self.store.load(stem)
+            except SnapshotError as error:
+                log.error("snapshot set aside", line=self.line.name, error=str(error))
+                self.store.mark_bad(stem)
+                continue
+            if snapshot.metadata["fingerprint"] != self.fingerprint:
+                raise ModelError(
+                    f"line {self.line.name}: {self.store.directory}/{stem} was learned with another backbone, weights, "
+                    "layers or input_shape; restore those, or move that folder away to learn anew"
+                )
+            line = self.make_line()
+            line.restore(snapshot.tensors, snapshot.metadata)
+            line.serving = line.served_by(stem)
+            return line, stem
+        if committed:
+            log.error("no whole snapshot is left: learning anew", line=self.line.name, committed=committed)
+        return self.make_line(), ""
+
+    def renew(self, holder: str) -> None:
+        """Keep the lease alive."""
+        if time.monotonic() >= self._renew_at:
+            self.streams.renew(self.epoch, holder)
+            self._renew_at = time.monotonic() + RENEW_SECONDS
+
+    def lose(self, problem: str) -> None:
+        """Stop keeping; what was not committed comes again to the next keeper."""
+        self.epoch, self.problem = 0, problem
+        self._acquire_at = time.monotonic() + ACQUIRE_SECONDS
+
+    def rewind(self) -> None:
+        """After an error: a lost reply may have left entries in the pending list, behind what is read next."""
+        self._history = FROM_START
+
+    # -- 2. learn ----------------------------------------------------------------------------------------------------
+
+    def learn(self, extract: Extract, count: int) -> int:
+        """Read and apply up to `count` entries; returns how many were read."""
+        if not self.line.learns:
+            return 0
+        entries = self._read(count)
+        for entry in entries:
+            if self.line.learns:
+                self._apply(entry, extract)
+            self._unacknowledged.append(entry.id)
+        return len(entries)
+
+    def _read(self, count: int) -> list[Entry]:
+        if self._history is None:
+            return self.streams.read_learning(self.epoch, count)
+        entries = self.streams.read_learning(self.epoch, count, self._history)
+        self._history = entries[-1].id if entries else None
+        if self._history is None:
+            return self._read(count)
+        known = set(self._unacknowledged)
+        return [entry for entry in entries if entry.id not in known]
+
+    def _apply(self, entry: Entry, extract: Extract) -> None:
+        line, phase = self.line, self.line.phase
+        if entry_key(entry.id) <= entry_key(line.applied_through):
+            return  # the snapshot holds it already; it only wants acknowledging
+        with self.metrics.stage("learn"):
+            taken = line.apply(entry.id, extract(line.name, entry))
+        self._images_since += sum(taken)
+        self.metrics.images.labels(line.name, "learned").inc(taken.learned)
+        self.metrics.images.labels(line.name, "quarantined").inc(taken.quarantined)
+        if line.phase != phase:
+            log.info("phase", line=line.name, was=phase, now=line.phase, threshold=line.threshold)
+
+    # -- 3. to 5. snapshot, commit, acknowledge ----------------------------------------------------------------------
+
+    @property
+    def snapshot_due(self) -> bool:
+        """Something is unacknowledged, and a phase ended or enough images or seconds went by."""
+        now = time.monotonic()
+        if not self._unacknowledged or now < self._retry_at:
+            return False
+        ended = self.line.phase != self.line.serving.phase
+        waited = now - self._snapshot_at >= self.settings.every_seconds
+        return ended or waited or self._images_since >= self.settings.every_images
+
+    def snapshot(self) -> None:
+        """Write, commit, acknowledge, in that order; a disk that refuses is reported, and tried again later.
+
+        Raises:
+            FencedError: another keeper took over; nothing of this was committed.
+        """
+        line, stem = self.line, stem_of(self.epoch, self._seq + 1)
+        tensors, metadata = line.state()
+        try:
+            with self.metrics.stage("snapshot"):
+                self.store.write(stem, tensors, {**metadata, "epoch": self.epoch, "fingerprint": self.fingerprint})
+        except SnapshotError as error:
+            self._retry_at = time.monotonic() + RETRY_SECONDS
+            log.error("snapshot failed; nothing is acknowledged", line=line.name, error=str(error))
+            return
+        self._seq += 1
+        serving = line.served_by(stem)
+        self._publish(stem, serving.threshold)
+        line.serving = serving
+        self._images_since, self._snapshot_at = 0, time.monotonic()
+        self.metrics.snapshot_last_success.labels(line.name).set_to_current_time()
+        self.streams.acknowledge(self.epoch, self._unacknowledged)
+        self._unacknowledged = []
+        if line.phase == SCORING:
+            self._acknowledge_rest()
+        self.store.prune(self.settings.keep, stem)
+        log.info("snapshot", line=line.name, model=stem, phase=line.phase, applied_through=line.applied_through)
+
+    def _publish(self, model: str, threshold: float | None) -> None:
+        """Commit the line's state as one."""
+        fields = {
+            "phase": self.line.phase,
+            "model": model,
+            "applied_through": self.line.applied_through,
+            "threshold": "" if threshold is None else repr(threshold),
+        }
+        self.streams.commit(self.epoch, fields)
+        self._model = model
+        self._show(threshold)
+
+    def _acknowledge_rest(self) -> None:
+        """Once scoring, nothing is learned: what had been read ahead is let go."""
+        while entries := self.streams.read_learning(self.epoch, HISTORY, FROM_START):
+            self.streams.acknowledge(self.epoch, [entry.id for entry in entries])
+
+    def trim(self) -> None:
+        """Drop entries that every group in use is done with."""
+        if time.monotonic() >= self._trim_at:
+            self._trim_at = time.monotonic() + TRIM_SECONDS
+            self.streams.trim(self.epoch, [ANSWERING, LEARNING] if self.line.learns else [ANSWERING])
+
+    def close(self, holder: str) -> None:
+        """Drain: what was applied is made durable and acknowledged, and the lease let go."""
+        if self._unacknowledged:
+            self.snapshot()
+        self.streams.release(self.epoch, holder)
+
+    def _show(self, threshold: float | None) -> None:
+        """The line's gauges."""
+        line, name = self.line, self.line.name
+        for phase in PHASES:
+            self.metrics.line_phase.labels(name, phase).set(phase == line.phase)
+        if threshold is not None:
+            self.metrics.threshold.labels(name).set(threshold)
+        if (bank := line.learner.bank_) is not None:
+            self.metrics.bank_anchors.labels(name).set(len(bank))
+            self.metrics.bank_radius.labels(name).set(bank.radius)
+            self.metrics.pca_components.labels(name).set(bank.images.shape[1])

@@ -1,0 +1,65 @@
+"""Every Prometheus name of the worker, once."""
+
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
+
+OUTCOMES = ("scored", "unscored", "dead", "learned", "quarantined", "skipped")
+STAGES = ("read", "decode", "forward", "learn", "score", "publish", "snapshot")
+SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1, 1.05, 1.1, 1.25, 1.5, 2, 3, 5)
+
+
+class Metrics:
+    """The worker's metrics, in a registry of their own."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"mhpc_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"mhpc_{name}", text, labels, registry=registry)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+            return Histogram(f"mhpc_{name}", text, labels, buckets=buckets, registry=registry)
+
+        self.images = counter("images_total", "Images by what became of them.", "line", "outcome")
+        self.stage_seconds = histogram("stage_seconds", "Time spent in a stage, per call.", SECONDS, "stage")
+        self.end_to_end_seconds = histogram(
+            "end_to_end_seconds", "From the entry's id to its result, by Redis' clock.", SECONDS, "line"
+        )
+        self.stream_lag = gauge("stream_lag_entries", "Entries that the answering group has not read.", "line")
+        self.pending = gauge("pending_entries", "Entries read for answering and not yet answered.", "line")
+        self.oldest_pending = gauge("oldest_pending_seconds", "Age of the oldest of those.", "line")
+        self.score_to_threshold = histogram(
+            "score_to_threshold", "Scores in parts of the line's threshold.", RATIOS, "line"
+        )
+        self.threshold = gauge("threshold", "Scores above it are anomalous.", "line")
+        self.anomalies = counter("anomalies_total", "Images that were found anomalous.", "line")
+        self.bank_anchors = gauge("bank_anchors", "Anchors in the memory bank.", "line")
+        self.bank_radius = gauge("bank_radius", "Radius that the anchors cover, in standard deviations.", "line")
+        self.pca_components = gauge("pca_components", "Dimensions of the whitened space.", "line")
+        self.snapshot_last_success = gauge(
+            "snapshot_last_success_timestamp_seconds", "When the last snapshot was committed.", "line"
+        )
+        self.dead_letters = counter("dead_letters_total", "Dead letters by reason.", "line", "reason")
+        self.entries_lost = counter("entries_lost_total", "Entries trimmed before they were answered.", "line")
+        self.redis_reconnects = counter("redis_reconnects_total", "Connections to Redis that had to be made anew.")
+        self.line_phase = gauge("line_phase", "1 for the phase that the line is in.", "line", "phase")
+        self.build_info = gauge("build_info", "1; the versions are labels.", "version", "python", "torch")
+        self.build_info.labels(version("mhpc"), platform.python_version(), version("torch")).set(1)
+        for stage in STAGES:
+            self.stage_seconds.labels(stage)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage; one of STAGES."""
+        with self.stage_seconds.labels(name).time():
+            yield

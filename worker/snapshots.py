@@ -1,0 +1,130 @@
+"""Snapshots of a line: DIR/LINE/EPOCH-SEQ.safetensors, whole or not there."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from worker.errors import SnapshotError
+
+VERSION = 1
+STEM = re.compile(r"^(\d{10})-(\d{10})$")
+
+
+class Snapshot(NamedTuple):
+    """Tensors, and what goes with them; `stem` names the version."""
+
+    stem: str
+    tensors: dict[str, Tensor]
+    metadata: dict[str, Any]
+
+
+def stem_of(epoch: int, seq: int) -> str:
+    """Zero-padded, so that names sort as versions do."""
+    return f"{epoch:010d}-{seq:010d}"
+
+
+def epoch_of(stem: str) -> int:
+    return int(stem.partition("-")[0])
+
+
+class SnapshotStore:
+    """The versions of one line, in a folder of their own.
+
+    A version is written as: temporary file in the same folder -> fsync -> rename -> fsync of the folder. So whoever
+    lists the folder sees whole files only, and one that was reported written survives a power cut.
+    """
+
+    def __init__(self, directory: Path, line: str) -> None:
+        self.directory = directory / line
+
+    def stems(self) -> list[str]:
+        """All versions on disk, oldest first."""
+        if not self.directory.is_dir():
+            return []
+        return sorted(path.stem for path in self.directory.glob("*.safetensors") if STEM.match(path.stem))
+
+    def highest_epoch(self) -> int:
+        return max(map(epoch_of, self.stems()), default=0)
+
+    def write(self, stem: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+        """Make a version durable.
+
+        Raises:
+            SnapshotError: it could not be written (a full or read-only disk); nothing is left behind.
+        """
+        manifest = {"version": VERSION, "sha256": _digest(tensors), **metadata}
+        content = save(dict(tensors), {"mhpc": json.dumps(manifest)})
+        path = self.directory / f"{stem}.safetensors"
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.rename(path)
+            _fsync_folder(self.directory)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise SnapshotError(f"snapshot {path} is not written: {error}; free the disk or mend its rights") from None
+
+    def load(self, stem: str) -> Snapshot:
+        """Read a version and verify it.
+
+        Raises:
+            SnapshotError: it is absent, cut off, of another format, or its checksum does not hold.
+        """
+        path = self.directory / f"{stem}.safetensors"
+        try:
+            with safe_open(path, framework="pt") as file:
+                manifest = json.loads((file.metadata() or {})["mhpc"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            version, expected = manifest["version"], manifest["sha256"]
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise SnapshotError(f"snapshot {path} cannot be read: {error!r}") from None
+        if version != VERSION:
+            raise SnapshotError(f"snapshot {path} has format {version}, this worker reads {VERSION}")
+        if (found := _digest(tensors)) != expected:
+            raise SnapshotError(f"snapshot {path} is damaged: SHA-256 {found}, its manifest says {expected}")
+        return Snapshot(stem, tensors, manifest)
+
+    def mark_bad(self, stem: str) -> None:
+        """Set a version aside, so that it is not tried again; a person may look at it."""
+        path = self.directory / f"{stem}.safetensors"
+        if path.exists():
+            path.rename(path.with_suffix(".bad"))
+            _fsync_folder(self.directory)
+
+    def prune(self, keep: int, current: str) -> None:
+        """Remove all but the newest `keep` and `current`, and what a killed writer left."""
+        for stem in self.stems()[:-keep]:
+            if stem != current:
+                (self.directory / f"{stem}.safetensors").unlink(missing_ok=True)
+        for leftover in self.directory.glob("*.tmp"):
+            leftover.unlink(missing_ok=True)
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _fsync_folder(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

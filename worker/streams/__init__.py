@@ -1,0 +1,1 @@
+"""All that speaks Redis while the worker runs."""

@@ -1,0 +1,194 @@
+"""One line's keys in Redis: reading, the gate, the lease, the commit, trimming."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import redis
+
+from worker.errors import FencedError
+from worker.streams.client import script
+
+ANSWERING, LEARNING = "mhpc", "mhpc-learn"  # consumer groups
+LEARNER = "learner"  # the one consumer of LEARNING
+LEASE_MS = 30_000
+FROM_START = "0-0"
+
+
+class Entry(NamedTuple):
+    """An entry of the images stream; `batch` is None where the field is missing, `lost` where it was trimmed away."""
+
+    id: str
+    batch: bytes | None
+    lost: bool = False
+
+
+class DeadLetter(NamedTuple):
+    id: str
+    reason: str
+    error: str
+    payload: bytes
+
+
+class Answer(NamedTuple):
+    """What the gate publishes for one entry."""
+
+    entry: str
+    results: list[bytes]
+    dead: list[DeadLetter]
+
+
+class Backlog(NamedTuple):
+    """How far a group is behind; `lag` is None where the server cannot tell."""
+
+    lag: int | None
+    pending: int
+    oldest_pending: str | None
+
+
+def entry_key(entry: str) -> tuple[int, int]:
+    """An entry id, so that it sorts as Redis sorts."""
+    ms, _, seq = entry.partition("-")
+    return int(ms), int(seq or 0)
+
+
+def entry_before(entry: str) -> str:
+    """The largest id below this one."""
+    ms, seq = entry_key(entry)
+    return f"{ms}-{seq - 1}" if seq else f"{ms - 1}-{2**64 - 1}" if ms else FROM_START
+
+
+class LineStreams:
+    """The commands on one line's keys. Learning's are fenced: `FencedError` means that another keeper took over."""
+
+    def __init__(self, client: redis.Redis, line: str) -> None:
+        self.client: Any = client  # redis-py's annotations mix its two clients; replies are checked by the tests
+        self.line = line
+        prefix = f"mhpc:{{{line}}}:"
+        self.images, self.scores, self.dead = prefix + "images", prefix + "scores", prefix + "dead"
+        self.state_key, self.lease = prefix + "state", prefix + "lease"
+        self._gate = self.client.register_script(script("gate"))
+        self._acquire = self.client.register_script(script("acquire"))
+        self._fenced = self.client.register_script(script("fenced"))
+
+    # -- both groups -------------------------------------------------------------------------------------------------
+
+    def ensure_groups(self) -> None:
+        """Make the stream and its groups where they are missing: at done_through, so that nothing unread is passed."""
+        start = self.state().get("done_through", FROM_START)
+        for group in (ANSWERING, LEARNING):
+            try:
+                self.client.xgroup_create(self.images, group, id=start, mkstream=True)
+            except redis.ResponseError as error:
+                if not str(error).startswith("BUSYGROUP"):
+                    raise
+
+    def state(self) -> dict[str, str]:
+        return {key.decode(): value.decode() for key, value in self.client.hgetall(self.state_key).items()}
+
+    def last_id(self) -> str:
+        """Id of the newest entry ever added; 0-0 for none."""
+        try:
+            return str(self.client.xinfo_stream(self.images)["last-generated-id"].decode())
+        except redis.ResponseError:  # no such key
+            return FROM_START
+
+    def backlog(self, group: str) -> Backlog:
+        infos = {info["name"].decode(): info for info in self.client.xinfo_groups(self.images)}
+        info = infos.get(group)
+        if info is None:
+            return Backlog(None, 0, None)
+        pending = self.client.xpending(self.images, group)
+        oldest = pending["min"].decode() if pending["pending"] else None
+        return Backlog(info.get("lag"), pending["pending"], oldest)
+
+    # -- answering ---------------------------------------------------------------------------------------------------
+
+    def own_pending(self, consumer: str, count: int) -> list[Entry]:
+        """Entries that were delivered to this consumer and not answered: after a start and after every error."""
+        return _entries(self.client.xreadgroup(ANSWERING, consumer, {self.images: FROM_START}, count=count))
+
+    def publish(self, answers: Iterable[Answer], scores_max: int, dead_max: int) -> list[bool]:
+        """Send each answer through the gate; False where the entry was no longer pending (somebody published it)."""
+        pipe = self.client.pipeline(transaction=False)
+        for entry, results, dead in answers:
+            fields = [field for letter in dead for field in letter]
+            self._gate(
+                keys=[self.images, self.scores, self.dead],
+                args=[ANSWERING, entry, scores_max, dead_max, len(results), *results, *fields],
+                client=pipe,
+            )
+        return [bool(published) for published in pipe.execute()]
+
+    # -- keeping -----------------------------------------------------------------------------------------------------
+
+    def acquire(self, holder: str, epoch_on_disk: int, take_over: str = "") -> tuple[int, str]:
+        """The new epoch, or 0 and who holds the lease.
+
+        `take_over` is a name whose earlier process is known to be gone: what it held is taken at once.
+        """
+        reply = self._acquire(keys=[self.lease, self.state_key], args=[holder, LEASE_MS, epoch_on_disk, take_over])
+        return int(reply[0]), reply[1].decode()
+
+    def renew(self, epoch: int, holder: str) -> None:
+        self._keeper(epoch, "renew", holder, LEASE_MS)
+
+    def release(self, epoch: int, holder: str) -> None:
+        """Let another take over at once. The epoch stays."""
+        self._keeper(epoch, "release", holder)
+
+    def read_learning(self, epoch: int, count: int, after: str | None = None) -> list[Entry]:
+        """New entries for the learner, or with `after` those already delivered to it, from behind that id on."""
+        return _entries(self._keeper(epoch, "read", LEARNING, LEARNER, count, ">" if after is None else after))
+
+    def commit(self, epoch: int, fields: Mapping[str, str]) -> None:
+        self._keeper(epoch, "commit", *(part for item in fields.items() for part in item))
+
+    def acknowledge(self, epoch: int, entries: list[str]) -> None:
+        for start in range(0, len(entries), 1000):  # Lua's unpack is bounded
+            self._keeper(epoch, "ack", LEARNING, *entries[start : start + 1000])
+
+    def trim(self, epoch: int, groups: Iterable[str]) -> str:
+        """Drop the entries that all the groups in use are done with; returns done_through.
+
+        MINID up to the lowest of each group's oldest pending and last delivered; MAXLEN would drop unread ones.
+        """
+        infos = {info["name"].decode(): info for info in self.client.xinfo_groups(self.images)}
+        bounds = []
+        for group in groups:
+            if group not in infos:
+                return FROM_START
+            oldest = self.backlog(group).oldest_pending
+            bounds.append(entry_before(oldest) if oldest else infos[group]["last-delivered-id"].decode())
+        done = min(bounds, key=entry_key)
+        ms, seq = entry_key(done)
+        self._keeper(epoch, "trim", f"{ms}-{seq + 1}" if seq < 2**64 - 1 else f"{ms + 1}-0", done)
+        return done
+
+    def _keeper(self, epoch: int, what: str, *args: str | int) -> Any:
+        try:
+            return self._fenced(keys=[self.state_key, self.images, self.lease], args=[epoch, what, *args])
+        except redis.ResponseError as error:
+            if str(error).startswith("FENCED"):
+                raise FencedError(f"line {self.line}: {error}") from None
+            raise
+
+
+def read_answering(
+    client: Any, lines: Iterable[LineStreams], consumer: str, count: int, block_ms: int | None
+) -> list[tuple[str, list[Entry]]]:
+    """New entries of all lines, in one call that waits up to block_ms for the first; (line, entries) pairs."""
+    by_key = {streams.images.encode(): streams for streams in lines}
+    reply = client.xreadgroup(ANSWERING, consumer, dict.fromkeys(by_key, ">"), count=count, block=block_ms)
+    return [(by_key[key].line, _entries([[key, entries]])) for key, entries in reply or ()]
+
+
+def _entries(reply: Any) -> list[Entry]:
+    """The entries of an XREADGROUP reply on one stream; a field list is flat from Lua, a map from redis-py."""
+    entries = []
+    for name, fields in reply[0][1] if reply else ():
+        if not fields:  # delivered once, then trimmed away
+            entries.append(Entry(name.decode(), None, lost=True))
+            continue
+        pairs = fields if isinstance(fields, dict) else dict(zip(fields[::2], fields[1::2], strict=True))
+        entries.append(Entry(name.decode(), pairs.get(b"batch")))
+    return entries

@@ -1,0 +1,75 @@
+"""What people look at: a line's status and its results, read from Redis alone. Imports no torch."""
+
+import re
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import redis
+
+from worker.message import decode_result
+from worker.settings import Settings
+from worker.streams.client import connect as _connect
+from worker.streams.line_streams import ANSWERING, LineStreams, entry_key
+
+BLOCK_MS = 1000
+IMAGES_KEY = re.compile(r"^mhpc:\{(.+)\}:images$")
+
+
+def connect(settings: Settings) -> redis.Redis:
+    """A client that has been answered once; raises RedisUnreachableError."""
+    return _connect(settings.redis)
+
+
+def known_lines(client: Any) -> list[str]:
+    """Names of all lines that have a stream."""
+    matches = (IMAGES_KEY.match(key.decode()) for key in client.scan_iter("mhpc:{*}:images"))
+    return sorted(match[1] for match in matches if match)
+
+
+def line_status(client: Any, name: str) -> dict[str, Any]:
+    """One line's state, backlog and keeper."""
+    streams = LineStreams(client, name)
+    state = streams.state()
+    exists = client.exists(streams.images)
+    lag, pending, oldest = streams.backlog(ANSWERING) if exists else (None, 0, None)
+    holder = client.get(streams.lease)
+    threshold = state.get("threshold")
+    return {
+        "line": name,
+        "phase": state.get("phase"),
+        "model": state.get("model") or None,
+        "epoch": int(state["epoch"]) if "epoch" in state else None,
+        "applied_through": state.get("applied_through"),
+        "done_through": state.get("done_through"),
+        "threshold": float(threshold) if threshold else None,
+        "lag": lag,
+        "pending": pending,
+        "oldest_pending_seconds": max(0.0, time.time() - entry_key(oldest)[0] / 1000) if oldest else None,
+        "results": client.xlen(streams.scores),
+        "dead": client.xlen(streams.dead),
+        "keeper": holder.decode().partition("#")[0] if holder else None,
+    }
+
+
+def results(client: Any, line: str, from_start: bool) -> Iterator[dict[str, Any]]:
+    """A line's results as they come, each as the map that was published; the heat map becomes nested lists."""
+    streams = LineStreams(client, line)
+    last: Any = "0-0" if from_start else "$"
+    while True:
+        for _, entries in client.xread({streams.scores: last}, block=BLOCK_MS) or ():
+            for entry, fields in entries:
+                last = entry
+                result = decode_result(fields[b"result"])
+                if result.get("map") is not None:
+                    result["map"] = result["map"].round(3).tolist()
+                yield result
+
+
+def result_text(result: dict[str, Any]) -> str:
+    """A result on one line of a terminal."""
+    verdict = {None: "-", True: "ANOMALOUS", False: "ok"}[result["anomalous"]]
+    score = "-" if result["score"] is None else f"{result['score']:.3f}"
+    threshold = "-" if result["threshold"] is None else f"{result['threshold']:.3f}"
+    latency = f"{result['latency_ms']:.0f} ms"
+    return f"{verdict:<9} {score:>8} / {threshold:<8} {latency:>9}  {result['phase']:<11} {result['id']}"

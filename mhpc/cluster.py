@@ -42,7 +42,7 @@ class MiniBatchKMeans:
         """Assign the rows X [N, D] to their nearest centres and move those.
 
         Raises:
-            ValueError: a wrong shape, values not finite, or a first batch with fewer rows than clusters.
+            ValueError: a wrong shape, values not finite, or a first batch with fewer distinct rows than clusters.
         """
         if not hasattr(self, "cluster_centers_"):
             self._seed(check_rows(X))
@@ -70,7 +70,12 @@ class MiniBatchKMeans:
         elif self.init == "k-center":
             if self.n_clusters > N:
                 raise ValueError(f"the first batch has {N} rows, expected at least n_clusters = {self.n_clusters}")
-            self.cluster_centers_ = x[farthest_first(x, self.n_clusters).indices]
+            chosen = farthest_first(x, self.n_clusters).indices
+            if len(chosen) < self.n_clusters:
+                raise ValueError(
+                    f"the first batch has {len(chosen)} distinct rows, expected at least n_clusters = {self.n_clusters}"
+                )
+            self.cluster_centers_ = x[chosen]
         else:
             raise ValueError(f'init is {self.init!r}, expected "k-center" or centres [{self.n_clusters}, {D}]')
         self.counts_ = torch.zeros(self.n_clusters, dtype=torch.int64, device=x.device)

@@ -86,7 +86,7 @@ class IncrementalPCA:
 
     def whiten(self, X: Tensor) -> Tensor:
         """Rows with unit variance along each component, [N, d]; ||z|| is the Mahalanobis distance in the kept space."""
-        return self.transform(X) / self.explained_variance_.sqrt()
+        return self.transform(X) / self.deviations_
 
     @property
     def moments_(self) -> Moments:
@@ -111,6 +111,16 @@ class IncrementalPCA:
     @property
     def explained_variance_(self) -> Tensor:
         return self._decomposed().values[: self.n_components_].to(self.dtype)
+
+    @property
+    def deviations_(self) -> Tensor:
+        """Standard deviation [d] along each component; 1 where rows vary by no more than rounding.
+
+        So whitening stays finite for rows that are all equal.
+        """
+        deviations = self.explained_variance_.sqrt()
+        rounding = torch.finfo(self.dtype).eps * self.mean_.abs().amax()
+        return torch.where(deviations > rounding, deviations, 1)
 
     @property
     def explained_variance_ratio_(self) -> Tensor:

@@ -12,6 +12,7 @@ from mhpc.linalg import blocks, check_rows
 Rows = TypeVar("Rows", Tensor, NDArray[np.floating])
 
 CANDIDATES = 2048  # rows kept exact while choosing among them
+TIE = 16  # machine epsilons of the squares that a distance is made of: what rounding sets equal rows apart by
 
 
 class Selection(NamedTuple):
@@ -47,12 +48,12 @@ def farthest_first(
     count, stop = 0, radius * radius
     if distances is None:
         bounds = torch.full_like(squares, torch.inf)
-        chosen, count = [squares.argmax().reshape(1).cpu().numpy()], 1
+        chosen, count = [_lowest_tied(squares, squares).cpu().numpy()], 1
         bounds = _shrunk(bounds, rows, squares, chosen[0])
     else:
         bounds = distances.square()
     while count < min(n, N):
-        fresh = _choose(rows, bounds, min(n, N) - count, stop, candidates)
+        fresh = _choose(rows, squares, bounds, min(n, N) - count, stop, candidates)
         if not len(fresh):
             break
         chosen.append(fresh)
@@ -62,26 +63,39 @@ def farthest_first(
     return Selection(indices, float(bounds.max().clamp_min(0).sqrt()))  # GPU sync
 
 
-def _choose(rows: Tensor, bounds: Tensor, n: int, stop: float, candidates: int) -> NDArray[np.int64]:
+def _choose(
+    rows: Tensor, squares: Tensor, bounds: Tensor, n: int, stop: float, candidates: int
+) -> NDArray[np.int64]:
     """Steps 1 and 2; on the CPU, where a choice costs microseconds and not a GPU sync."""
     M = min(candidates, len(bounds))
     top = bounds.topk(min(M + 1, len(bounds)))
     outside = float(top.values[-1]) if len(bounds) > M else -1.0  # GPU sync
-    members = torch.cat([top.indices[:M], bounds.argmax().reshape(1)]).unique()  # ascending: argmax takes the lowest
+    members = torch.cat([top.indices[:M], _lowest_tied(bounds, squares)]).unique()  # ascending: argmax takes the lowest
     block = rows[members].cpu().numpy()
-    squares = np.einsum("ij,ij->i", block, block)
+    block_squares = squares[members].cpu().numpy()
     exact = bounds[members].cpu().numpy().copy()
+    slack = TIE * np.finfo(block.dtype).eps
     chosen: list[int] = []
     while len(chosen) < n:
-        i = int(exact.argmax())
-        # At equality a row outside may have the lower index; the first choice is the argmax of all.
-        if exact[i] <= stop or exact[i] < 0 or (chosen and exact[i] <= outside):
+        farthest = int(exact.argmax())
+        tied = exact[farthest] * (1 - slack) - slack * block_squares[farthest]
+        # A tied row outside may have the lower index; the first choice is the lowest of all.
+        if exact[farthest] <= stop or exact[farthest] < 0 or (chosen and tied <= outside):
             break
+        i = int((exact >= max(tied, 0)).argmax())
         chosen.append(i)
-        np.minimum(exact, squares + squares[i] - 2 * (block @ block[i]), out=exact)
+        np.minimum(exact, block_squares + block_squares[i] - 2 * (block @ block[i]), out=exact)
         exact[i] = -1  # chosen once
     indices: NDArray[np.int64] = members.cpu().numpy()[chosen]
     return indices
+
+
+def _lowest_tied(values: Tensor, squares: Tensor) -> Tensor:
+    """Index [1] of the first of values [N] that equals the largest within rounding."""
+    largest = values.argmax()
+    slack = TIE * torch.finfo(values.dtype).eps
+    tied = values[largest] * (1 - slack) - slack * squares[largest]
+    return (values >= tied).to(torch.uint8).argmax().reshape(1)
 
 
 def _shrunk(bounds: Tensor, rows: Tensor, squares: Tensor, fresh: NDArray[np.int64]) -> Tensor:
@@ -122,6 +136,8 @@ class GreedyCoresetSampler:
 
     def run(self, features: Rows) -> Rows:
         """The chosen rows of features [N, D], unprojected and in the order of selection; tensor or array, as given.
+
+        Fewer than the percentage where fewer rows are distinct.
 
         Raises:
             ValueError: not [N, D], not floating, or not finite.

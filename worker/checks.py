@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from worker.errors import ConfigurationError, RedisUnreachableError, SnapshotError, WorkerError
+from worker.errors import ConfigurationError, RedisUnreachableError, SnapshotError, WorkerError, one_line
 from worker.settings import Settings, line_configs
 from worker.streams.client import OLDEST_VERSION, connect, shown
 
@@ -29,7 +29,7 @@ def run_checks(settings: Settings, console: Console) -> None:
             failures.append(error)
             console.print(f"[red]FAIL[/] {name:<10} see below", soft_wrap=True)
     for further in failures[1:]:
-        Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {further}", markup=False)
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {one_line(further)}", markup=False)
     if failures:
         raise failures[0]
 

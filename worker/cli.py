@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from worker.errors import ConfigurationError, RedisUnreachableError, WorkerError
+from worker.errors import ConfigurationError, RedisUnreachableError, WorkerError, one_line
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def _fail(text: str, code: int) -> NoReturn:
-    Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {text}", markup=False)
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {one_line(text)}", markup=False)
     sys.exit(code)
 
 
@@ -116,7 +116,7 @@ def tail(
     client = views.connect(settings)
     try:
         for number, result in enumerate(views.results(client, _line(settings, line), from_start), start=1):
-            typer.echo(json.dumps(result) if as_json else views.result_text(result))
+            typer.echo(views.result_json(result) if as_json else views.result_text(result))
             if number == count:
                 return
     except KeyboardInterrupt:
@@ -140,7 +140,8 @@ def status(
         while True:
             rows = [views.line_status(client, name) for name in names]
             if as_json:
-                typer.echo("\n".join(json.dumps(row) for row in rows))
+                for row in rows:
+                    typer.echo(json.dumps(row))
             else:
                 Console(highlight=False).print(_status_table(rows) if rows else "no line has a stream yet")
             if not watch:

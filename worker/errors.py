@@ -1,6 +1,11 @@
 """The worker's exceptions, one tree. Each text names what came, what was expected and the remedy."""
 
 
+def one_line(error: object, length: int = 1000) -> str:
+    """An error's text for a terminal; torch's own come on many lines."""
+    return " ".join(str(error).split())[:length]
+
+
 class WorkerError(Exception):
     """Anything that ends a command; `exit_code` is the process's."""
 

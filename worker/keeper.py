@@ -55,7 +55,8 @@ class Keeper:
         self.problem = "the lease is not held yet"
         self._highest_epoch = 0  # ever held by this process
         self._seq = 0
-        self._model = ""  # committed version
+        self._model = ""  # the version that `line` was loaded from or committed as
+        self._loaded_for: str | None = None  # what Redis said was committed when `line` was loaded
         self._history: str | None = None  # where to go on in the pending entries; None: read new ones
         self._unacknowledged: list[str] = []
         self._images_since = 0  # taken since the last snapshot
@@ -68,15 +69,21 @@ class Keeper:
         if self.stopped or time.monotonic() < self._acquire_at:
             return
         self._acquire_at = time.monotonic() + ACQUIRE_SECONDS
+        self._follow()  # first: who cannot load the line's version must not hold its lease
         floor = max(self.store.highest_epoch(), self._highest_epoch)
         epoch, other = self.streams.acquire(holder, floor, take_over)
         self.problem = "" if epoch else f"the lease is held by {other}"
-        committed = self.streams.state().get("model", "")
-        if epoch or committed != self._model:  # who does not keep the line answers by the newest version all the same
-            self.line, self._model = self._load(committed)
         if epoch:
+            self._follow()  # again: the keeper before may have committed in between
             self._highest_epoch = epoch
             self._open(epoch)
+
+    def _follow(self) -> None:
+        """Load the committed version if it is another; who does not keep the line answers by it all the same."""
+        committed = self.streams.state().get("model", "")
+        if committed != self._loaded_for:
+            self.line, self._model = self._load(committed)
+            self._loaded_for = committed
 
     def _open(self, epoch: int) -> None:
         """Begin to keep the line under a new epoch."""
@@ -135,7 +142,7 @@ class Keeper:
 
     def lose(self, problem: str) -> None:
         """Stop keeping; what was not committed comes again to the next keeper."""
-        self.epoch, self.problem = 0, problem
+        self.epoch, self.problem, self._loaded_for = 0, problem, None
         self._acquire_at = time.monotonic() + ACQUIRE_SECONDS
 
     def rewind(self) -> None:
@@ -226,7 +233,7 @@ class Keeper:
             "threshold": "" if threshold is None else repr(threshold),
         }
         self.streams.commit(self.epoch, fields)
-        self._model = model
+        self._model = self._loaded_for = model
         self._show(threshold)
 
     def _acknowledge_rest(self) -> None:

@@ -20,6 +20,7 @@ from worker.settings import LimitSettings
 VERSION = 1
 FORMATS = ("jpeg", "png", "raw")
 ID_LENGTH = 512  # characters
+META_DEPTH = 16  # maps and lists within each other; a result's readers recurse
 
 # Every reason that a dead letter may carry; they label `mhpc_dead_letters_total`.
 REASONS = (
@@ -148,9 +149,19 @@ def _checked(item: Any, limits: LimitSettings) -> Image:
     number = isinstance(ts, int | float) and not isinstance(ts, bool) and math.isfinite(ts)
     expect(ts is None or number, f"`ts` is {ts!r:.40}, expected seconds as a number")
     expect(meta is None or isinstance(meta, dict), f"`meta` is {_kind(meta)}, expected a map")
+    expect(_is_plain(meta, META_DEPTH), f"`meta` holds more than plain values by string keys, {META_DEPTH} levels deep")
     if meta and len(_packed(meta)) > limits.meta_bytes:
         raise RejectedError("too_large", f"`meta` packs to more than {limits.meta_bytes} bytes")
     return Image(identity, form, data, tuple(shape) if form == "raw" else None, ts, meta)
+
+
+def _is_plain(value: Any, depth: int) -> bool:
+    """Maps with string keys, lists, and scalars, at most `depth` levels of them: what any reader of results takes."""
+    if isinstance(value, dict):
+        return depth > 0 and all(isinstance(key, str) and _is_plain(inner, depth - 1) for key, inner in value.items())
+    if isinstance(value, list):
+        return depth > 0 and all(_is_plain(inner, depth - 1) for inner in value)
+    return value is None or isinstance(value, bool | int | float | str | bytes)
 
 
 def decode_pixels(image: Image, limits: LimitSettings) -> Pixels:
@@ -166,7 +177,9 @@ def decode_pixels(image: Image, limits: LimitSettings) -> Pixels:
         picture = Pillow.open(io.BytesIO(image.data), formats=(image.format.upper(),))
     except Pillow.DecompressionBombError as error:  # Pillow's own bound, 179 megapixels
         raise RejectedError("too_large", f"{error}; at most {limits.image_pixels} pixels are accepted") from None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+    except UnidentifiedImageError:
+        raise RejectedError("not_an_image", f"{len(image.data)} bytes that are not a {image.format}") from None
+    except (OSError, ValueError, SyntaxError) as error:
         raise RejectedError("not_an_image", f"{len(image.data)} bytes are not a {image.format}: {error}") from None
     with picture:
         _check_size(picture.height, picture.width, limits)

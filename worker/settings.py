@@ -9,13 +9,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_core import ErrorDetails
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from worker.errors import ConfigurationError
 
 ENV_PREFIX = "MHPC_"
-LINE_NAME = re.compile(r"^[a-z0-9][a-z0-9_-]{0,62}$")
+LINE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}\Z")  # "$" would let a newline pass
 MIB = 1024 * 1024
+EXPECTED = {"model_type": "expected a table of keys", "tuple_type": "expected a list; of tables: [[key]]"}
 
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
@@ -213,12 +221,21 @@ def load_settings(
     """
     toml = _read_toml(config) if config else {}
     _refuse_unknown_environment(environ)
+    layers: dict[str, Any] = {"_toml": toml, "_flags": dict(flags or {})}
     try:
-        return Settings.model_validate({"_toml": toml, "_flags": dict(flags or {})})
+        return Settings(**layers)
     except ValidationError as error:
-        raise ConfigurationError(_first_problem(error, str(config) if config else "configuration")) from None
-    except ValueError as error:  # pydantic-settings: an environment value that is not the JSON it should be
-        raise ConfigurationError(f"environment: {error}; nested tables and lists are given as JSON") from None
+        problem, *others = error.errors(include_url=False)
+        source = _source(problem["loc"], config, layers["_flags"], environ)
+        more = f" (and {len(others)} more)" if others else ""
+        raise ConfigurationError(f"{source}: {_told(problem)}{more}") from None
+    except SettingsError as error:  # its text names the section, not the variable
+        section = str(error).split('"')[1]
+        names = [name for name in environ if name.upper().startswith((ENV_PREFIX + section).upper())]
+        raise ConfigurationError(
+            f"environment {', '.join(sorted(names))}: lists and tables are given as JSON, such as "
+            'MHPC_MODEL__LAYERS=\'["layer2", "layer3"]\''
+        ) from None
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -244,17 +261,29 @@ def _refuse_unknown_environment(environ: Mapping[str, str]) -> None:
             table = fields[part].annotation
 
 
-def _first_problem(error: ValidationError, source: str) -> str:
-    problem, *others = error.errors(include_url=False)
-    key = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        text = f"unknown key; known here: {', '.join(_keys_beside(problem['loc']))}"
-    else:
-        secret = "url" in problem["loc"] or isinstance(problem["input"], dict)
-        came = "" if secret else f" (came: {problem['input']!r})"
-        text = problem["msg"].removeprefix("Value error, ") + came
-    more = f" (and {len(others)} more)" if others else ""
-    return f"{source}: {key}: {text}{more}"
+def _told(problem: ErrorDetails) -> str:
+    """The key, what is expected and what came, on one line."""
+    loc, kind, came = problem["loc"], problem["type"], problem["input"]
+    key = ".".join(str(part) for part in loc)
+    if kind == "extra_forbidden":
+        return f"{key}: unknown key; known here: {', '.join(_keys_beside(loc))}"
+    text = EXPECTED.get(kind, problem["msg"].removeprefix("Value error, "))
+    secret = "redis" in loc or isinstance(came, dict)  # an address may carry a password
+    return f"{key}: {text}" if secret else f"{key}: {text} (came: {came!r})"
+
+
+def _source(
+    loc: tuple[int | str, ...], config: Path | None, flags: Mapping[str, Any], environ: Mapping[str, str]
+) -> str:
+    """The topmost layer that has the value at loc, or the table that holds it."""
+    if loc and loc[0] in flags:
+        return "command line"
+    by_path = {name.upper(): name for name in environ}
+    for depth in range(len(loc), 0, -1):
+        path = ENV_PREFIX + "__".join(str(part) for part in loc[:depth]).upper()
+        if path in by_path:
+            return f"environment {by_path[path]}"
+    return str(config) if config else "configuration"
 
 
 def _keys_beside(loc: tuple[int | str, ...]) -> list[str]:

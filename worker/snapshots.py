@@ -5,6 +5,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,7 +53,9 @@ class SnapshotStore:
         return sorted(path.stem for path in self.directory.glob("*.safetensors") if STEM.match(path.stem))
 
     def highest_epoch(self) -> int:
-        return max(map(epoch_of, self.stems()), default=0)
+        """Of all versions that ever lay here and were not pruned, those that were set aside included."""
+        stems = (path.stem for path in self.directory.glob("*-*.*"))  # a folder that is absent has none
+        return max((epoch_of(stem) for stem in stems if STEM.match(stem)), default=0)
 
     def write(self, stem: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
         """Make a version durable.
@@ -60,7 +63,8 @@ class SnapshotStore:
         Raises:
             SnapshotError: it could not be written (a full or read-only disk); nothing is left behind.
         """
-        manifest = {"version": VERSION, "sha256": _digest(tensors), **metadata}
+        manifest = {**metadata, "version": VERSION}
+        manifest["sha256"] = _digest(tensors, manifest)
         content = save(dict(tensors), {"mhpc": json.dumps(manifest)})
         path = self.directory / f"{stem}.safetensors"
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
@@ -73,7 +77,9 @@ class SnapshotStore:
             temporary.rename(path)
             _fsync_folder(self.directory)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            for leftover in (temporary, path):
+                with suppress(OSError):
+                    leftover.unlink(missing_ok=True)
             raise SnapshotError(f"snapshot {path} is not written: {error}; free the disk or mend its rights") from None
 
     def load(self, stem: str) -> Snapshot:
@@ -87,12 +93,12 @@ class SnapshotStore:
             with safe_open(path, framework="pt") as file:
                 manifest = json.loads((file.metadata() or {})["mhpc"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            version, expected = manifest["version"], manifest["sha256"]
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            version, expected = manifest["version"], manifest.pop("sha256")
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise SnapshotError(f"snapshot {path} cannot be read: {error!r}") from None
         if version != VERSION:
             raise SnapshotError(f"snapshot {path} has format {version}, this worker reads {VERSION}")
-        if (found := _digest(tensors)) != expected:
+        if (found := _digest(tensors, manifest)) != expected:
             raise SnapshotError(f"snapshot {path} is damaged: SHA-256 {found}, its manifest says {expected}")
         return Snapshot(stem, tensors, manifest)
 
@@ -112,9 +118,9 @@ class SnapshotStore:
             leftover.unlink(missing_ok=True)
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes, in the order of the names."""
-    digest = hashlib.sha256()
+def _digest(tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> str:
+    """SHA-256 over the manifest and the tensors' names, types, shapes and bytes, in the order of the names."""
+    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())

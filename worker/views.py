@@ -1,5 +1,7 @@
 """What people look at: a line's status and its results, read from Redis alone. Imports no torch."""
 
+import base64
+import json
 import re
 import time
 from collections.abc import Iterator
@@ -10,7 +12,7 @@ import redis
 from worker.message import decode_result
 from worker.settings import Settings
 from worker.streams.client import connect as _connect
-from worker.streams.line_streams import ANSWERING, LineStreams, entry_key
+from worker.streams.line_streams import ANSWERING, FROM_START, LineStreams, entry_key, newest_id
 
 BLOCK_MS = 1000
 IMAGES_KEY = re.compile(r"^mhpc:\{(.+)\}:images$")
@@ -48,14 +50,16 @@ def line_status(client: Any, name: str) -> dict[str, Any]:
         "oldest_pending_seconds": max(0.0, time.time() - entry_key(oldest)[0] / 1000) if oldest else None,
         "results": client.xlen(streams.scores),
         "dead": client.xlen(streams.dead),
-        "keeper": holder.decode().partition("#")[0] if holder else None,
+        "keeper": holder.decode().rpartition("#")[0] if holder else None,
     }
 
 
 def results(client: Any, line: str, from_start: bool) -> Iterator[dict[str, Any]]:
     """A line's results as they come, each as the map that was published; the heat map becomes nested lists."""
     streams = LineStreams(client, line)
-    last: Any = "0-0" if from_start else "$"
+    last: Any = (
+        FROM_START if from_start else newest_id(client, streams.scores)
+    )  # "$" would pass what comes between calls
     while True:
         for _, entries in client.xread({streams.scores: last}, block=BLOCK_MS) or ():
             for entry, fields in entries:
@@ -64,6 +68,11 @@ def results(client: Any, line: str, from_start: bool) -> Iterator[dict[str, Any]
                 if result.get("map") is not None:
                     result["map"] = result["map"].round(3).tolist()
                 yield result
+
+
+def result_json(result: dict[str, Any]) -> str:
+    """A result as one JSON document; bytes in its meta are given as base64."""
+    return json.dumps(result, default=lambda value: base64.b64encode(value).decode())
 
 
 def result_text(result: dict[str, Any]) -> str:

@@ -27,7 +27,7 @@ class Whitening:
 
     @classmethod
     def of(cls, pca: IncrementalPCA) -> "Whitening":
-        return cls(pca.mean_, pca.components_ / pca.explained_variance_.sqrt()[:, None])
+        return cls(pca.mean_, pca.components_ / pca.deviations_[:, None])
 
     def __call__(self, x: Tensor) -> Tensor:
         return (x - self.mean) @ self.projection.T
@@ -76,7 +76,7 @@ class MemoryBank:
         self.images = whitening(self.anchors)
         if old is not None:
             new = self._spacing()
-            apart = old > 0
+            apart = (old > 0) & old.isfinite()  # a lone anchor has no other
             if bool(apart.any()):  # GPU sync
                 self.radius *= float((new[apart] / old[apart]).median())  # GPU sync
 

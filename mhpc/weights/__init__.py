@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load
 
 TINY = Path(__file__).with_name("tiny.safetensors")
-TINY_SHA256 = "12f740c55755331ea43f39699aee99af849b91b4870b9069c5d45b34e0bd87db"
+TINY_SHA256 = "743b9cbb947b511bdf7a4debcd346a71e713c8d9732d018a9598e8d0eb3e30c0"
 
 
 def load_tiny_state(path: Path = TINY) -> dict[str, torch.Tensor]:

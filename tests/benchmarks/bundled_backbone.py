@@ -90,25 +90,26 @@ def accuracy(table: Table, part: str, pictures: Pictures, name: str, extract: Pa
 
 
 @torch.inference_mode()
-def images_per_second(network: nn.Module, precision: torch.dtype, repeats: int = 30) -> float:
-    """Median over batches of 8."""
-    network = network.eval().to(memory_format=torch.channels_last)
+def images_per_second(networks: list[nn.Module], precision: torch.dtype, repeats: int = 60) -> list[float]:
+    """Of the fastest batch of 8: what else the machine does only adds. The networks take turns, so it strikes both."""
     images = torch.randn(8, 3, 224, 224).to(memory_format=torch.channels_last)
-    seconds = []
+    seconds: list[list[float]] = [[] for _ in networks]
     with torch.autocast("cpu", precision, enabled=precision != torch.float32):
         for _ in range(repeats):
-            start = time.perf_counter()
-            network(images)
-            seconds.append(time.perf_counter() - start)
-    return 8 / sorted(seconds)[repeats // 2]
+            for network, taken in zip(networks, seconds, strict=True):
+                start = time.perf_counter()
+                network(images)
+                taken.append(time.perf_counter() - start)
+    return [8 / min(taken) for taken in seconds]
 
 
 def speed(tiny: nn.Module) -> Table:
     table = Table("precision", "tiny, images/s", "resnet18 to layer3, images/s", "ratio")
     whole = torchvision.models.resnet18(weights=None)
     resnet18 = nn.Sequential(*list(whole.children())[:7])  # conv1 ... layer3
+    networks = [network.eval().to(memory_format=torch.channels_last) for network in (tiny, resnet18)]
     for precision in (torch.float32, torch.bfloat16):
-        ours, theirs = images_per_second(tiny, precision), images_per_second(resnet18, precision)
+        ours, theirs = images_per_second(networks, precision)
         table.add_row(str(precision).removeprefix("torch."), f"{ours:.0f}", f"{theirs:.0f}", f"{ours / theirs:.2f}")
     return table
 

@@ -164,7 +164,7 @@ def _brushed_metal(pose: _Pose, rng: np.random.Generator) -> Pixels:
     towards = pose.facing(pose.x, pose.y) / np.maximum(pose.r, 1)  # cosine of the angle to the light
     bow = np.exp((towards**2 - 1) / 0.42**2) + 0.45 * _ridge(towards, 0.25)
     slope = pose.facing(pose.x, pose.y) / RADIUS
-    strength = rng.uniform(0.8, 1.2)
+    strength = rng.uniform(0.75, 1.1)
     base: Pixels = 0.50 + 0.16 * bow + 0.05 * slope + strength * brush * (0.022 + 0.016 * bow)
     return base
 
@@ -185,7 +185,7 @@ def _on_conveyor(metal: Pixels, pose: _Pose, missing: int | None, rng: np.random
     grain = ndimage.gaussian_filter(rng.standard_normal((SIZE, SIZE), np.float32), (0.6, 1.4))
     worn = ndimage.zoom(ndimage.gaussian_filter(grain[::8, ::8], 1.5), 8, order=1)  # broad patches, cheaply
     shadow = np.clip(1 - (np.hypot(pose.x + 7 * pose.lx, pose.y + 7 * pose.ly) - RADIUS) / 14, 0, 1)
-    belt = (0.155 + 0.035 * grain + 0.06 * worn) * (1 - 0.65 * shadow)
+    belt = (0.155 + 0.03 * grain + 0.04 * worn) * (1 - 0.65 * shadow)
     drilled = _inside(pose.hole_r - HOLE)
     if missing is not None:
         drilled = drilled * (pose.nearest != missing)
@@ -223,7 +223,7 @@ def _punch_mark(metal: Pixels, pose: _Pose, missing: int, rng: np.random.Generat
 
 def _dent(metal: Pixels, pose: _Pose, rng: np.random.Generator) -> tuple[Pixels, Mask]:
     """A blow's mark: a shallow bowl, dark on the side of the light, bright on the other, its brush marks smeared."""
-    size = rng.uniform(5.0, 11.0)
+    size = rng.uniform(7.0, 12.0)
     cx, cy = _on_metal(pose, rng, margin=5)
     turn, stretch = rng.uniform(0, math.pi), rng.uniform(1.0, 1.5)
     dx, dy = pose.x - cx, pose.y - cy
@@ -232,7 +232,7 @@ def _dent(metal: Pixels, pose: _Pose, rng: np.random.Generator) -> tuple[Pixels,
     q = np.hypot(u, v) / size  # 1 at the bowl's rim
     bowl, rim = _ridge(q, 0.62), _ridge(q - 1.05, 0.16)
     facing = pose.facing(dx, dy) / size
-    depth = rng.uniform(0.14, 0.34)
+    depth = rng.uniform(0.24, 0.45)
     smeared = metal + bowl * (ndimage.gaussian_filter(metal, 2.0) - metal)
     dented = smeared - depth * (bowl * (1.6 * facing + 0.35) - 0.35 * rim * np.clip(facing, -1, 1))
     return dented, (q < 1.2) & (pose.clearance() > 0)
@@ -242,20 +242,21 @@ def _scratch(metal: Pixels, pose: _Pose, rng: np.random.Generator) -> tuple[Pixe
     """A curved groove across the brush marks: a bright burr beside a dark furrow, tapering to both ends."""
     fine = 4  # drawn this much larger, then averaged down
     cx, cy = _on_metal(pose, rng, margin=8)
-    length, turn, bend = rng.uniform(30, 85), rng.uniform(0, math.pi), rng.uniform(-0.22, 0.22)
+    length, turn, bend = rng.uniform(40, 95), rng.uniform(0, math.pi), rng.uniform(-0.22, 0.22)
     t = np.linspace(-0.5, 0.5, 40)
     along, across = t * length, bend * length * (0.25 - t**2) + ndimage.gaussian_filter1d(rng.normal(0, 0.6, 40), 3)
     x = cx + along * math.cos(turn) - across * math.sin(turn) - float(pose.x[0, 0])
     y = cy + along * math.sin(turn) + across * math.cos(turn) - float(pose.y[0, 0])
     canvas = Image.new("L", (SIZE * fine, SIZE * fine))
-    pen, width = ImageDraw.Draw(canvas), rng.uniform(1.0, 2.2) * fine
+    pen, width = ImageDraw.Draw(canvas), rng.uniform(1.1, 2.6) * fine
     for i in range(39):
         taper = max(1, round(width * (1 - (2 * t[i]) ** 4)))
         pen.line([(x[i] * fine, y[i] * fine), (x[i + 1] * fine, y[i + 1] * fine)], fill=255, width=taper)
     furrow = np.asarray(canvas.reduce(fine), np.float32) / 255
     on_metal = pose.clearance() > 1
-    burr = ndimage.shift(furrow, (1.2, 0.8), order=1) * on_metal
+    side = math.copysign(1.4, pose.lx * math.sin(turn) - pose.ly * math.cos(turn))  # the burr lies away from the light
+    burr = ndimage.shift(furrow, (side * math.cos(turn), -side * math.sin(turn)), order=1) * on_metal
     furrow = furrow * on_metal
-    contrast = rng.uniform(0.20, 0.45)
+    contrast = rng.uniform(0.22, 0.55)
     touched: Mask = ndimage.binary_dilation((furrow > 0.05) | (burr > 0.05), iterations=1)
     return metal - contrast * furrow + 0.8 * contrast * burr, touched

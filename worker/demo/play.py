@@ -128,11 +128,11 @@ def images_of(parts: Iterable[Part], suffix: str = "") -> Iterator[Image]:
 
 class _Speed(ProgressColumn):
     def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text(f"{speed:6.1f} images/s" if speed else "", style="progress.data.speed")
+        elapsed = task.finished_time or task.elapsed
+        return Text(f"{task.completed / elapsed:6.1f} images/s" if elapsed else "", style="progress.data.speed")
 
 
 def progress_bars(console: Console) -> Progress:
     """Bars with a count and images per second, narrow enough for 80 columns."""
     columns = TextColumn("{task.description:<11}"), BarColumn(24), MofNCompleteColumn(), _Speed(), TimeElapsedColumn()
-    return Progress(*columns, console=console, refresh_per_second=4, speed_estimate_period=10)
+    return Progress(*columns, console=console, refresh_per_second=4)

@@ -1,6 +1,7 @@
 """The demo's report: a folder with one HTML page and PNG pictures of the parts worth a look."""
 
 import io
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -75,12 +76,15 @@ def write_report(folder: Path, figures: Figures, verdicts: Sequence[Verdict], no
 
 def _sections(verdicts: Sequence[Verdict]) -> list[tuple[str, str, list[Verdict]]]:
     worst = sorted(verdicts, key=lambda v: v.ratio, reverse=True)
+    defective = [v for v in worst if v.part.defective]
     return [
-        ("Worst parts", "The highest scores of all parts.", worst),
+        ("Worst parts", "The highest scores of each kind of defect, in turn.", _in_turn(defective))
+        if defective
+        else ("Worst parts", "The highest scores of all parts.", worst),
         (
             "Missed",
             "Defective parts under the threshold, the lowest scores first.",
-            [v for v in reversed(worst) if v.part.defective and not v.anomalous],
+            [v for v in reversed(defective) if not v.anomalous],
         ),
         (
             "False alarms",
@@ -88,6 +92,16 @@ def _sections(verdicts: Sequence[Verdict]) -> list[tuple[str, str, list[Verdict]
             [v for v in worst if v.part.defective is False and v.anomalous],
         ),
     ]
+
+
+def _in_turn(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """The first of each kind, then the second of each, and so on: else one kind would fill the page."""
+    turns: Counter[str | None] = Counter()
+    order = []
+    for verdict in verdicts:
+        order.append(turns[verdict.part.kind])
+        turns[verdict.part.kind] += 1
+    return [verdicts[i] for i in sorted(range(len(verdicts)), key=order.__getitem__)]
 
 
 def _draw(verdict: Verdict, path: Path) -> bool:

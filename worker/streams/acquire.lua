@@ -2,7 +2,7 @@
 -- KEYS: lease, state.  ARGV: holder, milliseconds, highest epoch on disk, name whose lease may be taken over or ''.
 -- Returns {epoch, ''} or {0, holder}. A holder is NAME#INSTANCE; a process that starts may take over its own name's.
 local holder = redis.call('GET', KEYS[1])
-local own = holder and ARGV[4] ~= '' and string.sub(holder, 1, #ARGV[4] + 1) == ARGV[4] .. '#'
+local own = holder and ARGV[4] ~= '' and string.match(holder, '^(.*)#') == ARGV[4]
 if holder and holder ~= ARGV[1] and not own then
   return {0, holder}
 end

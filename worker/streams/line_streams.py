@@ -86,11 +86,7 @@ class LineStreams:
         return {key.decode(): value.decode() for key, value in self.client.hgetall(self.state_key).items()}
 
     def last_id(self) -> str:
-        """Id of the newest entry ever added; 0-0 for none."""
-        try:
-            return str(self.client.xinfo_stream(self.images)["last-generated-id"].decode())
-        except redis.ResponseError:  # no such key
-            return FROM_START
+        return newest_id(self.client, self.images)
 
     def backlog(self, group: str) -> Backlog:
         infos = {info["name"].decode(): info for info in self.client.xinfo_groups(self.images)}
@@ -171,6 +167,14 @@ class LineStreams:
             if str(error).startswith("FENCED"):
                 raise FencedError(f"line {self.line}: {error}") from None
             raise
+
+
+def newest_id(client: Any, key: str) -> str:
+    """Id of the newest entry ever added to a stream; 0-0 for none."""
+    try:
+        return str(client.xinfo_stream(key)["last-generated-id"].decode())
+    except redis.ResponseError:  # no such key
+        return FROM_START
 
 
 def read_answering(

@@ -36,7 +36,7 @@ def test_a_defect_lies_inside_its_mask_and_a_person_sees_it(kind: str) -> None:
         around = ndimage.binary_dilation(mask, iterations=4)  # the lens spreads an edge
         assert 20 < mask.sum() < 0.03 * SIZE * SIZE
         assert difference[mask].max() > 15  # of 255
-        assert difference[~around].max() <= 1
+        assert difference[~around].max() <= 2  # below the sensor's noise
 
 
 def test_defects_vary_in_size_and_contrast() -> None:

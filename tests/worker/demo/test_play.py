@@ -1,6 +1,7 @@
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
@@ -17,17 +18,18 @@ from worker.errors import WorkerError
 from worker.message import Image, Result, encode_result
 from worker.producer import Producer, connect
 
-IMAGES, SCORES, DEAD = (f"mhpc:{{{play.LINE}}}:{name}" for name in ("images", "scores", "dead"))
-
 
 @pytest.fixture
-def client(redis_url: str) -> Iterator[redis.Redis]:
-    """The demo's line has one name, so its keys are removed before and after."""
+def client(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[redis.Redis]:
+    """A client, and a name of its own for the demo's line."""
+    monkeypatch.setattr(play, "LINE", f"demo-{uuid.uuid4().hex[:12]}")
     client = connect(redis_url)
-    client.delete(IMAGES, SCORES, DEAD, f"mhpc:{{{play.LINE}}}:state")
     yield client
-    client.delete(IMAGES, SCORES, DEAD, f"mhpc:{{{play.LINE}}}:state")
     client.close()
+
+
+def key(stream: str) -> str:
+    return f"mhpc:{{{play.LINE}}}:{stream}"
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def child(tmp_path: Path) -> Iterator[Child]:
 
 def publish(client: redis.Redis, identity: str, phase: str = "scoring") -> None:
     result = Result(play.LINE, "1-0", identity, phase, "m", 1.0, 2.0, False, False, None, 3.0, None, None)
-    client.xadd(SCORES, {"result": encode_result(result)})
+    client.xadd(key("scores"), {"result": encode_result(result)})
 
 
 def test_results_dead_letters_and_the_phase_are_read_once(client: redis.Redis) -> None:
@@ -48,8 +50,8 @@ def test_results_dead_letters_and_the_phase_are_read_once(client: redis.Redis) -
     assert watch.poll() == []
     publish(client, "a")
     publish(client, "a")
-    client.xadd(DEAD, {"id": "b", "reason": "truncated", "error": "cut off"})
-    client.hset(f"mhpc:{{{play.LINE}}}:state", "phase", "scoring")
+    client.xadd(key("dead"), {"id": "b", "reason": "truncated", "error": "cut off"})
+    client.hset(key("state"), "phase", "scoring")
     assert [result["id"] for result in watch.poll()] == ["a", "a"]
     assert watch.poll() == []
     assert set(watch.results) == {"a"}
@@ -67,17 +69,17 @@ def test_more_results_than_one_read_holds_are_all_read(client: redis.Redis, monk
 
 def answering(client: redis.Redis) -> Callable[[], None]:
     """Answer every image from a thread, as the worker does; returns what ends it."""
-    client.xgroup_create(IMAGES, "mhpc", "0", mkstream=True)
+    client.xgroup_create(key("images"), "mhpc", "0", mkstream=True)
     stop = threading.Event()
 
     def answer() -> None:
         last = b"0"
         while not stop.is_set():
-            for entry, fields in cast(play.Entries, client.xrange(IMAGES, min=b"(" + last)):
+            for entry, fields in cast(play.Entries, client.xrange(key("images"), min=b"(" + last)):
                 for image in msgpack.unpackb(fields[b"batch"])["images"]:
                     publish(client, image["id"])
                 last = entry
-                client.xgroup_setid(IMAGES, "mhpc", entry)
+                client.xgroup_setid(key("images"), "mhpc", entry)
             time.sleep(0.01)
 
     thread = threading.Thread(target=answer)

@@ -36,8 +36,10 @@ class Page(HTMLParser):
 
 
 def verdicts() -> list[Verdict]:
-    kinds = ["good"] * 20 + ["dent", "scratch", "missing_hole"]
-    return [verdict(kind, 1.0 + 0.1 * i, i) for i, kind in enumerate(kinds)]
+    """20 good parts, of which 9 are false alarms, and 14 defective ones, of which 2 are missed."""
+    good = [verdict("good", 1.0 + 0.1 * i, i) for i in range(20)]
+    dents = [verdict("dent", 1.9 + 0.1 * i, 20 + i) for i in range(12)]
+    return [*good, *dents, verdict("scratch", 2.5, 40), verdict("missing_hole", 2.6, 41)]
 
 
 def report(folder: Path, those: list[Verdict]) -> tuple[str, Page]:
@@ -54,7 +56,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, Page]:
 def test_the_page_shows_the_worst_parts_and_asks_for_nothing_from_elsewhere(whole: tuple[Path, str, Page]) -> None:
     folder, text, page = whole
     pictures = [image["src"] for image in page.all("img")]
-    assert len(pictures) == SHOWN + 9  # the worst, and nine false alarms
+    assert len(pictures) == SHOWN + 2 + 9
     assert all(re.fullmatch(r"part-\d\d\.png", str(name)) and (folder / str(name)).is_file() for name in pictures)
     assert "//" not in text  # no address of any host
     assert page.all("script") == []
@@ -72,13 +74,20 @@ def test_the_page_can_be_read_aloud(whole: tuple[Path, str, Page]) -> None:
 def test_ids_and_notes_are_escaped(whole: tuple[Path, str, Page]) -> None:
     _, text, _ = whole
     assert "notes &amp; &lt;more&gt;" in text
-    assert "test/scratch/&lt;21&gt;" in text
+    assert "test/scratch/&lt;40&gt;" in text
+
+
+def test_the_worst_of_each_kind_come_in_turn_so_that_one_kind_does_not_fill_the_page(
+    whole: tuple[Path, str, Page],
+) -> None:
+    worst = [str(image["alt"]) for image in whole[2].all("img")][:5]
+    assert [alt.split("/")[1] for alt in worst] == ["dent", "missing_hole", "scratch", "dent", "dent"]
 
 
 def test_an_older_report_leaves_no_pictures_behind(tmp_path: Path) -> None:
     for name in ("notes.png", "part-01.png", "part-02.png"):
         (tmp_path / name).write_bytes(b"old")
-    report(tmp_path, verdicts()[:1])
+    report(tmp_path, [verdict(None, 3.0)])
     assert sorted(path.name for path in tmp_path.glob("*.png")) == ["notes.png", "part-01.png"]
 
 

@@ -1,0 +1,26 @@
+"""`make bench`: every figure that is not a test. `make bench ARGS="memory one_pass"` runs some."""
+
+import sys
+from collections.abc import Callable
+
+from tests.benchmarks import bundled_backbone, memory, one_pass, statistics
+
+BENCHMARKS: dict[str, Callable[[], None]] = {
+    "statistics": statistics.main,
+    "one_pass": one_pass.main,
+    "memory": memory.main,
+    "bundled_backbone": bundled_backbone.main,
+}
+
+
+def main(names: list[str]) -> None:
+    unknown = sorted(set(names) - set(BENCHMARKS))
+    if unknown:
+        sys.exit(f"no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
+    for name in names or BENCHMARKS:
+        print(f"\n== {name}", flush=True)
+        BENCHMARKS[name]()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,65 @@
+"""What the worker's tests share: pictures, messages, settings, and waiting for what other processes do."""
+
+import io
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as Pillow
+
+from worker.settings import Settings, load_settings
+
+DEADLINE_SECONDS = 60.0  # for what takes a moment here, but longer on a machine that is busy
+
+T = TypeVar("T")
+
+
+def eventually(what: Callable[[], T], seconds: float = DEADLINE_SECONDS) -> T:
+    """The first true value that `what` gives."""
+    deadline = time.monotonic() + seconds
+    while not (value := what()):
+        assert time.monotonic() < deadline, f"not within {seconds:.0f} s"
+        time.sleep(0.02)
+    return value
+
+
+def picture(seed: int = 0, h: int = 40, w: int = 48) -> NDArray[np.uint8]:
+    """Pixels [h, w, 3] of a noisy grey part."""
+    return np.random.default_rng(seed).normal(128, 12, (h, w, 3)).clip(0, 255).astype(np.uint8)
+
+
+def encoded(pixels: NDArray[Any], form: str = "PNG", mode: str | None = None, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image = Pillow.fromarray(pixels)
+    (image.convert(mode) if mode else image).save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def item(identity: Any = "a", **changes: Any) -> dict[str, Any]:
+    """One image of a message, a good PNG unless changed; a change to None leaves the key out."""
+    seed = int(identity) if isinstance(identity, str) and identity.isdigit() else 0
+    fields = {"id": identity, "format": "png", "data": encoded(picture(seed)), **changes}
+    return {key: value for key, value in fields.items() if value is not None}
+
+
+def message(*items: Any, **changes: Any) -> bytes:
+    """The value of a `batch` field."""
+    packed: bytes = msgpack.packb({"v": 1, "images": list(items), **changes})
+    return packed
+
+
+def small_settings(*lines: str, **sections: Any) -> Settings:
+    """A worker with a small, untrained backbone; sections are laid over it."""
+    base: dict[str, Any] = {
+        "worker": {"name": "station-1", "device": "cpu"},
+        "model": {"backbone": "resnet18", "weights": "random:0", "input_shape": (64, 64), "bank_size": 200},
+        "learning": {"images": 16},
+        "calibration": {"images": 20, "false_positive_rate": 0.05},
+        "http": {"port": 0},
+        "lines": [{"name": name} for name in lines],
+    }
+    merged = {name: {**base.get(name, {}), **value} for name, value in sections.items()}
+    return load_settings(None, {**base, **merged})

@@ -161,6 +161,16 @@ def _pretrained(name: BackboneName) -> nn.Module:
 def _with_state(module: nn.Module, state: dict[str, torch.Tensor], source: str) -> nn.Module:
     try:
         module.load_state_dict(state)
-    except RuntimeError as error:
-        raise BackboneError(f"weights {source!r} do not fit {type(module).__name__}: {error}") from None
+    except RuntimeError:  # its text lists every tensor, on lines of their own
+        own = module.state_dict()
+        wrong = {
+            "missing": own.keys() - state.keys(),
+            "unknown": state.keys() - own.keys(),
+            "of another shape": {name for name in own.keys() & state.keys() if own[name].shape != state[name].shape},
+        }
+        counts = [f"{len(names)} {what} ({min(names)}, ...)" for what, names in wrong.items() if names]
+        raise BackboneError(
+            f"weights {source!r} do not fit {type(module).__name__}: of its {len(own)} tensors {', '.join(counts)}; "
+            "give those of this backbone, or name the backbone that they are of"
+        ) from None
     return module

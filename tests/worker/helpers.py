@@ -7,8 +7,10 @@ from typing import Any, TypeVar
 
 import msgpack
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image as Pillow
+from torch import Tensor
 
 from worker.settings import Settings, load_settings
 
@@ -63,3 +65,9 @@ def small_settings(*lines: str, **sections: Any) -> Settings:
     }
     merged = {name: {**base.get(name, {}), **value} for name, value in sections.items()}
     return load_settings(None, {**base, **merged})
+
+
+def patches(seed: int, images: int = 1, shift: float = 0.0) -> Tensor:
+    """Patch features [images, 16, 6] of normal parts; those of a part far from normal with a shift."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(images, 16, 6, generator=generator) * torch.linspace(0.5, 2, 6) + shift

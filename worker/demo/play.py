@@ -19,7 +19,7 @@ from worker.producer import Producer, as_image, produce
 
 LINE = "demo"
 POLL_SECONDS = 0.1
-STALL_SECONDS = 180.0  # nothing at all from a worker for so long is an error
+STALL_SECONDS = 300.0  # nothing at all from a worker for so long is an error
 READ = 500  # results at a time
 
 Result = dict[str, Any]

@@ -35,8 +35,11 @@ def connect(settings: RedisSettings) -> redis.Redis:
             socket_connect_timeout=CONNECT_SECONDS,
         )
         client.ping()
-    except ValueError as error:
-        raise ConfigurationError(f"redis.url {shown(url)}: {error}") from None
+    except (ValueError, TypeError):  # their text may quote a password that stands where the port should
+        raise ConfigurationError(
+            f"redis.url {shown(url)} is not an address; expected redis://USER:PASSWORD@HOST:PORT/DB, "
+            "with options that redis-py knows"
+        ) from None
     except redis.AuthenticationError as error:
         raise RedisUnreachableError(f"Redis at {shown(url)} refuses redis.url's user or password: {error}") from None
     except redis.RedisError as error:
@@ -47,8 +50,8 @@ def connect(settings: RedisSettings) -> redis.Redis:
 
 
 def shown(url: str) -> str:
-    """The address without user and password."""
-    scheme, _, rest = url.partition("://")
+    """The address without user, password and options (one of which is a password, too)."""
+    scheme, _, rest = url.partition("?")[0].partition("://")
     return f"{scheme}://{rest.rpartition('@')[2]}"
 
 

@@ -86,7 +86,9 @@ def test_a_password_that_is_missing_is_told(private_redis: PrivateRedis) -> None
         connect(settings(private_redis.url))
 
 
-@pytest.mark.parametrize("url", ["redis://:hunter2@127.0.0.1:port/0", "redis://:hunter2@127.0.0.1:6379/0?socket_timeout=x"])
+@pytest.mark.parametrize(
+    "url", ["redis://:hunter2@127.0.0.1:port/0", "redis://:hunter2@127.0.0.1:6379/0?socket_timeout=x"]
+)
 def test_an_address_that_cannot_be_read_is_a_matter_of_configuration(url: str) -> None:
     with pytest.raises(ConfigurationError, match=r"redis\.url") as caught:
         connect(settings(url))

@@ -61,7 +61,9 @@ def letters(streams: LineStreams) -> list[dict[bytes, bytes]]:
 
 
 def pending(streams: LineStreams, group: str) -> list[str]:
-    return [item["message_id"].decode() for item in streams.client.xpending_range(streams.images, group, "-", "+", 1000)]
+    return [
+        item["message_id"].decode() for item in streams.client.xpending_range(streams.images, group, "-", "+", 1000)
+    ]
 
 
 def kept(streams: LineStreams) -> list[str]:

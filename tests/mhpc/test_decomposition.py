@@ -1,0 +1,115 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.decomposition import PCA
+from torch import Tensor
+
+from mhpc import IncrementalPCA
+
+
+def parts_with_spread(N: int = 500, D: int = 12, seed: int = 0) -> Tensor:
+    """Rows whose eigenvalues are apart: deviations 1, 0.8, 0.64, ... along turned axes, off the origin."""
+    rng = np.random.default_rng(seed)
+    turned = np.linalg.qr(rng.standard_normal((D, D)))[0]
+    return torch.from_numpy(rng.standard_normal((N, D)) * 0.8 ** np.arange(D) @ turned + rng.normal(0, 20, D))
+
+
+def fed(pca: IncrementalPCA, x: Tensor, batch: int) -> IncrementalPCA:
+    for part in x.split(batch):
+        pca.partial_fit(part)
+    return pca
+
+
+@pytest.mark.parametrize("n_components", [None, 1, 7, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("batch", [1, 33, 500])
+def test_it_equals_scikit_learns_pca_on_all_rows_up_to_sign(n_components: int | float | None, batch: int) -> None:
+    x = parts_with_spread()
+    expected = PCA(n_components, svd_solver="full").fit(x.numpy())
+    pca = fed(IncrementalPCA(n_components, torch.float64), x, batch)
+    assert pca.n_components_ == expected.n_components_
+    assert pca.n_samples_seen_ == 500
+    sign = np.sign((pca.components_.numpy() * expected.components_).sum(1, keepdims=True))
+    np.testing.assert_allclose(pca.components_.numpy() * sign, expected.components_, atol=1e-6)
+    np.testing.assert_allclose(pca.transform(x).numpy() * sign.T, expected.transform(x.numpy()), atol=1e-6)
+    for name in ("mean_", "explained_variance_", "explained_variance_ratio_", "singular_values_", "noise_variance_"):
+        np.testing.assert_allclose(getattr(pca, name), getattr(expected, name), atol=1e-6, err_msg=name)
+
+
+def test_the_sign_of_components_does_not_depend_on_the_batches() -> None:
+    x = parts_with_spread()
+    one, many = (fed(IncrementalPCA(5, torch.float64), x, batch).components_ for batch in (500, 7))
+    torch.testing.assert_close(one, many, rtol=0, atol=1e-9)
+
+
+def test_merged_halves_equal_the_whole() -> None:
+    x = parts_with_spread()
+    halves = [fed(IncrementalPCA(5, torch.float64), half, 50) for half in (x[:170], x[170:])]
+    merged = IncrementalPCA(5, torch.float64).merge(halves[0]).merge(IncrementalPCA(5)).merge(halves[1])
+    whole = IncrementalPCA(5, torch.float64).partial_fit(x)
+    torch.testing.assert_close(merged.components_, whole.components_, rtol=0, atol=1e-9)
+    assert [half.n_samples_seen_ for half in halves] == [170, 330]
+
+
+def test_what_is_read_follows_the_next_batch() -> None:
+    x = parts_with_spread()
+    pca = IncrementalPCA(3, torch.float64).partial_fit(x[:100])
+    assert pca.components_.shape == (3, 12)  # the decomposition is cached from here on
+    pca.partial_fit(x[100:])
+    torch.testing.assert_close(pca.components_, IncrementalPCA(3, torch.float64).partial_fit(x).components_)
+
+
+def test_all_components_give_the_rows_back() -> None:
+    x = parts_with_spread()
+    pca = IncrementalPCA(dtype=torch.float64).partial_fit(x)
+    torch.testing.assert_close(pca.inverse_transform(pca.transform(x)), x)
+
+
+def test_the_norm_of_whitened_rows_is_the_mahalanobis_distance() -> None:
+    x = parts_with_spread()
+    pca = fed(IncrementalPCA(dtype=torch.float64), x, 64)
+    centred = x.numpy() - x.numpy().mean(0)
+    quadratic_form = np.einsum("nd,de,ne->n", centred, np.linalg.inv(np.cov(x.T.numpy())), centred)
+    np.testing.assert_allclose(pca.whiten(x).square().sum(1), quadratic_form, rtol=1e-8, atol=1e-8)
+
+
+def test_whitened_rows_have_unit_covariance() -> None:
+    x = parts_with_spread()
+    z = IncrementalPCA(6, torch.float64).partial_fit(x).whiten(x)
+    np.testing.assert_allclose(np.cov(z.T.numpy()), np.eye(6), atol=1e-9)
+
+
+def test_directions_without_variance_are_left_out() -> None:
+    x = parts_with_spread(D=6)
+    pca = IncrementalPCA(dtype=torch.float64).partial_fit(torch.cat([x, x[:, :3]], 1))
+    assert pca.n_components_ == 6
+    assert bool(pca.whiten(torch.cat([x, x[:, :3]], 1)).isfinite().all())
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -1e4])
+def test_rows_that_are_all_equal_whiten_to_zero_and_others_stay_finite(value: float) -> None:
+    same = torch.full((40, 5), value)
+    pca = fed(IncrementalPCA(0.99), same, 7)
+    assert float(pca.whiten(same).abs().max()) == 0
+    assert bool(pca.whiten(same + 1).isfinite().all())
+
+
+def test_float32_rows_far_off_the_origin_give_float32_components() -> None:
+    x = (parts_with_spread() + 1e3).float()
+    pca = fed(IncrementalPCA(4), x, 50)
+    expected = PCA(4).fit(x.double().numpy())
+    assert pca.components_.dtype == torch.float32
+    agreement = np.abs((pca.components_.numpy() * expected.components_).sum(1))
+    np.testing.assert_allclose(agreement, 1, atol=1e-4)
+
+
+@pytest.mark.parametrize("n_components", [0, 13, -1, 0.0, 1.0, 1.5, True, "all"])
+def test_a_number_of_components_that_rows_cannot_give_is_refused(n_components: int) -> None:
+    with pytest.raises(ValueError, match=r"n_components is .*, expected an int in 1..12, a share in \(0, 1\), or None"):
+        IncrementalPCA(n_components).partial_fit(parts_with_spread())
+
+
+def test_reading_before_two_rows_says_to_fit_first() -> None:
+    with pytest.raises(ValueError, match="has seen 0 rows, expected at least 2: partial_fit first"):
+        _ = IncrementalPCA().mean_
+    with pytest.raises(ValueError, match="has seen 1 rows"):
+        _ = IncrementalPCA().partial_fit(torch.zeros(1, 3)).components_

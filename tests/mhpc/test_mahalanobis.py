@@ -1,0 +1,149 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mhpc import CovarianceCholesky, IncrementalPCA, OnlineCovariance
+
+Matrix = NDArray[np.float64]
+
+rows = st.tuples(st.integers(2, 40), st.integers(1, 5)).flatmap(
+    lambda shape: arrays.arrays(np.float64, shape, elements=st.floats(-10, 10, width=32))
+)
+offsets = st.sampled_from([0.0, 1e3, -1e5])
+property_of_any_rows = settings(derandomize=True, deadline=None, max_examples=60)
+
+
+def fed(x: Matrix, cuts: list[int]) -> OnlineCovariance:
+    """An estimator fed x in the pieces between the cuts, empty ones left out."""
+    cov = OnlineCovariance(x.shape[1], torch.float64)
+    for part in np.split(x, sorted(cuts)):
+        if len(part):
+            cov.update(torch.from_numpy(part))
+    return cov
+
+
+def assert_equals_numpy(cov: OnlineCovariance, x: Matrix) -> None:
+    D = x.shape[1]
+    for unbiased in (True, False):
+        expected = np.cov(x.T, ddof=int(unbiased)).reshape(D, D)
+        np.testing.assert_allclose(cov.covariance(unbiased), expected, rtol=0, atol=1e-10 * max(1, expected.max()))
+    np.testing.assert_allclose(cov.mean_, x.mean(0), rtol=1e-12, atol=1e-12)
+    assert cov.n_samples_seen_ == len(x)
+
+
+def correlated(N: int, D: int, seed: int = 0) -> Tensor:
+    rng = np.random.default_rng(seed)
+    return torch.from_numpy(rng.standard_normal((N, D)) @ rng.standard_normal((D, D)) + rng.normal(0, 5, D))
+
+
+@property_of_any_rows
+@given(rows, offsets, st.data())
+def test_covariance_equals_numpys_for_any_split_into_batches(x: Matrix, offset: float, data: st.DataObject) -> None:
+    x = x + offset
+    assert_equals_numpy(fed(x, data.draw(st.lists(st.integers(0, len(x))))), x)
+
+
+@property_of_any_rows
+@given(rows, offsets, st.data())
+def test_covariance_equals_numpys_for_any_order_one_row_at_a_time(
+    x: Matrix, offset: float, data: st.DataObject
+) -> None:
+    x = x + offset
+    order = data.draw(st.permutations(range(len(x))))
+    assert_equals_numpy(fed(x[order], list(range(len(x)))), x)
+
+
+@property_of_any_rows
+@given(rows, offsets, st.data())
+def test_covariance_equals_numpys_for_any_merge(x: Matrix, offset: float, data: st.DataObject) -> None:
+    x = x + offset
+    cuts = data.draw(st.lists(st.integers(0, len(x)), max_size=4))
+    parts = [fed(part, []) for part in np.split(x, sorted(cuts))]  # empty ones too
+    merged = OnlineCovariance(x.shape[1], torch.float64)
+    for part in data.draw(st.permutations(parts)):
+        merged.merge(part)
+    assert_equals_numpy(merged, x)
+
+
+@pytest.mark.parametrize(("mine", "theirs"), [(0, 20), (20, 0), (20, 1), (1, 20), (1, 1), (20, 30)])
+def test_a_merge_leaves_the_other_side_as_it_was_and_shares_nothing(mine: int, theirs: int) -> None:
+    x = correlated(mine + theirs, 4)
+    a, b = (OnlineCovariance(4, torch.float64) for _ in range(2))
+    for side, part in ((a, x[:mine]), (b, x[mine:])):
+        if len(part):
+            side.update(part)
+    before = [b.moments_.n, b.moments_.mean.clone(), b.moments_.scatter.clone()]
+    a.merge(b)
+    assert_equals_numpy(a, x.numpy())
+    a.update(correlated(10, 4, seed=1))
+    a.moments_.mean.zero_()
+    a.moments_.scatter.zero_()
+    assert b.moments_.n == before[0]
+    assert torch.equal(b.moments_.mean, torch.as_tensor(before[1]))
+    assert torch.equal(b.moments_.scatter, torch.as_tensor(before[2]))
+
+
+def test_an_estimator_may_be_merged_with_itself() -> None:
+    x = correlated(12, 3)
+    cov = fed(x.numpy(), [])
+    assert_equals_numpy(cov.merge(cov), torch.cat([x, x]).numpy())
+
+
+def test_dimensions_behind_the_first_are_features() -> None:
+    x = correlated(30, 6)
+    cov = OnlineCovariance(6, torch.float64).update(x.reshape(30, 2, 3))
+    assert_equals_numpy(cov, x.numpy())
+
+
+def test_float32_rows_come_close_under_a_large_offset() -> None:
+    x = (correlated(3000, 8) + 1e4).float()
+    cov = OnlineCovariance(8)
+    for part in x.split(100):
+        cov.update(part)
+    expected = np.cov(x.double().T.numpy())
+    assert cov.covariance().dtype == torch.float32
+    np.testing.assert_allclose(cov.covariance(), expected, rtol=0, atol=1e-4 * expected.max())
+
+
+@pytest.mark.parametrize(("n", "unbiased"), [(0, True), (1, True), (0, False)])
+def test_the_covariance_of_too_few_rows_is_refused(n: int, unbiased: bool) -> None:
+    cov = OnlineCovariance(3)
+    if n:
+        cov.update(torch.zeros(n, 3))
+    with pytest.raises(ValueError, match=f"covariance of {n} rows is undefined, expected at least {1 + unbiased}"):
+        cov.covariance(unbiased)
+
+
+def test_merging_another_number_of_features_is_refused() -> None:
+    with pytest.raises(ValueError, match="other has 4 features, expected 3"):
+        OnlineCovariance(3).merge(OnlineCovariance(4))
+
+
+def test_the_norm_in_z_space_is_the_mahalanobis_distance_by_cholesky() -> None:
+    x = correlated(400, 9)
+    cov = OnlineCovariance(9, torch.float64).update(x)
+    L = CovarianceCholesky().compute(cov.covariance())
+    centred = x - cov.mean_
+    z = torch.linalg.solve_triangular(L, centred.T, upper=False).T
+    quadratic_form = torch.einsum("nd,de,ne->n", centred, torch.linalg.inv(cov.covariance()), centred)
+    np.testing.assert_allclose(z.square().sum(1), quadratic_form, rtol=1e-8, atol=1e-8)
+
+
+def test_cholesky_and_principal_components_whiten_to_the_same_norm() -> None:
+    x = correlated(400, 9)
+    pca = IncrementalPCA(dtype=torch.float64).partial_fit(x)
+    reduced = OnlineCovariance(9, torch.float64).update(pca.transform(x))
+    L = CovarianceCholesky().compute(reduced.covariance())
+    z = torch.linalg.solve_triangular(L, pca.transform(x).T, upper=False).T
+    np.testing.assert_allclose(z.norm(dim=1), pca.whiten(x).norm(dim=1), rtol=1e-8)
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 4), (2, 3, 3)])
+def test_what_is_no_square_matrix_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"covariance has shape \[.*\], expected \[D, D\]"):
+        CovarianceCholesky().compute(torch.zeros(shape))

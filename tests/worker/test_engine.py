@@ -1,0 +1,173 @@
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mhpc.core.backbones import load_backbone
+from tests.worker.helpers import picture, small_settings
+from worker.engine import DEVIATION, MEAN, Engine, FeatureCache, pick_device
+from worker.errors import DeviceError, ModelError
+from worker.metrics import Metrics
+
+CPU = torch.device("cpu")
+
+
+def engine_of(**model: Any) -> Engine:
+    return Engine(small_settings(model=model).model, CPU, Metrics())
+
+
+def prepared(engine: Engine, count: int) -> list[Tensor]:
+    return [engine.prepare(picture(seed)) for seed in range(count)]
+
+
+# -- devices and models that cannot be used ----------------------------------------------------------------------------
+
+
+def test_a_device_is_picked_by_its_name() -> None:
+    assert pick_device("cpu") == CPU
+    assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", ""])
+def test_a_device_that_is_not_there_is_refused_with_the_remedy(name: str) -> None:
+    with pytest.raises(DeviceError, match=r'worker\.device .* set "auto", "cpu" or "cuda"') as caught:
+        pick_device(name)
+    assert caught.value.exit_code == 5
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "parts"),
+    [
+        ({"weights": "/absent/weights.safetensors"}, ["/absent/weights.safetensors", "safetensors state dict"]),
+        ({"weights": "random:x"}, ["random:x", "random:SEED"]),
+        ({"backbone": "resnet19"}, ["resnet19", "resnet18", "package.module:function"]),
+        ({"backbone": "absent.module:function", "weights": None}, ["absent.module:function", "PYTHONPATH"]),
+        ({"layers": ("layer2", "layer9")}, ["layer9", "layer3"]),
+        ({"layers": ("layer2", "layer2")}, ["layer2", "distinct"]),
+        ({"layers": ("fc",)}, ["fc", "choose another layer"]),
+    ],
+)
+def test_a_model_that_cannot_be_used_is_refused_with_what_was_expected(model: dict[str, Any], parts: list[str]) -> None:
+    with pytest.raises(ModelError) as caught:
+        engine_of(**model)
+    assert caught.value.exit_code == 4
+    assert [part for part in parts if part not in str(caught.value)] == []
+
+
+def test_weights_of_another_backbone_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "resnet34.safetensors"
+    save_file(load_backbone("resnet34", "random:0").state_dict(), path)
+    with pytest.raises(ModelError, match="do not fit"):
+        engine_of(weights=str(path))
+
+
+# -- pixels to features ------------------------------------------------------------------------------------------------
+
+
+def test_pixels_are_normalised_by_the_mean_and_deviation_of_imagenet(engine: Engine) -> None:
+    pixels = picture(0, 64, 64)
+    expected = (pixels.astype(np.float64) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    x = engine.prepare(pixels)
+    assert x.dtype == torch.float32
+    np.testing.assert_allclose(x.permute(1, 2, 0).numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(40, 48), (640, 96), (63, 64), (1, 1)])
+def test_pictures_of_any_size_are_squashed_to_the_input_shape(engine: Engine, size: tuple[int, int]) -> None:
+    assert engine.prepare(picture(0, *size)).shape == (3, 64, 64)
+
+
+def test_a_picture_is_made_smaller_without_aliasing(engine: Engine) -> None:
+    stripes = np.zeros((256, 256, 3), np.uint8)
+    stripes[:, ::2] = 255  # finer than the result can show: it must become an even grey
+    grey = engine.prepare(stripes) * DEVIATION + MEAN
+    inner = grey[:, 4:-4, 4:-4]
+    assert float((inner - 0.5).abs().max()) < 0.02
+
+
+def test_preparing_leaves_the_pixels_as_they_are(engine: Engine) -> None:
+    pixels = picture(3)
+    engine.prepare(pixels)
+    np.testing.assert_array_equal(pixels, picture(3))
+
+
+def test_features_come_in_batches_of_at_most_max_batch() -> None:
+    engine = engine_of(max_batch=8)
+    batches = list(engine.batches(prepared(engine, 19)))
+    assert [tuple(batch.shape) for batch in batches] == [(8, 64, 384), (8, 64, 384), (3, 64, 384)]
+    assert engine.grid == (8, 8)
+    assert list(engine.batches([])) == []
+
+
+def test_images_are_taken_only_as_they_are_needed() -> None:
+    engine = engine_of(max_batch=8)
+    taken = []
+
+    def images() -> Iterator[Tensor]:
+        for number, x in enumerate(prepared(engine, 20)):
+            taken.append(number)
+            yield x
+
+    next(engine.batches(images()))
+    assert len(taken) == 8
+
+
+def test_an_images_features_do_not_depend_on_its_batch(engine: Engine) -> None:
+    images = prepared(engine, 5)
+    together = torch.cat(list(engine.batches(images)))
+    alone = torch.cat([features for x in images for features in engine.batches([x])])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_the_fingerprint_tells_what_decides_a_features_meaning(engine: Engine) -> None:
+    assert engine_of().fingerprint == engine.fingerprint
+    assert engine_of(bank_size=7, max_batch=8).fingerprint == engine.fingerprint
+    others = [{"weights": "random:1"}, {"layers": ("layer3", "layer2")}, {"layers": ("layer2",)}, {"input_shape": (64, 96)}]
+    assert len({engine.fingerprint, *(engine_of(**other).fingerprint for other in others)}) == 5
+
+
+# -- features of recent entries ----------------------------------------------------------------------------------------
+
+
+def test_features_that_were_put_are_given_once() -> None:
+    cache = FeatureCache()
+    features = torch.ones(2, 3, 4)
+    cache.put("a", "1-0", features)
+    assert cache.pop("b", "1-0") is None
+    assert cache.pop("a", "1-0") is features
+    assert cache.pop("a", "1-0") is None
+    assert cache.size == 0
+
+
+def test_the_oldest_features_go_where_room_is_short() -> None:
+    cache = FeatureCache(capacity=1000)
+    for number in range(5):
+        cache.put("a", f"{number}-0", torch.zeros(100))  # 400 bytes
+        assert cache.size <= 1000
+    assert [cache.pop("a", f"{number}-0") is not None for number in range(5)] == [False, False, False, True, True]
+    assert cache.size == 0
+
+
+def test_features_larger_than_the_room_are_not_kept_and_push_nothing_out() -> None:
+    cache = FeatureCache(capacity=1000)
+    cache.put("a", "1-0", torch.zeros(100))
+    cache.put("a", "2-0", torch.zeros(1000))
+    assert cache.pop("a", "2-0") is None
+    assert cache.pop("a", "1-0") is not None
+
+
+def test_features_put_again_take_the_place_of_the_old_ones() -> None:
+    cache = FeatureCache()
+    cache.put("a", "1-0", torch.zeros(100))
+    cache.put("a", "1-0", torch.ones(50))
+    assert cache.size == 200
+    cache.put("a", "1-0", torch.ones(10))
+    again = cache.pop("a", "1-0")
+    assert again is not None
+    assert len(again) == 10

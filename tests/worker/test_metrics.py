@@ -1,0 +1,70 @@
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from worker.metrics import STAGES, Metrics
+
+# name, type and labels, as dashboards and alerts rely on them; mhpc_drift comes with the measure of drift itself
+EXPECTED = {
+    "mhpc_images": ("counter", {"line", "outcome"}),
+    "mhpc_stage_seconds": ("histogram", {"stage"}),
+    "mhpc_end_to_end_seconds": ("histogram", {"line"}),
+    "mhpc_stream_lag_entries": ("gauge", {"line"}),
+    "mhpc_pending_entries": ("gauge", {"line"}),
+    "mhpc_oldest_pending_seconds": ("gauge", {"line"}),
+    "mhpc_score_to_threshold": ("histogram", {"line"}),
+    "mhpc_threshold": ("gauge", {"line"}),
+    "mhpc_anomalies": ("counter", {"line"}),
+    "mhpc_bank_anchors": ("gauge", {"line"}),
+    "mhpc_bank_radius": ("gauge", {"line"}),
+    "mhpc_pca_components": ("gauge", {"line"}),
+    "mhpc_snapshot_last_success_timestamp_seconds": ("gauge", {"line"}),
+    "mhpc_dead_letters": ("counter", {"line", "reason"}),
+    "mhpc_entries_lost": ("counter", {"line"}),
+    "mhpc_redis_reconnects": ("counter", set()),
+    "mhpc_line_phase": ("gauge", {"line", "phase"}),
+    "mhpc_build_info": ("gauge", {"version", "python", "torch"}),
+}
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+    return metrics.registry.get_sample_value(name, labels)
+
+
+def test_every_name_is_there_with_its_type_before_anything_happened() -> None:
+    families = text_string_to_metric_families(generate_latest(Metrics().registry).decode())
+    own = [family for family in families if family.name.startswith("mhpc_")]
+    found = {family.name: family.type for family in own if not family.name.endswith("_created")}
+    assert found == {name: kind for name, (kind, _) in EXPECTED.items()}
+
+
+def test_labels_are_those_that_stay_few() -> None:
+    collectors = {c for name, c in vars(Metrics()).items() if name != "registry"}
+    labels = {c._name: set(c._labelnames) for c in collectors}
+    assert labels == {name: names for name, (_, names) in EXPECTED.items()}
+
+
+def test_each_worker_has_a_registry_of_its_own() -> None:
+    one, other = Metrics(), Metrics()
+    one.redis_reconnects.inc()
+    assert value(one, "mhpc_redis_reconnects_total") == 1
+    assert value(other, "mhpc_redis_reconnects_total") == 0
+
+
+def test_the_stages_are_timed_per_call() -> None:
+    metrics = Metrics()
+    for stage in STAGES:
+        assert value(metrics, "mhpc_stage_seconds_count", stage=stage) == 0
+        with metrics.stage(stage):
+            pass
+        assert value(metrics, "mhpc_stage_seconds_count", stage=stage) == 1
+
+
+def test_the_build_is_told() -> None:
+    samples = [sample for family in Metrics().registry.collect() for sample in family.samples]
+    build = next(sample for sample in samples if sample.name == "mhpc_build_info")
+    assert build.value == 1
+    assert all(build.labels.values())
+
+
+def test_the_process_is_measured_too() -> None:
+    assert value(Metrics(), "process_resident_memory_bytes")

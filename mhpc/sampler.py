@@ -63,9 +63,7 @@ def farthest_first(
     return Selection(indices, float(bounds.max().clamp_min(0).sqrt()))  # GPU sync
 
 
-def _choose(
-    rows: Tensor, squares: Tensor, bounds: Tensor, n: int, stop: float, candidates: int
-) -> NDArray[np.int64]:
+def _choose(rows: Tensor, squares: Tensor, bounds: Tensor, n: int, stop: float, candidates: int) -> NDArray[np.int64]:
     """Steps 1 and 2; on the CPU, where a choice costs microseconds and not a GPU sync."""
     M = min(candidates, len(bounds))
     top = bounds.topk(min(M + 1, len(bounds)))

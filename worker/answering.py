@@ -29,7 +29,7 @@ class Opened:
     entry: Entry
     verdicts: list[tuple[Image, Verdict]] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
-    features: list[Tensor] = field(default_factory=list)  # [1, P, D] each; kept while the line learns
+    features: list[Tensor] = field(default_factory=list)  # [B, P, D] each; kept while the line learns, if there is room
 
 
 class Answering:
@@ -41,6 +41,7 @@ class Answering:
         self.cache = cache
         self.metrics = metrics
         self._to_recover: set[str] = set()  # lines whose own pending entries come first
+        self._room = 0  # bytes of features that this turn may still keep for learning
 
     def rewind(self, lines: Iterable[str]) -> None:
         """After a start or an error: what was delivered and not answered comes again, before anything new."""
@@ -62,9 +63,7 @@ class Answering:
         if cached is not None:
             yield cached
             return
-        rejected: list[Rejected] = []
-        yield from self.engine.batches(x for _, x in self._prepared(entry, rejected))
-        self.metrics.images.labels(line, "skipped").inc(len(rejected))
+        yield from self.engine.batches(x for _, x in self._prepared(entry, []))
 
     def _read(self, client: Any, keepers: Mapping[str, Keeper], block_ms: int | None) -> list[tuple[str, Entry]]:
         consumer = self.settings.worker.name
@@ -111,7 +110,7 @@ class Answering:
                     taken.append((part, image))
                     yield x
 
-        judged = 0
+        judged, self._room = 0, self.cache.capacity
         for features in self.engine.batches(prepared()):
             chunk = taken[judged : judged + len(features)]
             judged += len(features)
@@ -124,8 +123,9 @@ class Answering:
     def _verdicts(self, part: Opened, images: list[Image], features: Tensor) -> None:
         with self.metrics.stage("score"):
             part.verdicts += zip(images, part.line.judge(features, self.engine.grid), strict=True)
-        if part.line.learns:
+        if part.line.learns and features.nbytes <= self._room:
             part.features.append(features)
+            self._room -= features.nbytes
 
     def _publish(self, client: Any, keepers: Mapping[str, Keeper], opened: list[Opened]) -> None:
         seconds, microseconds = client.time()
@@ -139,7 +139,7 @@ class Answering:
             for part, once in zip(parts, published, strict=True):
                 if once:
                     self._count(part, now_ms)
-                if part.features:
+                if part.features and sum(map(len, part.features)) == len(part.verdicts):
                     self.cache.put(name, part.entry.id, torch.cat(part.features))
 
     def _answer(self, part: Opened, now_ms: float) -> Answer:

@@ -163,14 +163,17 @@ class Worker:
 
     # -- shutdown ----------------------------------------------------------------------------------------------------
 
-    def shutdown(self) -> None:
-        """Make durable what was learned, let the lines go, stop answering HTTP."""
+    def drain(self) -> None:
+        """Make durable what was learned, and let the lines go."""
         for name, keeper in self.keepers.items():
             try:
                 if keeper.epoch:
                     keeper.close(self.holder)
             except (FencedError, redis.RedisError) as error:
                 log.warning("not drained; its entries come again", line=name, error=str(error))
+
+    def shutdown(self) -> None:
+        """Stop answering HTTP."""
         self.http.stop()
         log.info("stopped")
 
@@ -187,5 +190,6 @@ def run_worker(settings: Settings) -> None:
     worker.startup()
     try:
         worker.run()
+        worker.drain()  # not after an error: a half-applied entry must not reach a snapshot
     finally:
         worker.shutdown()

@@ -68,8 +68,13 @@ class Engine:
         """Features [B, P, D] of prepared images [3, H, W], B at most max_batch; images are taken as they are needed."""
         rest = iter(images)
         while chunk := list(islice(rest, self.settings.max_batch)):
-            with self.metrics.stage("forward"):
-                features, _ = self.features(torch.stack(chunk))
+            try:
+                with self.metrics.stage("forward"):
+                    features, _ = self.features(torch.stack(chunk))
+            except (torch.OutOfMemoryError, torch.AcceleratorError) as error:
+                raise DeviceError(
+                    f"{self.device} failed on {len(chunk)} images: {error}; lower model.max_batch"
+                ) from error
             yield features
 
 

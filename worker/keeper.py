@@ -163,14 +163,13 @@ class Keeper:
         return len(entries)
 
     def _read(self, count: int) -> list[Entry]:
-        if self._history is None:
-            return self.streams.read_learning(self.epoch, count)
-        entries = self.streams.read_learning(self.epoch, count, self._history)
-        self._history = entries[-1].id if entries else None
-        if self._history is None:
-            return self._read(count)
-        known = set(self._unacknowledged)
-        return [entry for entry in entries if entry.id not in known]
+        known = set(self._unacknowledged) if self._history else set()
+        while self._history is not None:
+            entries = self.streams.read_learning(self.epoch, count, self._history)
+            self._history = entries[-1].id if entries else None
+            if fresh := [entry for entry in entries if entry.id not in known]:
+                return fresh
+        return self.streams.read_learning(self.epoch, count)
 
     def _apply(self, entry: Entry, extract: Extract) -> None:
         line, phase = self.line, self.line.phase

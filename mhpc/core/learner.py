@@ -162,6 +162,8 @@ class OnePassLearner:
         if features.ndim != 3 or 0 in features.shape or (self.bank_ is not None and features.shape[2] != D):
             raise ValueError(f"features have shape {list(features.shape)}, expected [B, P, {D}] with B, P >= 1")
         x = features.to(self.device, torch.float32)
+        if self.bank_ is None and len(x) * x.shape[1] < 2:
+            raise ValueError(f"features {list(x.shape)} hold a single patch, expected at least 2 to begin with")
         if not all_finite(x):
             raise ValueError(f"features {list(x.shape)} hold NaN or infinite values; is the backbone's output sound?")
         return x

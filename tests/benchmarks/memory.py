@@ -1,11 +1,11 @@
 """Does resident memory grow with the images learned? 20,000 small ones through a worker that learns all the time."""
 
+import os
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import redis
 
 from tests.conftest import PrivateRedis
@@ -26,6 +26,11 @@ def main() -> None:
             server.kill()
 
 
+def resident_mib(pid: int) -> float:
+    """Linux: the second field of statm is resident pages."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
 def _play(server: PrivateRedis, folder: Path) -> None:
     client = redis.Redis.from_url(server.url, protocol=2)
     config = write_config(folder, server.url, "bench", folder, learn=IMAGES)
@@ -34,16 +39,15 @@ def _play(server: PrivateRedis, folder: Path) -> None:
     key, samples = "mhpc:{bench}:images", []
     start = time.perf_counter()
     with running_worker(config) as worker:
-        process = psutil.Process(worker.pid)
         eventually(lambda: state(client, "bench"))
         for first in range(0, IMAGES, BATCH):
             items = [item(str(i), format="jpeg", data=pictures[rng.integers(500)]) for i in range(first, first + BATCH)]
             client.xadd(key, {"batch": message(*items)})
-            eventually(lambda: int(client.xlen(key)) < 4 * AHEAD)  # type: ignore[arg-type]  # redis-py joins its two clients
+            eventually(lambda: int(client.xlen(key)) < 4 * AHEAD)
             if first % 500 < BATCH:
-                samples.append((first, process.memory_info().rss / 2**20))
+                samples.append((first, resident_mib(worker.pid)))
         eventually(lambda: state(client, "bench").get("phase") == "calibrating")
-        samples.append((IMAGES, process.memory_info().rss / 2**20))
+        samples.append((IMAGES, resident_mib(worker.pid)))
     seconds = time.perf_counter() - start
     x, y = np.array([sample for sample in samples if sample[0] >= WARM]).T
     slope = np.polyfit(x, y, 1)[0] * 1000

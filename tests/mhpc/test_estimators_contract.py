@@ -20,9 +20,7 @@ class Estimator(NamedTuple):
 
 
 ESTIMATORS = {
-    "OnlineCovariance": Estimator(
-        lambda: OnlineCovariance(D), lambda e, x: e.update(x), lambda e: e.n_samples_seen_
-    ),
+    "OnlineCovariance": Estimator(lambda: OnlineCovariance(D), lambda e, x: e.update(x), lambda e: e.n_samples_seen_),
     "IncrementalPCA": Estimator(
         lambda: IncrementalPCA(0.9), lambda e, x: e.partial_fit(x), lambda e: e.n_samples_seen_
     ),

@@ -99,7 +99,9 @@ def test_unusable_rows_are_refused_with_what_came(x: Tensor, text: str) -> None:
         check_rows(x, 3)
 
 
-@pytest.mark.parametrize(("value", "finite"), [(3e38, True), (torch.inf, False), (-torch.inf, False), (torch.nan, False)])
+@pytest.mark.parametrize(
+    ("value", "finite"), [(3e38, True), (torch.inf, False), (-torch.inf, False), (torch.nan, False)]
+)
 def test_values_whose_norm_overflows_still_count_as_finite(value: float, finite: bool) -> None:
     x = torch.full((3, 3), 3e38)
     x[1, 2] = value

@@ -128,7 +128,12 @@ def test_an_images_features_do_not_depend_on_its_batch(engine: Engine) -> None:
 def test_the_fingerprint_tells_what_decides_a_features_meaning(engine: Engine) -> None:
     assert engine_of().fingerprint == engine.fingerprint
     assert engine_of(bank_size=7, max_batch=8).fingerprint == engine.fingerprint
-    others = [{"weights": "random:1"}, {"layers": ("layer3", "layer2")}, {"layers": ("layer2",)}, {"input_shape": (64, 96)}]
+    others: list[dict[str, Any]] = [
+        {"weights": "random:1"},
+        {"layers": ("layer3", "layer2")},
+        {"layers": ("layer2",)},
+        {"input_shape": (64, 96)},
+    ]
     assert len({engine.fingerprint, *(engine_of(**other).fingerprint for other in others)}) == 5
 
 

@@ -24,9 +24,7 @@ def probes() -> Probes:
 
 @pytest.fixture
 def server(probes: Probes) -> Iterator[HttpServer]:
-    server = HttpServer(
-        HttpSettings(port=0), make_app(Metrics().registry, lambda: probes.alive, lambda: probes.ready)
-    )
+    server = HttpServer(HttpSettings(port=0), make_app(Metrics().registry, lambda: probes.alive, lambda: probes.ready))
     server.start()
     yield server
     server.stop()

@@ -94,7 +94,7 @@ def test_an_entry_says_what_became_of_its_images() -> None:
 
 def test_the_bank_is_frozen_while_it_calibrates() -> None:
     line = play(fresh(), 1, 6)
-    before = {name: tensor for name, tensor in line.learner.state_dict().items()}
+    before = line.learner.state_dict()
     play(line, 7, 10)
     assert line.phase == CALIBRATING
     assert all(torch.equal(tensor, before[name]) for name, tensor in line.learner.state_dict().items())

@@ -148,7 +148,7 @@ def test_pretrained_weights_with_a_wrong_hash_are_refused(hub: Path, monkeypatch
     [
         ("resnet19", "random:0", "backbone 'resnet19' is unknown; known: tiny, resnet18, .*package.module:function"),
         ("resnet18", None, 'weights of resnet18 are missing; give "pretrained"'),
-        ("resnet18", "bundled", "weights \"bundled\" are for backbone \"tiny\" alone, not 'resnet18'"),
+        ("resnet18", "bundled", 'weights "bundled" are for backbone "tiny" alone, not \'resnet18\''),
         ("tiny", "pretrained", 'backbone "tiny" comes with weights "bundled"'),
         ("resnet18", "random:", "weights 'random:': expected \"random:SEED\" with a whole number"),
         ("resnet18", "random:x", "weights 'random:x': expected \"random:SEED\""),
@@ -180,7 +180,7 @@ def test_a_folder_is_refused_as_weights(tmp_path: Path) -> None:
 
 def test_a_state_dict_of_another_network_is_refused_in_one_line(tmp_path: Path) -> None:
     save_file(load_backbone("tiny", "random:0").state_dict(), tmp_path / "w.safetensors")
-    text = r"w.safetensors' do not fit ResNet: of its 122 tensors 122 missing \(bn1.bias, ...\), 42 unknown \(layer1"
+    text = r"w.safetensors' do not fit ResNet: of its 122 tensors 122 missing \(bn1.bias, ...\), \d+ unknown \(layer1"
     with pytest.raises(BackboneError, match=text) as caught:
         load_backbone("resnet18", tmp_path / "w.safetensors")
     assert "\n" not in str(caught.value)

@@ -31,7 +31,9 @@ def test_a_quantile_keeps_the_wanted_rate_on_average(name: str, n: int, rate: fl
 
 
 @pytest.mark.parametrize("name", NORMAL_SCORES)
-@pytest.mark.parametrize(("n", "rate", "within"), [(500, 0.01, 1.2), (100, 0.01, 1.3), (40, 0.02, 1.5), (500, 0.001, 1.5)])
+@pytest.mark.parametrize(
+    ("n", "rate", "within"), [(500, 0.01, 1.2), (100, 0.01, 1.3), (40, 0.02, 1.5), (500, 0.001, 1.5)]
+)
 def test_a_tail_keeps_the_wanted_rate_on_average(name: str, n: int, rate: float, within: float) -> None:
     found, methods = realised(NORMAL_SCORES[name], n, rate)
     assert methods == {"tail"}

@@ -25,7 +25,7 @@ def play(client: redis.Redis, line: str, start: int, stop: int) -> None:
 
 
 def done(client: redis.Redis, line: str, count: int) -> bool:
-    answered = int(client.xlen(f"mhpc:{{{line}}}:scores")) + int(client.xlen(f"mhpc:{{{line}}}:dead"))  # type: ignore[arg-type]  # redis-py's annotations join its two clients
+    answered = int(client.xlen(f"mhpc:{{{line}}}:scores")) + int(client.xlen(f"mhpc:{{{line}}}:dead"))
     return answered >= count
 
 
@@ -77,7 +77,7 @@ def test_what_was_learned_since_the_last_snapshot_survives_sigterm(
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(30) == 0
     assert committed(client, line, tmp_path).metadata["images_learned"] == 4
-    assert client.xpending(f"mhpc:{{{line}}}:images", "mhpc-learn")["pending"] == 0  # type: ignore[index]  # as above
+    assert client.xpending(f"mhpc:{{{line}}}:images", "mhpc-learn")["pending"] == 0
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped"])

@@ -79,8 +79,15 @@ def test_ids_sort_as_redis_sorts_them() -> None:
 
 @pytest.mark.parametrize(
     ("entry", "before"),
-    [("5-3", "5-2"), ("5-1", "5-0"), ("5-0", f"4-{2**64 - 1}"), ("1-0", f"0-{2**64 - 1}"), ("0-1", "0-0"), ("0-0", "0-0")],
-)  # fmt: skip
+    [
+        ("5-3", "5-2"),
+        ("5-1", "5-0"),
+        ("5-0", f"4-{2**64 - 1}"),
+        ("1-0", f"0-{2**64 - 1}"),
+        ("0-1", "0-0"),
+        ("0-0", "0-0"),
+    ],
+)
 def test_the_id_before_an_id(entry: str, before: str) -> None:
     assert entry_before(entry) == before
 

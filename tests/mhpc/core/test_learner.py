@@ -1,0 +1,256 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from mhpc.core.calibration import outlier_limit
+from mhpc.core.learner import GUARD_AFTER, GUARD_SHARE, RECENT, REFRESH_GROWTH, STEP, OnePassLearner
+from mhpc.core.memory_bank import OVERFULL, Whitening
+
+P, D, K = 16, 8, 60
+
+
+def pictures(B: int, seed: int = 0, shift: float = 0.0) -> Tensor:
+    """Patch features [B, P, D] of parts: each position looks its own way, with some noise."""
+    positions = torch.randn(P, D, generator=torch.Generator().manual_seed(99)) * 3
+    return positions + torch.randn(B, P, D, generator=torch.Generator().manual_seed(seed)) + shift
+
+
+def defective(B: int, seed: int = 0) -> Tensor:
+    """The same, one patch of each out of place."""
+    features = pictures(B, seed)
+    features[torch.arange(B), torch.arange(B) % P] += 20 / D**0.5
+    return features
+
+
+def learner(**options: int) -> OnePassLearner:
+    return OnePassLearner(**{"bank_size": K, **options})
+
+
+def assert_same(a: OnePassLearner, b: OnePassLearner) -> None:
+    left, right = a.state_dict(), b.state_dict()
+    assert left.keys() == right.keys()
+    assert [name for name in left if not torch.equal(left[name], right[name])] == []
+
+
+@pytest.mark.parametrize("sizes", [[8] * 12, [16, 80], [40, 24, 32], [88, 8]])
+def test_calls_of_whole_steps_give_the_same_however_they_are_split(sizes: list[int]) -> None:
+    x = pictures(96)
+    x[50] = defective(1)[0] * 4
+    whole, split = learner(), learner()
+    steps = [split.partial_fit(part) for part in x.split(sizes)]
+    expected = whole.partial_fit(x)
+    assert_same(whole, split)
+    assert torch.equal(torch.cat([step.scores for step in steps]), expected.scores)
+    assert torch.equal(torch.cat([step.learned for step in steps]), expected.learned)
+
+
+@pytest.mark.parametrize("seen", [3, 8, 40, 77])
+def test_a_learner_taken_up_from_its_state_goes_on_bit_by_bit(seen: int) -> None:
+    x = pictures(150)
+    unbroken, broken = learner(), learner()
+    unbroken.partial_fit(x[:seen])
+    broken.partial_fit(x[:seen])
+    resumed = learner().load_state_dict(broken.state_dict())
+    assert_same(resumed, broken)
+    a, b = unbroken.partial_fit(x[seen:]), resumed.partial_fit(x[seen:])
+    assert torch.equal(a.scores, b.scores)
+    assert_same(unbroken, resumed)
+    for model in (unbroken, resumed):
+        model.freeze()
+    assert_same(unbroken, resumed)
+    assert torch.equal(unbroken.score(x), resumed.score(x))
+
+
+def test_a_state_shares_nothing_with_the_learner_or_with_who_loads_it() -> None:
+    x = pictures(60)
+    first = learner()
+    first.partial_fit(x[:40])
+    state = first.state_dict()
+    before = {name: tensor.clone() for name, tensor in state.items()}
+    second = learner().load_state_dict(state)
+    first.partial_fit(x[40:])
+    second.partial_fit(x[40:])
+    assert [name for name in state if not torch.equal(state[name], before[name])] == []
+    assert_same(first, second)
+
+
+def test_an_empty_learners_state_goes_round() -> None:
+    resumed = learner().load_state_dict(learner().state_dict())
+    assert resumed.images_seen_ == resumed.rows_seen_ == 0
+    expected = learner()
+    for model in (expected, resumed):
+        model.partial_fit(pictures(20))
+    assert_same(expected, resumed)
+
+
+@pytest.mark.parametrize("name", ["counts", "scatter", "anchors", "radius", "recent_scores"])
+def test_a_state_that_lacks_a_tensor_is_refused(name: str) -> None:
+    trained = learner()
+    trained.partial_fit(pictures(20))
+    state = trained.state_dict()
+    del state[name]
+    with pytest.raises(ValueError, match=f"the state has no tensor '{name}'; it holds .*moves"):
+        learner().load_state_dict(state)
+
+
+def test_moments_are_those_of_all_rows_learned_and_mass_sums_to_them() -> None:
+    x = pictures(100)
+    model = learner()
+    model.partial_fit(x)
+    assert model.bank_ is not None
+    flat = x.reshape(-1, D).double().numpy()
+    np.testing.assert_allclose(model.pca_.mean_, flat.mean(0), atol=1e-5)
+    scatter = model.pca_.moments_.scatter / (len(flat) - 1)
+    np.testing.assert_allclose(scatter, np.cov(flat.T), atol=1e-4)
+    assert model.rows_seen_ == int(model.bank_.mass.sum()) == 100 * P
+
+
+def test_the_bank_stays_bounded_and_is_reduced_when_frozen() -> None:
+    model = learner()
+    for seed in range(10):
+        model.partial_fit(pictures(24, seed))
+        assert model.bank_ is not None
+        assert len(model.bank_) <= OVERFULL * K
+    model.freeze()
+    assert model.bank_ is not None
+    assert len(model.bank_) == K
+    current = Whitening.of(model.pca_)
+    assert torch.equal(model.bank_.whitening.projection, current.projection)
+    torch.testing.assert_close(model.bank_.images, current(model.bank_.anchors))
+
+
+def test_the_basis_is_refreshed_when_the_rows_have_grown_by_a_fixed_factor() -> None:
+    model, at = learner(), []
+    for part in pictures(120).split(STEP):
+        model.partial_fit(part)
+        at.append((model.rows_seen_, model.rows_at_refresh_))
+    last = 0
+    for seen, refreshed in at:
+        last = seen if seen >= REFRESH_GROWTH * last else last
+        assert refreshed == last
+    assert len({refreshed for _, refreshed in at}) < len(at) / 2
+
+
+def test_images_are_scored_before_they_are_learned_from() -> None:
+    x = pictures(60)
+    model = learner(bank_size=60 * P)  # room for every patch: what was learned is at distance 0
+    first = model.partial_fit(x[:STEP])
+    assert bool(first.scores.isinf().all())
+    model.partial_fit(x[STEP:40])
+    expected = model.score(x[40:48])
+    assert torch.equal(model.partial_fit(x[40:48]).scores, expected)
+    assert float(expected.min()) > 0.5
+    assert float(model.score(x[:48]).max()) < 1e-4
+
+
+def test_scores_tell_defective_parts_from_good_ones() -> None:
+    model = learner()
+    model.partial_fit(pictures(150))
+    model.freeze()
+    test = torch.cat([pictures(50, seed=1), defective(50, seed=2)])
+    assert roc_auc_score([0] * 50 + [1] * 50, model.score(test)) > 0.98
+
+
+@pytest.mark.parametrize("top_k", [1, 5])
+def test_scores_do_not_depend_on_the_batch(top_k: int) -> None:
+    model = learner(top_k=top_k)
+    model.partial_fit(pictures(80))
+    x = pictures(20, seed=3)
+    alone = torch.cat([model.score(part) for part in x.split(1)])
+    torch.testing.assert_close(alone, model.score(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model.score(x), model.score_patches(x).topk(top_k).values.mean(1))
+
+
+def test_a_bad_image_after_many_good_ones_is_set_aside() -> None:
+    model, reference = learner(), learner()
+    for m in (model, reference):
+        m.partial_fit(pictures(80))
+    good = pictures(7, seed=5)
+    mixed = torch.cat([good[:3], defective(1, seed=6) * 3, good[3:]])
+    step = model.partial_fit(mixed)
+    assert step.learned.tolist() == [True] * 3 + [False] + [True] * 4
+    assert float(step.scores[3]) > 2 * float(step.scores[step.learned].max())
+    assert (model.images_learned_, model.images_quarantined_, model.images_seen_) == (87, 1, 88)
+    reference.partial_fit(good)
+    for name in ("mean", "scatter", "anchors", "mass", "support"):
+        torch.testing.assert_close(model.state_dict()[name], reference.state_dict()[name])
+
+
+def test_the_guard_does_not_judge_by_few_images() -> None:
+    model = learner()
+    model.partial_fit(pictures(STEP + GUARD_AFTER - 1))  # the first step's scores are infinite and do not count
+    assert bool(model.partial_fit(defective(1) * 3).learned.all())
+
+
+def test_a_lasting_change_is_learned_in_the_end() -> None:
+    model = learner()
+    model.partial_fit(pictures(200))
+    changed = pictures(120, seed=7, shift=8.0)
+    step = model.partial_fit(changed)
+    assert not bool(step.learned[:5].any())
+    assert int((~step.learned).sum()) <= int(GUARD_SHARE * RECENT)
+    assert bool(step.learned[-60:].all())
+    normal = outlier_limit(model.partial_fit(pictures(40, seed=8)).scores.numpy())
+    assert float(model.score(pictures(20, seed=9, shift=8.0)).max()) < normal
+
+
+@pytest.mark.parametrize(
+    "features",
+    [torch.zeros(64, P, D), torch.full((64, P, D), 0.1), pictures(1).repeat(64, 1, 1), torch.zeros(64, 1, D)],
+    ids=["black", "one colour", "one picture", "one patch"],
+)
+def test_images_that_are_all_equal_give_finite_scores(features: Tensor) -> None:
+    model = learner()
+    step = model.partial_fit(features)
+    model.freeze()
+    assert bool(step.scores[STEP:].isfinite().all())
+    assert float(model.score(features).max()) < 1e-3
+    assert bool(model.score(features + 1).isfinite().all())
+    assert all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values())
+
+
+def test_a_stream_that_begins_with_black_images_learns_what_follows() -> None:
+    model = learner()
+    model.partial_fit(torch.zeros(16, P, D))
+    step = model.partial_fit(pictures(200))
+    model.freeze()
+    assert bool(step.scores.isfinite().all())
+    assert bool(step.learned[-100:].all())
+    test = torch.cat([pictures(30, seed=1), defective(30, seed=2)])
+    assert roc_auc_score([0] * 30 + [1] * 30, model.score(test)) > 0.98
+
+
+def test_a_bank_of_one_anchor_works() -> None:
+    model = learner(bank_size=1)
+    step = model.partial_fit(pictures(80))
+    assert model.bank_ is not None
+    assert len(model.bank_) == 1
+    assert bool(step.scores[STEP:].isfinite().all())
+    assert np.isfinite(model.bank_.radius)
+
+
+@pytest.mark.parametrize("shape", [(4, D), (2, P, D + 1), (0, P, D), (2, 0, D), (2, P, D, 1)])
+def test_features_of_another_shape_are_refused_and_change_nothing(shape: tuple[int, ...]) -> None:
+    model, expected = learner(), learner()
+    for m in (model, expected):
+        m.partial_fit(pictures(16))
+    for call in (model.partial_fit, model.score, model.score_patches):
+        with pytest.raises(ValueError, match=rf"expected \[B, P, {D}\] with B, P >= 1") as caught:
+            call(torch.zeros(shape))
+        assert str(list(shape)) in str(caught.value)
+    assert_same(model, expected)
+
+
+def test_a_single_patch_is_too_little_to_begin_with() -> None:
+    model = learner()
+    with pytest.raises(ValueError, match=r"features \[1, 1, 8\] hold a single patch, expected at least 2"):
+        model.partial_fit(torch.zeros(1, 1, D))
+    assert_same(model, learner())
+
+
+def test_nothing_can_be_scored_before_something_was_learned() -> None:
+    for call in (lambda: learner().score(pictures(2)), learner().freeze):
+        with pytest.raises(ValueError, match="nothing was learned yet: call partial_fit"):
+            call()

@@ -1,0 +1,184 @@
+import pytest
+import torch
+from torch import Tensor
+
+from mhpc import CovarianceCholesky, IncrementalPCA, OnlineCovariance
+from mhpc.core.memory_bank import OVERFULL, MemoryBank, Whitening
+
+D, K, P = 6, 40, 25
+
+
+def rows(N: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    spread = torch.tensor([3.0, 2.0, 1.0, 1.0, 0.5, 0.3])
+    return torch.randn(N, D, generator=generator) * spread + 5
+
+
+def basis(x: Tensor, n_components: int | float | None = 4) -> Whitening:
+    return Whitening.of(IncrementalPCA(n_components).partial_fit(x))
+
+
+def learn(bank: MemoryBank, x: Tensor) -> None:
+    """Rows of pictures with P patches each, the way the learner gives them."""
+    z = bank.whiten(x)
+    if len(bank):
+        distances, labels = bank.nearest(z)
+    else:
+        distances, labels = torch.full((len(x),), torch.inf), torch.zeros(len(x), dtype=torch.int64)
+    bank.learn(x, z, distances, labels, torch.arange(len(x)) // P)
+
+
+def learned(steps: int, bank_size: int = K) -> MemoryBank:
+    bank = MemoryBank(bank_size, D, torch.device("cpu"))
+    bank.refresh(basis(rows(500)))
+    for seed in range(steps):
+        learn(bank, rows(8 * P, seed))
+    return bank
+
+
+def with_anchors(x: Tensor, radius: float) -> MemoryBank:
+    """A bank whose anchors are just these rows."""
+    bank = MemoryBank(len(x), D, torch.device("cpu"))
+    bank.refresh(basis(rows(500), None))
+    learn(bank, x)
+    bank.radius = radius
+    return bank
+
+
+def test_whitening_is_the_inverse_cholesky_factor_of_the_projected_covariance() -> None:
+    x = rows(400).double()
+    pca = IncrementalPCA(4, torch.float64).partial_fit(x)
+    L = CovarianceCholesky().compute(OnlineCovariance(4, torch.float64).update(pca.transform(x)).covariance())
+    expected = torch.linalg.solve_triangular(L, pca.components_, upper=False)
+    torch.testing.assert_close(Whitening.of(pca).projection, expected, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(Whitening.of(pca)(x), pca.whiten(x))
+
+
+def test_mass_sums_to_the_rows_seen_and_the_bank_stays_bounded() -> None:
+    bank = learned(0)
+    for step in range(12):
+        learn(bank, rows(8 * P, seed=step))
+        assert int(bank.mass.sum()) == (step + 1) * 8 * P
+        assert len(bank) <= OVERFULL * K
+        assert int(bank.mass.min()) >= 1
+        assert bool((bank.moves <= bank.mass).all())
+        assert int(bank.support.max()) <= (step + 1) * 8
+        assert int(bank.support.min()) >= 1
+    bank.reduce()
+    assert len(bank) == K
+    assert int(bank.mass.sum()) == 12 * 8 * P
+
+
+def test_all_tensors_keep_one_row_per_anchor() -> None:
+    bank = learned(5)
+    lengths = {len(t) for t in (bank.anchors, bank.images, bank.mass, bank.moves, bank.support)}
+    assert lengths == {len(bank)}
+
+
+def test_after_growth_every_row_is_within_the_radius_of_an_anchor(monkeypatch: pytest.MonkeyPatch) -> None:
+    bank = learned(4)
+    monkeypatch.setattr(bank, "_move", lambda *_: None)  # growth alone: moving comes after it
+    radius, before = bank.radius, len(bank)
+    bank.bank_size = 10_000
+    x = torch.cat([rows(8 * P, seed=9), rows(P, seed=10) * 3])
+    learn(bank, x)
+    distances = torch.cdist(bank.whiten(x), bank.images, compute_mode="donot_use_mm_for_euclid_dist").amin(1)
+    assert float(distances.max()) <= radius * (1 + 1e-5)
+    assert before < len(bank) < before + len(x)
+    assert float(torch.pdist(bank.images[before:]).min()) > radius  # and no more anchors than that takes
+
+
+def test_an_anchor_is_the_mean_of_the_rows_that_moved_it() -> None:
+    centers = torch.eye(D)[:4] * 100
+    near = [center + rows(7, seed) - 5 for seed, center in enumerate(centers)]
+    bank = with_anchors(centers, radius=1e9)
+    learn(bank, torch.cat(near)[torch.randperm(28, generator=torch.Generator().manual_seed(0))])
+    for center, taken in zip(centers, near, strict=True):
+        mean = torch.cat([center[None], taken]).mean(0)
+        i = int(torch.cdist(mean[None], bank.anchors).argmin())
+        torch.testing.assert_close(bank.anchors[i], mean)
+        assert (int(bank.mass[i]), int(bank.moves[i])) == (8, 8)
+    torch.testing.assert_close(bank.images, bank.whiten(bank.anchors), rtol=1e-4, atol=1e-4)
+
+
+def test_the_image_of_a_moved_anchor_is_its_whitening() -> None:
+    bank = learned(10)
+    torch.testing.assert_close(bank.images, bank.whiten(bank.anchors), rtol=1e-3, atol=1e-4)
+
+
+def test_support_counts_distinct_pictures_not_patches() -> None:
+    bank = with_anchors(torch.eye(D)[:3] * 100, radius=1e9)
+    order = [int((bank.anchors[:, i] == 100).nonzero()) for i in range(3)]
+    before = bank.support[order].tolist()
+    #          picture 0, all near anchor 0; picture 1, half and half
+    x = torch.cat([torch.eye(D)[[0] * P], torch.eye(D)[[0] * 10 + [1] * (P - 10)]]) * 99
+    learn(bank, x)
+    assert before == [1, 1, 1]
+    assert bank.support[order].tolist() == [3, 2, 1]
+
+
+def test_a_row_that_becomes_an_anchor_is_supported_by_its_own_picture() -> None:
+    bank = with_anchors(rows(K), radius=1.0)
+    learn(bank, torch.cat([rows(P), rows(P) + 1000]))
+    fresh = bank.anchors[:, 0] > 500
+    assert bool(fresh.any())
+    assert bank.support[fresh].tolist() == [1] * int(fresh.sum())
+    assert int(bank.mass[fresh].sum()) == P
+
+
+def test_reduction_keeps_mass_the_largest_support_and_what_it_covers() -> None:
+    bank = learned(3, bank_size=100)
+    anchors, images, mass, moves, support = bank.anchors, bank.images, bank.mass, bank.moves, bank.support
+    bank.bank_size = 30
+    bank.reduce()
+    distances = torch.cdist(images, bank.images, compute_mode="donot_use_mm_for_euclid_dist")
+    heirs = distances.argmin(1)
+    kept = distances.amin(1) == 0
+    assert int(kept.sum()) == len(bank) == 30
+    torch.testing.assert_close(bank.radius, float(distances.amin(1).max()), rtol=1e-4, atol=0)
+    assert torch.equal(bank.anchors, anchors[kept][heirs[kept].argsort()])
+    assert torch.equal(bank.moves, moves[kept][heirs[kept].argsort()])
+    for i in range(30):
+        assert int(bank.mass[i]) == int(mass[heirs == i].sum())
+        assert int(bank.support[i]) == int(support[heirs == i].max())
+
+
+def test_a_bank_that_is_not_overfull_is_not_reduced() -> None:
+    bank = with_anchors(rows(K), radius=0.25)
+    anchors = bank.anchors.clone()
+    bank.reduce()
+    assert torch.equal(bank.anchors, anchors)
+    assert bank.radius == 0.25
+
+
+def test_a_new_basis_scales_the_radius_as_it_scales_distances() -> None:
+    bank = learned(6)
+    radius, images = bank.radius, bank.images.clone()
+    bank.refresh(Whitening(bank.whitening.mean, 3 * bank.whitening.projection))
+    torch.testing.assert_close(bank.images, 3 * images, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(bank.radius, 3 * radius, rtol=1e-2, atol=0)
+
+
+def test_a_basis_of_another_size_is_taken_over() -> None:
+    bank = learned(6)
+    bank.refresh(basis(rows(500), 2))
+    assert bank.images.shape == (len(bank), 2)
+    assert 0 < bank.radius < float("inf")
+    learn(bank, rows(8 * P))
+
+
+@pytest.mark.parametrize("anchors", [torch.ones(1, D), torch.ones(3, D)])
+def test_a_lone_anchor_or_equal_ones_keep_the_radius_at_a_refresh(anchors: Tensor) -> None:
+    bank = with_anchors(anchors, radius=2.0)
+    bank.refresh(basis(rows(500, seed=1)))
+    assert bank.radius == 2.0
+
+
+def test_the_rows_given_stay_as_they_were() -> None:
+    bank = learned(3)
+    x = rows(8 * P, seed=7)
+    z, pictures = bank.whiten(x), torch.arange(len(x)) // P
+    given = [x, z, *bank.nearest(z), pictures]
+    before = [tensor.clone() for tensor in given]
+    bank.learn(*given)
+    assert all(torch.equal(now, then) for now, then in zip(given, before, strict=True))

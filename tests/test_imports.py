@@ -50,7 +50,7 @@ GRAPH = {name: imported(path, set(modules())) for name, path in modules().items(
 
 def part(module: str) -> str:
     """`mhpc.core.learner` belongs to `core`, `worker.line` to `line`."""
-    return (module.split(".") + [""])[1]
+    return [*module.split("."), ""][1]
 
 
 def test_every_import_within_the_project_is_of_a_module_that_exists() -> None:

@@ -47,7 +47,8 @@ def _redis(settings: Settings) -> str:
     client: Any = connect(settings.redis)
     version = str(client.info("server")["redis_version"])
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_VERSION:
-        raise RedisUnreachableError(f"Redis {version} is too old: 6.2 or newer is needed")
+        oldest = ".".join(map(str, OLDEST_VERSION))
+        raise RedisUnreachableError(f"Redis {version} is too old: {oldest} or newer is needed")
     return f"{version} at {shown(settings.redis.url.get_secret_value())}"
 
 

@@ -78,7 +78,7 @@ def produce(
     console = Console(stderr=True, highlight=False)
 
     def say(text: str) -> None:
-        console.print(f"left out {text}", markup=False, soft_wrap=True)
+        console.print(text, markup=False, soft_wrap=True)
 
     client = producer.connect(settings.redis.url.get_secret_value())
     player = producer.Producer(client, _line(settings, line), rate=rate, held=say)
@@ -94,7 +94,7 @@ def produce(
                 sent += len(images)
                 bars.advance(bar, len(images))
 
-            producer.produce(player, producer.folder_images(folder, say, loop), batch=batch, sent=advance)
+            producer.produce(player, producer.folder_images(folder, lambda text: say(f"left out {text}"), loop), batch=batch, sent=advance)
     except KeyboardInterrupt:
         pass
     console.print(f"{sent} pictures sent to line {player.line}")

@@ -10,7 +10,7 @@ from types import FrameType
 import redis
 import structlog
 
-from worker.answering import READ_ENTRIES, Answering
+from worker.answering import Answering
 from worker.engine import Engine, FeatureCache, pick_device
 from worker.errors import ConfigurationError, FencedError
 from worker.http import HttpServer, make_app
@@ -27,6 +27,7 @@ STALLED_SECONDS = 120.0  # without a turn of the loop, the process is not well
 GAUGE_SECONDS = 2.0
 BACKOFF_SECONDS = (0.1, 5.0)
 REFUSED_SECONDS = 0.5
+LEARN_ENTRIES = 1  # per line and turn: how long learning may keep an answer waiting
 
 log = structlog.get_logger()
 
@@ -109,7 +110,7 @@ class Worker:
             keeper.rewind()
 
     def _turn(self) -> None:
-        """Answer what is there, then learn as much: learning never keeps an answer waiting for long."""
+        """Answer what is there, then learn a little: learning never keeps an answer waiting for long."""
         keepers = {name: keeper for name, keeper in self.keepers.items() if not keeper.stopped}
         for keeper in keepers.values():
             if not keeper.epoch:
@@ -125,7 +126,7 @@ class Worker:
 
     def _keep(self, keeper: Keeper) -> None:
         keeper.renew(self.holder)
-        if keeper.learn(self.answering.extract, READ_ENTRIES):
+        if keeper.learn(self.answering.extract, LEARN_ENTRIES):
             self._learning_waits = True
         if keeper.snapshot_due:
             keeper.snapshot()

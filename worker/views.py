@@ -81,4 +81,5 @@ def result_text(result: dict[str, Any]) -> str:
     score = "-" if result["score"] is None else f"{result['score']:.3f}"
     threshold = "-" if result["threshold"] is None else f"{result['threshold']:.3f}"
     latency = f"{result['latency_ms']:.0f} ms"
-    return f"{verdict:<9} {score:>8} / {threshold:<8} {latency:>9}  {result['phase']:<11} {result['id']}"
+    identity = result["id"] if result["id"].isprintable() else repr(result["id"])  # it may hold a terminal's commands
+    return f"{verdict:<9} {score:>8} / {threshold:<8} {latency:>9}  {result['phase']:<11} {identity}"

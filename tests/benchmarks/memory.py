@@ -13,7 +13,7 @@ from tests.worker.faults.processes import running_worker, state, write_config
 from tests.worker.helpers import encoded, eventually, item, message
 
 IMAGES, BATCH, AHEAD = 20_000, 16, 32
-WARM = 4_000  # images after which buffers, caches and the bank have their size
+WARM = 8_000  # images after which buffers, caches and the bank have their size
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def resident_mib(pid: int) -> float:
 
 def _play(server: PrivateRedis, folder: Path) -> None:
     client = redis.Redis.from_url(server.url, protocol=2)
-    config = write_config(folder, server.url, "bench", folder, learn=IMAGES)
+    config = write_config(folder, server.url, "bench", folder, learn=IMAGES, every_images=500)
     rng = np.random.default_rng(0)
     pictures = [encoded(rng.normal(128, 12, (64, 64, 3)).clip(0, 255).astype(np.uint8), "JPEG") for _ in range(500)]
     key, samples = "mhpc:{bench}:images", []

@@ -16,8 +16,10 @@ from worker.demo.processes import Child
 from worker.errors import RedisUnreachableError, WorkerError
 from worker.message import Image, decode_result
 from worker.producer import Producer, as_image, produce
+from worker.streams.line_streams import LEARNING, entry_key
 
 LINE = "demo"
+SCORING = "scoring"
 POLL_SECONDS = 0.1
 STALL_SECONDS = 300.0  # nothing at all from a worker for so long is an error
 READ = 500  # results at a time
@@ -29,7 +31,8 @@ Entries = list[tuple[bytes, dict[bytes, bytes]]]
 class Watch:
     """Reads the line's results, dead letters and phase.
 
-    `results` holds the first result of each id, `repeated` counts the others, `dead` holds each dead letter's reason.
+    `results` holds the first result of each id, `repeated` counts the others, `dead` holds each dead letter's reason,
+    `learned_through` is the newest entry that the learner has taken.
     """
 
     def __init__(self, client: redis.Redis) -> None:
@@ -38,6 +41,7 @@ class Watch:
         self.repeated = 0
         self.dead: dict[str, str] = {}
         self.phase: str | None = None
+        self.learned_through = "0-0"
         self._last = {"scores": b"0", "dead": b"0"}
 
     def poll(self) -> list[Result]:
@@ -46,6 +50,7 @@ class Watch:
             new = [decode_result(fields[b"result"]) for fields in self._read("scores")]
             dead = list(self._read("dead"))
             phase = self.client.hget(_key("state"), "phase")
+            groups = self.client.xinfo_groups(_key("images")) if self.phase else []
         except (redis.ConnectionError, redis.TimeoutError) as error:
             raise RedisUnreachableError(f"the demo's own Redis no longer answers: {error}") from None
         for result in new:
@@ -54,6 +59,9 @@ class Watch:
         for fields in dead:
             self.dead[_text(fields, b"id")] = f"{_text(fields, b'reason')}: {_text(fields, b'error')}"
         self.phase = phase.decode() if isinstance(phase, bytes) else phase
+        for group in groups:
+            if group["name"] == LEARNING.encode():
+                self.learned_through = group["last-delivered-id"].decode()
         return new
 
     def _read(self, stream: str) -> Iterator[dict[bytes, bytes]]:
@@ -83,6 +91,12 @@ class Player:
         self.producer = producer
         self.watch = watch
         self.worker = worker
+        self._sent: list[tuple[str, int]] = []  # entry, images in it
+
+    def trained(self) -> int:
+        """How many of the images sent the learner has taken, to learn or to calibrate."""
+        through = entry_key(self.watch.learned_through)
+        return sum(count for entry, count in self._sent if entry_key(entry) <= through)
 
     def play(self, images: Iterable[Image], done: Callable[[], bool], seen: Callable[[list[Result]], None]) -> None:
         """Send the images and follow the results, which `seen` is given as they come, until all are sent and `done`.
@@ -94,7 +108,7 @@ class Player:
         batch = 8 if rate == 0 else max(1, min(8, round(rate / 4)))
         patience = STALL_SECONDS + (3 * batch / rate if rate else 0)
         with ThreadPoolExecutor(1, thread_name_prefix="camera") as thread:
-            sending = thread.submit(produce, self.producer, images, batch=batch, stop=stop)
+            sending = thread.submit(produce, self.producer, images, batch=batch, stop=stop, sent=self._count)
             try:
                 news, before = time.monotonic(), self.watch.phase
                 while not (sending.done() and done()):
@@ -111,6 +125,10 @@ class Player:
                 sending.result()
             finally:
                 stop.set()
+
+    def _count(self, entry: str, images: list[Image]) -> None:
+        if self.watch.phase != SCORING:  # what comes later is not for the learner
+            self._sent.append((entry, len(images)))
 
     def _stalled(self, patience: float) -> str:
         return (

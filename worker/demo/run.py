@@ -97,8 +97,10 @@ def _check(options: DemoOptions) -> None:
 
 @contextmanager
 def _terminated_is_interrupted() -> Iterator[None]:
-    """SIGTERM and a closed terminal end the demo as Ctrl-C does: through every `finally`."""
-    before = {name: signal.signal(name, signal.default_int_handler) for name in (signal.SIGTERM, signal.SIGHUP)}
+    """SIGTERM and a closed terminal end the demo as Ctrl-C does, through every `finally`; even behind a shell's `&`."""
+    before = {
+        name: signal.signal(name, signal.default_int_handler) for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
     try:
         yield
     finally:
@@ -196,10 +198,11 @@ def _train(player: Player, learn: Sequence[Part], calibrate: Sequence[Part], bar
     calibrating = bars.add_task("Calibrating", total=len(calibrate), start=False)
 
     def seen(new: list[Result]) -> None:
-        bars.update(learning, completed=watch.answered(learn))
-        if watch.phase in ("calibrating", "scoring"):
+        trained = player.trained()
+        bars.update(learning, completed=min(trained, len(learn)))
+        if trained > len(learn):
             bars.start_task(calibrating)
-            bars.update(calibrating, completed=watch.answered(calibrate))
+            bars.update(calibrating, completed=trained - len(learn))
 
     for parts in (learn, calibrate):
         player.play(images_of(parts), done=lambda: True, seen=seen)

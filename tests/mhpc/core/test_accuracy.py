@@ -18,7 +18,8 @@ from mhpc.core.scoring import image_scores
 from mhpc.linalg import nearest
 from mhpc.sampler import GreedyCoresetSampler
 
-BANK_SIZE = 1000
+SIDE = 192  # pixels
+BANK_SIZE = 800
 TOP_K = 20
 MEAN, DEVIATION = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
 
@@ -33,7 +34,7 @@ class Tiles(NamedTuple):
 
 def batches(paths: list[Path]) -> Iterator[Tensor]:
     for start in range(0, len(paths), 8):
-        images = [Image.open(path).convert("RGB").resize((224, 224)) for path in paths[start : start + 8]]
+        images = [Image.open(path).convert("RGB").resize((SIDE, SIDE)) for path in paths[start : start + 8]]
         pixels = np.stack([np.asarray(image, np.float32) / 255 for image in images])
         yield torch.from_numpy((pixels - MEAN) / DEVIATION).permute(0, 3, 1, 2)
 
@@ -69,4 +70,4 @@ def test_one_pass_is_as_accurate_as_batch_patchcore(tiles: Tiles) -> None:
     one_pass = roc_auc_score(tiles.labels, learner.score(tiles.test))
     batch = roc_auc_score(tiles.labels, batch_scores(tiles))
     assert one_pass >= batch - 0.015
-    assert one_pass >= 0.87  # on the full set and 6,000 anchors it is 0.95; here 80 tiles and 1,000 do
+    assert one_pass >= 0.88  # 80 tiles and 800 anchors give 0.90 to 0.91; 760 tiles and 6,000 anchors, 0.97

@@ -24,8 +24,8 @@ def defective(B: int, seed: int = 0) -> Tensor:
     return features
 
 
-def learner(**options: int) -> OnePassLearner:
-    return OnePassLearner(**{"bank_size": K, **options})
+def learner(bank_size: int = K, top_k: int = 1) -> OnePassLearner:
+    return OnePassLearner(bank_size, top_k=top_k)
 
 
 def assert_same(a: OnePassLearner, b: OnePassLearner) -> None:

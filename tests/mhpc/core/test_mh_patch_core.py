@@ -23,11 +23,9 @@ from mhpc.core.mh_patch_core import (
 SIDE = 64
 
 
-def made(weights: str = "random:0", **options: Any) -> MHPatchCore:
-    return MHPatchCore(
-        **{"backbone": BackboneName.resnet18, "input_shape": (SIDE, SIDE), "bank_size": 100, "weights": weights}
-        | options
-    )
+def made(**options: Any) -> MHPatchCore:
+    small: dict[str, Any] = {"input_shape": (SIDE, SIDE), "embedding_layers": ["layer2"], "bank_size": 100}
+    return MHPatchCore(**{"backbone": BackboneName.resnet18, "weights": "random:0", **small, **options})
 
 
 def parts(B: int, seed: int = 0) -> Tensor:
@@ -129,6 +127,12 @@ def test_a_model_loaded_again_gives_the_same_scores_and_goes_on_learning(tmp_pat
             m.partial_fit(parts(16, seed=2))
 
 
+def test_the_default_layers_are_patchcores() -> None:
+    model = MHPatchCore(BackboneName.resnet18, weights="random:0", input_shape=(SIDE, SIDE)).partial_fit(parts(2))
+    assert model.learner_.pca_.moments_.mean.shape == (128 + 256,)  # layer2 and layer3
+    assert predicted(model, parts(1)).masks.shape == (1, SIDE, SIDE)
+
+
 def test_a_model_that_has_learned_nothing_can_be_saved_and_loaded(tmp_path: Path) -> None:
     made().save(tmp_path / "model.safetensors")
     loaded = MHPatchCore.load(tmp_path / "model.safetensors")
@@ -179,7 +183,7 @@ def truncated(path: Path) -> None:
 @pytest.mark.parametrize("write", [not_there, text, of_another_kind, truncated])
 def test_a_file_that_is_no_model_is_refused(write: Callable[[Path], None], tmp_path: Path) -> None:
     write(tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match="model.safetensors is not a model that MHPatchCore.save wrote"):
+    with pytest.raises(ValueError, match=r"model\.safetensors is not a model that MHPatchCore\.save wrote"):
         MHPatchCore.load(tmp_path / "model.safetensors")
 
 
@@ -220,7 +224,7 @@ def test_a_batch_of_another_kind_is_refused(trained: MHPatchCore, batch: Any) ->
 def test_choices_are_indexable_by_name() -> None:
     choices = (PatchCoreAlgorithm, PatchCoreAggregation, PatchCoreFeatureReduction, PatchCoreDistance)
     names = ("ONLINE", "KMEANS", "PCA", "MAHALANOBIS")
-    assert [choice[name].name for choice, name in zip(choices, names, strict=True)] == list(names)  # type: ignore[misc]  # each is an Enum
+    assert [choice[name].name for choice, name in zip(choices, names, strict=True)] == list(names)
 
 
 def test_the_pass_through_the_backbone_ends_after_the_last_layer(trained: MHPatchCore) -> None:

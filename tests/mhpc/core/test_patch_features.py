@@ -87,9 +87,7 @@ def test_no_hook_is_left_behind_even_after_an_error(resnet: nn.Module) -> None:
 
 @pytest.mark.parametrize("layers", [[], ["layer9"], ["layer2", "layer2"], [""], ["layer2", "layer9"]])
 def test_layers_that_are_not_there_are_refused_with_the_names_that_are(resnet: nn.Module, layers: list[str]) -> None:
-    with pytest.raises(
-        BackboneError, match="expected distinct names of ResNet: conv1, .*layer1, layer2, .*fc"
-    ) as caught:
+    with pytest.raises(BackboneError, match=r"expected distinct names of ResNet: conv1, .*layer2, .*fc") as caught:
         PatchFeatures(resnet, layers)
     assert str(layers) in str(caught.value)
 

@@ -16,7 +16,7 @@ from worker.snapshots import Snapshot, SnapshotStore
 LEARN, CALIBRATE = 48, 24
 
 
-def write_config(folder: Path, url: str, line: str, snapshots: Path, **learning: int) -> Path:
+def write_config(folder: Path, url: str, line: str, snapshots: Path, **changes: int) -> Path:
     """A configuration with a small picture size, so that a test takes seconds."""
     path = folder / f"{line}.toml"
     path.write_text(f"""
@@ -29,13 +29,13 @@ device = "cpu"
 input_shape = [64, 64]
 bank_size = 150
 [learning]
-images = {learning.get("learn", LEARN)}
+images = {changes.get("learn", LEARN)}
 [calibration]
-images = {learning.get("calibrate", CALIBRATE)}
+images = {changes.get("calibrate", CALIBRATE)}
 false_positive_rate = 0.05
 [snapshots]
 directory = "{snapshots}"
-every_images = 8
+every_images = {changes.get("every_images", 8)}
 [http]
 port = 0
 [[lines]]

@@ -1,0 +1,99 @@
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from tests.worker.helpers import small_settings
+from worker.checks import run_checks
+from worker.errors import ConfigurationError, DeviceError, ModelError, RedisUnreachableError, SnapshotError, WorkerError
+from worker.settings import Settings
+
+UNREACHABLE = {"url": "redis://user:hunter2@127.0.0.1:1/0"}
+
+
+def checked(settings: Settings) -> tuple[list[str], WorkerError | None]:
+    """The printed checklist, and what ended it."""
+    console = Console(file=io.StringIO(), width=80)
+    try:
+        run_checks(settings, console)
+    except WorkerError as error:
+        failure: WorkerError | None = error
+    else:
+        failure = None
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().splitlines(), failure
+
+
+@pytest.fixture
+def sections(redis_url: str, tmp_path: Path) -> dict[str, Any]:
+    return {"redis": {"url": redis_url}, "snapshots": {"directory": tmp_path / "snapshots"}}
+
+
+def test_a_worker_that_can_run_is_told_so_item_by_item(sections: dict[str, Any], tmp_path: Path) -> None:
+    lines, failure = checked(small_settings("press-3", "press-4", **sections))
+    assert failure is None
+    assert [text.split()[:2] for text in lines] == [
+        ["ok", name] for name in ("lines", "redis", "snapshots", "device", "model")
+    ]
+    whole = "\n".join(lines)
+    for part in ("press-3 (learns 16, calibrates 20, bank 200)", str(tmp_path / "snapshots"), "GB free", "cpu"):
+        assert part in whole
+    assert "resnet18 (random:0), 8 x 8 patches" in whole
+    assert list((tmp_path / "snapshots").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "failing", "parts"),
+    [
+        ({"redis": UNREACHABLE}, RedisUnreachableError, "redis", ["127.0.0.1:1", "redis.url"]),
+        ({"worker": {"device": "cuda:99"}}, DeviceError, "device", ["worker.device", "cuda:99"]),
+        ({"model": {"weights": "absent.safetensors"}}, ModelError, "model", ["absent.safetensors", "safetensors"]),
+        ({"model": {"layers": ("layer9",)}}, ModelError, "model", ["layer9", "layer3"]),
+        (
+            {"snapshots": {"directory": Path("/dev/null/snapshots")}},
+            SnapshotError,
+            "snapshots",
+            ["snapshots.directory"],
+        ),
+    ],
+)
+def test_what_is_missing_is_marked_and_told(
+    sections: dict[str, Any], changes: dict[str, Any], kind: type[WorkerError], failing: str, parts: list[str]
+) -> None:
+    lines, failure = checked(small_settings("press-3", **{**sections, **changes}))
+    assert isinstance(failure, kind)
+    assert [part for part in parts if part not in str(failure)] == []
+    marks = {text.split()[1]: text.split()[0] for text in lines}
+    assert marks[failing] == "FAIL"
+    assert [marks[name] for name in ("lines", "redis", "snapshots") if name != failing] == ["ok"] * (
+        2 if failing in {"redis", "snapshots"} else 3
+    )
+
+
+def test_no_lines_is_a_matter_of_configuration(sections: dict[str, Any]) -> None:
+    _, failure = checked(small_settings(**sections))
+    assert isinstance(failure, ConfigurationError)
+    assert "[[lines]]" in str(failure)
+
+
+def test_all_items_are_tried_and_the_first_failure_counts(
+    sections: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = {**sections, "redis": UNREACHABLE, "model": {"weights": "absent.safetensors"}}
+    lines, failure = checked(small_settings(**broken))
+    assert [text.split()[0] for text in lines] == ["FAIL", "FAIL", "ok", "ok", "FAIL"]
+    assert isinstance(failure, ConfigurationError)
+    further = capsys.readouterr().err.splitlines()
+    assert [text.startswith("error: ") for text in further] == [True, True]
+    assert "127.0.0.1:1" in further[0]
+    assert "absent.safetensors" in further[1]
+    assert "hunter2" not in "".join([*lines, *further])
+
+
+def test_a_server_that_is_too_old_is_refused(sections: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.checks.OLDEST_VERSION", (99, 0))
+    _, failure = checked(small_settings("press-3", **sections))
+    assert isinstance(failure, RedisUnreachableError)
+    assert "too old: 99.0 or newer is needed" in str(failure)

@@ -1,0 +1,269 @@
+import json
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import redis
+import structlog
+from safetensors.torch import save_file
+
+from mhpc.core.backbones import load_backbone
+from tests.worker.test_views import publish
+from worker.cli import main
+from worker.streams.line_streams import LineStreams
+
+
+class Ended(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one line on stderr."""
+        assert self.err.startswith("error: ")
+        assert self.err.count("\n") == 1
+        assert "Traceback" not in self.err
+        return self.err
+
+
+Call = Callable[..., Ended]
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Call]:
+    """Run a command in this process, as the console script does."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def call(*arguments: str | Path) -> Ended:
+        monkeypatch.setattr("sys.argv", ["mhpc-worker", *map(str, arguments)])
+        code: Any = 0
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code or 0
+        return Ended(code, *capfd.readouterr())
+
+    yield call
+    structlog.reset_defaults()  # logs go to this test's stderr
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def config(tmp_path: Path, redis_url: str, line: str) -> Callable[..., Path]:
+    """A file with a line and a small model; the text is put in front, other tables after it."""
+
+    def write(
+        top: str = "", model: str = 'backbone = "resnet18"\nweights = "random:0"', lines: str = "", url: str = redis_url
+    ) -> Path:
+        path = tmp_path / "config.toml"
+        path.write_text(
+            f"{top}\n[redis]\nurl = {url!r}\n[model]\ninput_shape = [64, 64]\n{model}\n"
+            f"[snapshots]\ndirectory = '{tmp_path / 'snapshots'}'\n[http]\nport = 0\n"
+            + (lines or f"[[lines]]\nname = {line!r}")
+        )
+        return path
+
+    return write
+
+
+UNREACHABLE = "redis://:hunter2@127.0.0.1:1/0"
+
+
+# -- what ends with one line and a code --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["run", "check", "status", "tail"])
+@pytest.mark.parametrize(
+    ("changes", "code", "parts"),
+    [
+        ({"top": "[modle]\nbackbone = 'tiny'"}, 2, ["config.toml: modle: unknown key", "known here", "model"]),
+        ({"lines": "[[lines]]\nname = 'Press 3'"}, 2, ["config.toml: lines.0.name", "'Press 3'", "a-z 0-9"]),
+        ({"url": "localhost:6379"}, 2, ["config.toml: redis.url", "redis://"]),
+        ({"url": UNREACHABLE}, 3, ["redis://127.0.0.1:1/0 is not reached", "start it", "redis.url"]),
+    ],
+    ids=["unknown key", "bad line name", "bad address", "unreachable"],
+)
+def test_every_command_ends_on_what_it_cannot_use(
+    call: Call, config: Any, command: str, changes: dict[str, str], code: int, parts: list[str]
+) -> None:
+    ended = call(command, "--config", config(**changes))
+    assert ended.code == code
+    assert [part for part in parts if part not in ended.error] == []
+    assert "hunter2" not in ended.err + ended.out
+
+
+@pytest.mark.parametrize("command", ["run", "check"])
+@pytest.mark.parametrize(
+    ("model", "parts"),
+    [
+        ("backbone = 'resnet18'\nweights = '/absent/w.safetensors'", ["/absent/w.safetensors", "safetensors"]),
+        ("backbone = 'resnet19'", ["resnet19", "known: tiny", "resnet18"]),
+        ("backbone = 'absent.module:function'", ["absent.module:function", "PYTHONPATH"]),
+        ("backbone = 'resnet18'\nweights = 'random:0'\nlayers = ['layer9']", ["layer9", "layer3"]),
+        ("weights = 'pretrained'", ["pretrained", "tiny", "bundled"]),
+    ],
+    ids=["absent weights", "unknown backbone", "no such function", "no such layer", "pretrained tiny"],
+)
+def test_a_model_that_cannot_be_used_ends_with_code_4(
+    call: Call, config: Any, command: str, model: str, parts: list[str]
+) -> None:
+    ended = call(command, "--config", config(model=model))
+    assert ended.code == 4
+    assert [part for part in ["model", *parts] if part not in ended.error] == []
+
+
+@pytest.mark.parametrize("command", ["run", "check"])
+def test_pretrained_weights_that_cannot_be_had_end_with_code_4_and_the_way_out(
+    call: Call, config: Any, command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")  # nothing is reached from here
+    ended = call(command, "--config", config(model="backbone = 'resnet18'"))
+    assert ended.code == 4
+    for part in ("pretrained weights of resnet18", "weights = PATH", '"tiny"', '"bundled"'):
+        assert part in ended.error
+
+
+@pytest.mark.parametrize("command", ["run", "check"])
+def test_weights_of_another_backbone_end_on_one_line(call: Call, config: Any, command: str, tmp_path: Path) -> None:
+    path = tmp_path / "resnet34.safetensors"
+    save_file(load_backbone("resnet34", "random:0").state_dict(), path)
+    ended = call(command, "--config", config(model=f"backbone = 'resnet18'\nweights = '{path}'"))
+    assert ended.code == 4
+    assert "resnet34.safetensors" in ended.error
+    assert "do not fit" in ended.error
+
+
+@pytest.mark.parametrize("command", ["run", "check"])
+def test_a_worker_without_lines_is_told_how_to_add_one(
+    call: Call, tmp_path: Path, redis_url: str, command: str
+) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(
+        f"[redis]\nurl = '{redis_url}'\n[model]\ninput_shape = [64, 64]\n[snapshots]\ndirectory = '{tmp_path}'"
+    )
+    ended = call(command, "--config", path)
+    assert ended.code == 2
+    assert "[[lines]]" in ended.error
+
+
+def test_a_device_that_is_not_there_ends_with_code_5(call: Call, config: Any) -> None:
+    ended = call("run", "--config", config(top="[worker]\ndevice = 'cuda:99'"))
+    assert ended.code == 5
+    assert "worker.device" in ended.error
+
+
+def test_a_port_that_is_taken_ends_with_code_2(call: Call, config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setenv("MHPC_HTTP__PORT", str(taken.getsockname()[1]))
+        ended = call("run", "--config", config())
+    assert ended.code == 2
+    assert "http.port" in ended.error
+
+
+def test_a_file_that_is_absent_is_named(call: Call, tmp_path: Path) -> None:
+    ended = call("run", "--config", tmp_path / "absent.toml")
+    assert ended.code == 2
+    assert "absent.toml: no such file" in ended.error
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--nonsense"], ["run", "--nonsense"], ["nonsense"], ["tail", "--count=x"], ["tail", "--count=-1"]]
+)
+def test_a_usage_that_is_unknown_ends_with_code_2_and_its_name(call: Call, arguments: list[str]) -> None:
+    ended = call(*arguments)
+    assert ended.code == 2
+    assert arguments[-1].partition("=")[0] in ended.err
+
+
+def test_help_names_every_command(call: Call) -> None:
+    ended = call("--help")
+    assert ended.code == 0
+    for command in ("run", "check", "produce", "tail", "status", "demo"):
+        assert f" {command} " in ended.out
+
+
+@pytest.mark.parametrize("command", [["-m", "worker"], [str(Path(sys.executable).with_name("mhpc-worker"))]])
+def test_the_console_script_and_the_module_end_the_same_way(command: list[str], config: Any) -> None:
+    program = [sys.executable, *command] if command[0] == "-m" else command
+    ended = subprocess.run(
+        [*program, "run", "--config", config(url=UNREACHABLE)], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 3
+    assert ended.stderr.startswith("error: Redis at redis://127.0.0.1:1/0 is not reached")
+    assert entry_points(group="console_scripts")["mhpc-worker"].value == "worker.cli:main"
+
+
+# -- what people look at -----------------------------------------------------------------------------------------------
+
+
+def test_check_prints_a_checklist(call: Call, config: Any, line: str) -> None:
+    ended = call("check", "--config", config())
+    assert (ended.code, ended.err) == (0, "")
+    assert [text.split()[0] for text in ended.out.splitlines()] == ["ok"] * 5
+    assert line in ended.out
+
+
+def test_check_tells_every_failure_on_a_line_of_its_own(call: Call, config: Any) -> None:
+    ended = call("check", "--config", config(url=UNREACHABLE, model="weights = 'absent.safetensors'"))
+    assert ended.code == 3
+    assert [text.split()[0] for text in ended.out.splitlines()] == ["ok", "FAIL", "ok", "ok", "FAIL"]
+    further, first = ended.err.splitlines()
+    assert "absent.safetensors" in further
+    assert "is not reached" in first
+
+
+def test_the_flag_for_redis_goes_before_the_file(call: Call, config: Any, redis_url: str) -> None:
+    assert call("status", "--config", config(url=UNREACHABLE), "--redis", redis_url).code == 0
+
+
+def test_status_lists_the_lines_of_the_configuration(call: Call, config: Any, client: redis.Redis, line: str) -> None:
+    LineStreams(client, line).ensure_groups()
+    ended = call("status", "--config", config(), "--json")
+    assert (ended.code, ended.err) == (0, "")
+    row = json.loads(ended.out)
+    assert (row["line"], row["phase"], row["pending"]) == (line, None, 0)
+    table = call("status", "--config", config())
+    assert table.code == 0
+    assert [text.split()[0] for text in table.out.splitlines()] == ["line", line]
+
+
+def test_status_without_a_configuration_lists_the_lines_that_redis_knows(
+    call: Call, client: redis.Redis, redis_url: str, line: str
+) -> None:
+    names = [f"{line}-{i}" for i in range(2)]
+    for name in names:
+        LineStreams(client, name).ensure_groups()
+    rows = [json.loads(text) for text in call("status", "--redis", redis_url, "--json").out.splitlines()]
+    assert [row["line"] for row in rows if row["line"].startswith(line)] == names
+
+
+def test_status_of_an_empty_server_says_so_and_as_json_nothing(call: Call, private_redis: Any) -> None:
+    assert call("status", "--redis", private_redis.url) == (0, "no line has a stream yet\n", "")
+    assert call("status", "--redis", private_redis.url, "--json") == (0, "", "")
+
+
+def test_tail_follows_a_lines_results(call: Call, config: Any, client: redis.Redis, line: str) -> None:
+    publish(client, line, "a", "b")
+    ended = call("tail", "--config", config(), "--from-start", "--count", "2", "--json")
+    assert (ended.code, ended.err) == (0, "")
+    results = [json.loads(text) for text in ended.out.splitlines()]
+    assert [result["id"] for result in results] == ["a", "b"]
+    assert results[0]["map"] == [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
+    text = call("tail", "--line", line, "--config", config(), "--from-start", "-n", "1").out
+    assert text.split()[0] == "ok"
+    assert text.endswith(" a\n")
+
+
+def test_tail_asks_which_line_where_there_are_several(call: Call, config: Any) -> None:
+    ended = call("tail", "--config", config(lines="[[lines]]\nname = 'a'\n[[lines]]\nname = 'b'"))
+    assert ended.code == 2
+    assert "--line with one of a, b" in ended.error

@@ -1,0 +1,325 @@
+import json
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import redis
+
+from tests.conftest import PrivateRedis
+from tests.worker.helpers import eventually, item, message, small_settings
+from tests.worker.test_metrics import EXPECTED
+from worker.daemon import Worker
+from worker.line import CALIBRATING, LEARNING, SCORING
+from worker.message import decode_result
+from worker.settings import Settings
+from worker.streams.line_streams import ANSWERING, LineStreams
+from worker.streams.line_streams import LEARNING as LEARNING_GROUP
+
+Run = Callable[[Settings], Worker]
+
+
+@contextmanager
+def running(settings: Settings) -> Iterator[Worker]:
+    """A worker whose loop turns on a thread of this process; at the end it drains, as on SIGTERM."""
+    worker = Worker(settings)
+    worker.startup()
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    try:
+        yield worker
+    finally:
+        worker.stopping.set()
+        thread.join(60)
+        worker.drain()
+        worker.shutdown()
+        assert not thread.is_alive()
+
+
+@pytest.fixture
+def run() -> Iterator[Run]:
+    with ExitStack() as stack:
+        yield lambda settings: stack.enter_context(running(settings))
+
+
+@pytest.fixture
+def settings(tmp_path: Path, redis_url: str) -> Callable[..., Settings]:
+    def settings(*names: str, url: str = redis_url, **sections: Any) -> Settings:
+        snapshots = {"directory": tmp_path / "snapshots", "every_images": 8, "every_seconds": 0.5}
+        return small_settings(*names, **{"redis": {"url": url}, "snapshots": snapshots, **sections})
+
+    return settings
+
+
+def send(client: Any, line: str, first: int, last: int, batch: int = 4) -> None:
+    """Pictures with the ids first to last."""
+    for start in range(first, last + 1, batch):
+        items = [item(str(number)) for number in range(start, min(start + batch, last + 1))]
+        client.xadd(f"mhpc:{{{line}}}:images", {"batch": message(*items)})
+
+
+def results(client: Any, line: str) -> list[dict[str, Any]]:
+    return [decode_result(fields[b"result"]) for _, fields in client.xrange(f"mhpc:{{{line}}}:scores")]
+
+
+def answered(client: Any, line: str, count: int) -> list[dict[str, Any]]:
+    """The results, once there are so many."""
+    return eventually(lambda: found if len(found := results(client, line)) >= count else [])
+
+
+def get(worker: Worker, path: str) -> tuple[int, str]:
+    answer = httpx.get(f"http://127.0.0.1:{worker.http.port}{path}", timeout=30)
+    return answer.status_code, answer.text
+
+
+def in_phase(client: Any, line: str, phase: str) -> bool:
+    return LineStreams(client, line).state().get("phase") == phase
+
+
+# -- at work -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_line_learns_calibrates_and_scores_and_every_image_has_one_result(
+    run: Run, settings: Any, client: redis.Redis, line: str
+) -> None:
+    worker = run(settings(line))
+    send(client, line, 1, 36)
+    eventually(lambda: in_phase(client, line, SCORING))
+    send(client, line, 37, 40)
+    found = answered(client, line, 40)
+    assert [result["id"] for result in found] == [str(number) for number in range(1, 41)]
+    assert {result["phase"] for result in found} <= {LEARNING, CALIBRATING, SCORING}
+    for result in found[-4:]:
+        assert result["phase"] == SCORING
+        assert result["threshold"] == float(LineStreams(client, line).state()["threshold"])
+        assert result["model"] == LineStreams(client, line).state()["model"]
+    streams = LineStreams(client, line)
+    assert streams.backlog(ANSWERING).pending == 0
+    eventually(lambda: streams.backlog(LEARNING_GROUP).pending == 0)
+    assert worker.keepers[line].line.learner.images_seen_ == 16
+    assert len(worker.keepers[line].line.calibration_scores) == 20
+
+
+def test_several_lines_work_beside_each_other(run: Run, settings: Any, client: redis.Redis, line: str) -> None:
+    names = [f"{line}-{i}" for i in range(3)]
+    run(settings(*names))
+    for name in names[:2]:
+        send(client, name, 1, 36)
+    for name in names[:2]:
+        eventually(lambda name=name: in_phase(client, name, SCORING))  # type: ignore[misc]  # binds the loop's
+        answered(client, name, 36)
+    assert results(client, names[2]) == []
+
+
+def test_every_metric_is_served_and_says_what_happened(run: Run, settings: Any, client: redis.Redis, line: str) -> None:
+    worker = run(settings(line))
+    send(client, line, 1, 40)
+    answered(client, line, 40)
+    eventually(lambda: in_phase(client, line, SCORING))
+    text = get(worker, "/metrics")[1]
+    assert [name for name in EXPECTED if f"\n# TYPE {name}" not in text] == []
+    sample = worker.metrics.registry.get_sample_value
+    seen = [sample("mhpc_images_total", {"line": line, "outcome": outcome}) or 0 for outcome in ("scored", "unscored")]
+    assert sum(seen) == 40
+    assert sample("mhpc_line_phase", {"line": line, "phase": SCORING}) == 1
+    assert eventually(lambda: sample("mhpc_threshold", {"line": line}))
+    for name in ("stream_lag_entries", "pending_entries", "oldest_pending_seconds"):
+        assert f'\nmhpc_{name}{{line="{line}"}} ' in eventually(lambda: get(worker, "/metrics")[1])
+
+
+def test_the_probes_are_well_while_all_is_well(run: Run, settings: Any, line: str) -> None:
+    worker = run(settings(line))
+    assert get(worker, "/healthz") == (200, "ok\n")
+    assert eventually(lambda: get(worker, "/readyz")[0] == 200)
+    assert get(worker, "/readyz") == (200, "ok\n")
+
+
+def test_the_health_probe_tells_when_the_loop_stands_still(settings: Any, line: str) -> None:
+    worker = Worker(settings(line))
+    assert worker.alive() == ""
+    worker.turn_at -= 500
+    assert worker.alive() == "no turn of the work loop for 500 s"
+
+
+# -- when Redis is not what it was -------------------------------------------------------------------------------------
+
+
+def test_redis_may_be_killed_and_come_back_empty(
+    run: Run, settings: Any, private_redis: PrivateRedis, line: str
+) -> None:
+    worker = run(settings(line, url=private_redis.url))
+    client = redis.Redis(port=private_redis.port, protocol=2)
+    send(client, line, 1, 24)
+    answered(client, line, 24)
+    eventually(lambda: in_phase(client, line, CALIBRATING))
+    private_redis.kill()
+    assert eventually(lambda: get(worker, "/readyz") == (503, "Redis is not reached\n"))
+    assert get(worker, "/healthz") == (200, "ok\n")
+    private_redis.start()
+    send(client, line, 25, 64)
+    assert [result["id"] for result in answered(client, line, 40)] == [str(number) for number in range(25, 65)]
+    eventually(lambda: in_phase(client, line, SCORING))
+    assert int(LineStreams(client, line).state()["epoch"]) > 1
+    assert worker.keepers[line].line.learner.images_seen_ == 16
+    assert worker.metrics.registry.get_sample_value("mhpc_redis_reconnects_total") == 1
+    assert eventually(lambda: get(worker, "/readyz")[0] == 200)
+
+
+@pytest.mark.parametrize("group", [ANSWERING, LEARNING_GROUP])
+def test_a_group_that_is_destroyed_is_made_again(
+    run: Run, settings: Any, client: redis.Redis, line: str, group: str
+) -> None:
+    run(settings(line))
+    send(client, line, 1, 4)
+    answered(client, line, 4)
+    eventually(lambda: in_phase(client, line, LEARNING))
+    client.xgroup_destroy(f"mhpc:{{{line}}}:images", group)
+    send(client, line, 5, 36)
+    eventually(lambda: in_phase(client, line, SCORING))
+    eventually(lambda: {result["id"] for result in results(client, line)} == {str(number) for number in range(1, 37)})
+
+
+def test_results_that_cannot_be_written_wait_and_are_written_once(
+    run: Run, settings: Any, client: redis.Redis, line: str
+) -> None:
+    run(settings(line))
+    streams = LineStreams(client, line)
+    client.set(streams.scores, "of another type")
+    send(client, line, 1, 8)
+    eventually(lambda: streams.backlog(ANSWERING).pending)
+    client.delete(streams.scores)
+    assert [result["id"] for result in answered(client, line, 8)] == [str(number) for number in range(1, 9)]
+    assert streams.backlog(ANSWERING).pending == 0
+
+
+def test_a_worker_that_lost_a_line_answers_on_and_takes_it_back(
+    run: Run, settings: Any, client: redis.Redis, line: str
+) -> None:
+    worker = run(settings(line))
+    send(client, line, 1, 8)
+    answered(client, line, 8)
+    streams = LineStreams(client, line)
+    assert streams.acquire("other#1", 0, take_over="station-1")[0] == 2
+    send(client, line, 9, 12)
+    assert eventually(lambda: get(worker, "/readyz") == (503, f"line {line}: the lease is held by other#1\n"))
+    answered(client, line, 12)
+    streams.release(2, "other#1")
+    send(client, line, 13, 36)
+    eventually(lambda: in_phase(client, line, SCORING))
+    assert int(streams.state()["epoch"]) == 3
+    assert worker.keepers[line].line.learner.images_seen_ == 16
+    assert [result["id"] for result in answered(client, line, 36)] == [str(number) for number in range(1, 37)]
+
+
+def test_a_line_whose_stream_went_back_stops_alone(run: Run, settings: Any, client: redis.Redis, line: str) -> None:
+    bad, good = f"{line}-bad", f"{line}-good"
+    with running(settings(bad)):
+        send(client, bad, 1, 8)
+        answered(client, bad, 8)
+        eventually(lambda: LineStreams(client, bad).state().get("model"))
+    client.delete(f"mhpc:{{{bad}}}:images")
+    client.xadd(f"mhpc:{{{bad}}}:images", {"batch": message(item())}, id="5-0")
+    worker = run(settings(bad, good))
+    send(client, good, 1, 8)
+    answered(client, good, 8)
+    status, text = get(worker, "/readyz")
+    assert (status, text.startswith(f"line {bad}: the stream ends at 5-0")) == (503, True)
+    assert good not in text
+    assert len(results(client, bad)) == 8
+
+
+# -- its process -------------------------------------------------------------------------------------------------------
+
+
+class Process:
+    """`mhpc-worker run`, with its log."""
+
+    def __init__(self, folder: Path, url: str, line: str) -> None:
+        config = folder / "config.toml"
+        config.write_text(
+            f"""
+            [redis]
+            url = "{url}"
+            [worker]
+            name = "station-1"
+            device = "cpu"
+            [model]
+            backbone = "resnet18"
+            weights = "random:0"
+            input_shape = [64, 64]
+            bank_size = 200
+            [snapshots]
+            directory = "{folder / "snapshots"}"
+            [http]
+            port = 0
+            [[lines]]
+            name = "{line}"
+            """
+        )
+        self.log = folder / "log"
+        with self.log.open("wb") as log:
+            command = [sys.executable, "-m", "worker", "run", "--config", str(config)]
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+
+    def events(self) -> list[dict[str, Any]]:
+        return [json.loads(text) for text in self.log.read_text().splitlines()]
+
+    def event(self, name: str) -> dict[str, Any]:
+        """Wait for this event in the log."""
+
+        def found() -> dict[str, Any]:
+            assert self.process.poll() is None, self.log.read_text()
+            return next((event for event in self.events() if event["event"] == name), {})
+
+        return eventually(found)
+
+    def end(self, number: int) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(60)
+
+
+@pytest.fixture
+def start(tmp_path: Path, private_redis: PrivateRedis, line: str) -> Iterator[Callable[[], Process]]:
+    started: list[Process] = []
+
+    def start() -> Process:
+        started.append(Process(tmp_path, private_redis.url, line))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.process.kill()
+        process.process.wait()
+
+
+def test_a_process_drains_on_sigterm_resumes_and_ends_even_without_redis(
+    start: Callable[[], Process], private_redis: PrivateRedis, line: str
+) -> None:
+    client = redis.Redis(port=private_redis.port, protocol=2)
+    streams = LineStreams(client, line)
+    first = start()
+    port = first.event("started")["port"]
+    assert httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=30).text == "ok\n"
+    send(client, line, 1, 12)
+    answered(client, line, 12)
+    eventually(lambda: streams.backlog(LEARNING_GROUP).pending == 3)
+    assert streams.state()["model"] == ""
+    assert first.end(signal.SIGTERM) == 0
+    assert first.events()[-1]["event"] == "stopped"
+    assert streams.backlog(LEARNING_GROUP).pending == 0
+    assert streams.state()["applied_through"] == streams.last_id()
+    eventually(lambda: not client.exists(streams.lease))
+
+    second = start()
+    opened = second.event("line opened")
+    assert (opened["images"], opened["phase"], opened["epoch"]) == (12, LEARNING, 2)
+    private_redis.kill()
+    second.event("Redis is not reached; trying again for ever")
+    assert second.end(signal.SIGINT) == 0
+    assert all("Traceback" not in event.get("exception", "") for event in second.events())

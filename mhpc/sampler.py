@@ -97,12 +97,11 @@ def _lowest_tied(values: Tensor, squares: Tensor) -> Tensor:
 
 
 def _shrunk(bounds: Tensor, rows: Tensor, squares: Tensor, fresh: NDArray[np.int64]) -> Tensor:
-    """Step 3: bounds [N] after the rows `fresh` were chosen; a chosen row's own is -1, and stays so."""
+    """Step 3: bounds [N] after the rows `fresh` were chosen; a chosen row's own is -1, below all others."""
     centers = torch.from_numpy(fresh).to(rows.device)
     added, added_squares = rows[centers], squares[centers]
     products = [torch.addmm(added_squares, block, added.T, alpha=-2).amin(1) for block in blocks(rows)]
     shrunk = torch.minimum(bounds, squares + torch.cat(products))
-    shrunk[bounds < 0] = -1
     shrunk[centers] = -1
     return shrunk
 

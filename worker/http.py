@@ -60,6 +60,7 @@ def _bound(settings: HttpSettings) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((settings.host, settings.port))
+        bound.listen()  # with SO_REUSEADDR two may bind a port, but not listen on it
     except OSError as error:
         bound.close()
         raise ConfigurationError(

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from mhpc import MiniBatchKMeans
+from mhpc.cluster import move_centers
 from mhpc.sampler import farthest_first
 
 
@@ -56,6 +57,13 @@ def test_the_centers_given_are_not_changed() -> None:
     before = start.clone()
     MiniBatchKMeans(4, init=start).partial_fit(blobs()).partial_fit(blobs(seed=1))
     assert torch.equal(start, before)
+
+
+def test_moving_centers_gives_new_ones() -> None:
+    centers, x = blobs()[:4].clone(), blobs(20, seed=1)
+    moved = move_centers(centers, torch.full((4,), 40), x, torch.arange(20) % 4)
+    assert torch.equal(centers, blobs()[:4])
+    torch.testing.assert_close(moved, centers + (x.reshape(5, 4, 4) - centers).sum(0) / 40)
 
 
 @pytest.mark.parametrize(

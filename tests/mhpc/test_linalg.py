@@ -21,7 +21,7 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Te
 
 
 def test_float32_moments_keep_their_digits_under_a_large_offset() -> None:
-    x = (normal(4000, 5) + torch.tensor([0.0, 10.0, -300.0, 1e4, 1e5])).float()
+    x = (0.01 * normal(4000, 5) + torch.tensor([0.0, 10.0, -300.0, 1e3, 1e4])).float()  # 1e4 has steps of 0.001
     _, mean, scatter = batch_moments(x)
     expected = np.cov(x.double().T.numpy(), bias=True) * 4000
     np.testing.assert_allclose(mean, x.double().mean(0), rtol=1e-12)
@@ -77,6 +77,14 @@ def test_equal_rows_are_at_distance_zero_even_in_float32() -> None:
     distances, index = nearest(x, x)
     assert float(distances.abs().max()) == 0
     assert torch.equal(index, torch.arange(500))
+
+
+def test_small_distances_keep_their_digits_in_float32() -> None:
+    x = normal(500, 64, dtype=torch.float32) + 30
+    near = x + 1e-3 * normal(500, 64, seed=1, dtype=torch.float32)
+    torch.testing.assert_close(
+        nearest(near, x)[0].double(), (near.double() - x.double()).norm(dim=1), rtol=1e-5, atol=0
+    )
 
 
 def test_of_equally_near_centers_the_lowest_index_wins() -> None:

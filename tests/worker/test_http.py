@@ -71,9 +71,12 @@ def test_the_server_stops_and_gives_its_port_back() -> None:
         pass
 
 
-def test_a_port_that_is_taken_is_refused_with_the_remedy(server: HttpServer) -> None:
+def test_a_port_that_is_taken_is_refused_with_the_remedy_even_before_its_server_has_started() -> None:
+    server = HttpServer(HttpSettings(port=0), make_app(Metrics().registry, lambda: "", lambda: ""))
     with pytest.raises(ConfigurationError, match=r"cannot be bound .* another http\.port, or 0") as caught:
         HttpServer(HttpSettings(port=server.port), make_app(Metrics().registry, lambda: "", lambda: ""))
+    server.start()
+    server.stop()
     assert f"127.0.0.1:{server.port}" in str(caught.value)
     assert caught.value.exit_code == 2
 

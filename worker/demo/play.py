@@ -50,7 +50,7 @@ class Watch:
             new = [decode_result(fields[b"result"]) for fields in self._read("scores")]
             dead = list(self._read("dead"))
             phase = self.client.hget(_key("state"), "phase")
-            groups = self.client.xinfo_groups(_key("images")) if self.phase else []
+            groups = self.client.xinfo_groups(_key("images")) if self.client.exists(_key("images")) else []
         except (redis.ConnectionError, redis.TimeoutError) as error:
             raise RedisUnreachableError(f"the demo's own Redis no longer answers: {error}") from None
         for result in new:

@@ -74,6 +74,9 @@ def test_a_state_shares_nothing_with_the_learner_or_with_who_loads_it() -> None:
     second.partial_fit(x[40:])
     assert [name for name in state if not torch.equal(state[name], before[name])] == []
     assert_same(first, second)
+    for tensor in [*state.values(), *first.state_dict().values()]:
+        tensor.zero_()
+    assert_same(first, second)
 
 
 def test_an_empty_learners_state_goes_round() -> None:
@@ -105,6 +108,13 @@ def test_moments_are_those_of_all_rows_learned_and_mass_sums_to_them() -> None:
     scatter = model.pca_.moments_.scatter / (len(flat) - 1)
     np.testing.assert_allclose(scatter, np.cov(flat.T), atol=1e-4)
     assert model.rows_seen_ == int(model.bank_.mass.sum()) == 100 * P
+
+
+def test_support_counts_pictures_and_not_steps() -> None:
+    model = learner(bank_size=P)
+    model.partial_fit(pictures(3 * STEP))
+    assert model.bank_ is not None
+    assert STEP < int(model.bank_.support.max()) <= 3 * STEP
 
 
 def test_the_bank_stays_bounded_and_is_reduced_when_frozen() -> None:
@@ -171,6 +181,7 @@ def test_a_bad_image_after_many_good_ones_is_set_aside() -> None:
     mixed = torch.cat([good[:3], defective(1, seed=6) * 3, good[3:]])
     step = model.partial_fit(mixed)
     assert step.learned.tolist() == [True] * 3 + [False] + [True] * 4
+    assert model.recent_scores_[-8:].tolist() == step.scores.tolist()  # the guard compares with all, learned or not
     assert float(step.scores[3]) > 2 * float(step.scores[step.learned].max())
     assert (model.images_learned_, model.images_quarantined_, model.images_seen_) == (87, 1, 88)
     reference.partial_fit(good)

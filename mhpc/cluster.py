@@ -55,11 +55,16 @@ class MiniBatchKMeans:
 
     def predict(self, X: Tensor) -> Tensor:
         """Index [N] of each row's nearest centre."""
-        return nearest(check_rows(X, self.cluster_centers_.shape[1]), self.cluster_centers_)[1]
+        return nearest(check_rows(X, self._fitted().shape[1]), self.cluster_centers_)[1]
 
     def transform(self, X: Tensor) -> Tensor:
         """Distances [N, K] to every centre."""
-        return torch.cdist(check_rows(X, self.cluster_centers_.shape[1]), self.cluster_centers_)
+        return torch.cdist(check_rows(X, self._fitted().shape[1]), self.cluster_centers_)
+
+    def _fitted(self) -> Tensor:
+        if not hasattr(self, "cluster_centers_"):
+            raise ValueError("MiniBatchKMeans has seen no batch: call partial_fit first")
+        return self.cluster_centers_
 
     def _seed(self, x: Tensor) -> None:
         N, D = x.shape

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
+import redis
 import torch
 from torch import Tensor
 
@@ -41,14 +42,16 @@ class Answering:
         self.cache = cache
         self.metrics = metrics
         self._to_recover: set[str] = set()  # lines whose own pending entries come first
+        self.refused: dict[str, str] = {}  # what Redis said to the last turn, by line
         self._room = 0  # bytes of features that this turn may still keep for learning
 
     def rewind(self, lines: Iterable[str]) -> None:
         """After a start or an error: what was delivered and not answered comes again, before anything new."""
-        self._to_recover = set(lines)
+        self._to_recover.update(lines)
 
     def turn(self, client: Any, keepers: Mapping[str, Keeper], block_ms: int | None) -> int:
-        """Answer one read's worth of entries; returns how many there were."""
+        """Answer one read's worth of entries; returns how many there were. `refused` then says which lines failed."""
+        self.refused = {}
         with self.metrics.stage("read"):
             entries = self._read(client, keepers, block_ms)
         opened = [Opened(keepers[name].line, entry) for name, entry in entries]
@@ -134,12 +137,17 @@ class Answering:
             parts = list(run)
             answers = [self._answer(part, now_ms) for part in parts]
             caps = self.settings.streams
-            with self.metrics.stage("publish"):
-                published = keepers[name].streams.publish(answers, caps.scores_max, caps.dead_max)
+            try:
+                with self.metrics.stage("publish"):
+                    published = keepers[name].streams.publish(answers, caps.scores_max, caps.dead_max)
+            except redis.ResponseError as error:  # its entries stay pending
+                self.refused[name] = str(error)
+                continue
             for part, once in zip(parts, published, strict=True):
                 if once:
                     self._count(part, now_ms)
-                if part.features and sum(map(len, part.features)) == len(part.verdicts):
+                whole = part.features and sum(map(len, part.features)) == len(part.verdicts)
+                if whole and entry_key(part.entry.id) > entry_key(part.line.applied_through):
                     self.cache.put(name, part.entry.id, torch.cat(part.features))
 
     def _answer(self, part: Opened, now_ms: float) -> Answer:

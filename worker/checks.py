@@ -19,8 +19,13 @@ def run_checks(settings: Settings, console: Console) -> None:
         WorkerError: the first item that failed, after all were tried; its exit code is the command's.
     """
     items: list[tuple[str, Callable[[Settings], str]]] = [
-        ("lines", _lines), ("redis", _redis), ("snapshots", _snapshots), ("device", _device), ("model", _model),
-    ]  # fmt: skip
+        ("lines", _lines),
+        ("redis", _redis),
+        ("snapshots", _snapshots),
+        ("http", _http),
+        ("device", _device),
+        ("model", _model),
+    ]
     failures = []
     for name, item in items:
         try:
@@ -64,6 +69,14 @@ def _snapshots(settings: Settings) -> str:
     except OSError as error:
         raise SnapshotError(f"snapshots.directory {directory} cannot be written: {error}") from None
     return f"{directory.resolve()}, {free.f_bavail * free.f_frsize / 1e9:.1f} GB free"
+
+
+def _http(settings: Settings) -> str:
+    from worker.http import bound
+
+    with bound(settings.http) as socket:
+        host, port = socket.getsockname()[:2]
+    return f"{host}:{port} is free"
 
 
 def _device(settings: Settings) -> str:

@@ -1,6 +1,7 @@
 """`mhpc-worker`: the commands. Thin; torch is imported only by those that need it."""
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -46,6 +47,8 @@ def _fail(text: str, code: int) -> NoReturn:
 def run(config: ConfigOption = None, redis: UrlOption = None) -> None:
     """Run the worker until SIGTERM or Ctrl-C."""
     settings = _settings(config, redis)
+    # NumPy's products here are small: threads of its own would only fight torch's for the cores. Before NumPy loads.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from worker.daemon import run_worker
     from worker.logs import configure_logs
 
@@ -55,7 +58,7 @@ def run(config: ConfigOption = None, redis: UrlOption = None) -> None:
 
 @app.command()
 def check(config: ConfigOption = None, redis: UrlOption = None) -> None:
-    """Check configuration, Redis, snapshot folder, device and weights; exit code 0 if the worker can run."""
+    """Check configuration, Redis, snapshot folder, port, device and weights; exit code 0 if each is well."""
     from worker.checks import run_checks
 
     run_checks(_settings(config, redis), Console(highlight=False))
@@ -94,7 +97,12 @@ def produce(
                 sent += len(images)
                 bars.advance(bar, len(images))
 
-            producer.produce(player, producer.folder_images(folder, lambda text: say(f"left out {text}"), loop), batch=batch, sent=advance)
+            producer.produce(
+                player,
+                producer.folder_images(folder, lambda text: say(f"left out {text}"), loop),
+                batch=batch,
+                sent=advance,
+            )
     except KeyboardInterrupt:
         pass
     console.print(f"{sent} pictures sent to line {player.line}")
@@ -183,8 +191,12 @@ def _settings(config: Path | None, redis: str | None) -> Any:
 
 
 def _line(settings: Any, line: str | None) -> str:
+    from worker.settings import LINE_NAME
+
     names = [item.name for item in settings.lines]
     if line is not None:
+        if not LINE_NAME.match(line):
+            raise ConfigurationError(f"--line {line!r}: 1 to 63 of a-z 0-9 _ -, the first a letter or a digit")
         return line
     if len(names) == 1:
         return str(names[0])

@@ -9,10 +9,11 @@ from types import FrameType
 
 import redis
 import structlog
+import torch
 
 from worker.answering import Answering
 from worker.engine import Engine, FeatureCache, pick_device
-from worker.errors import ConfigurationError, FencedError
+from worker.errors import ConfigurationError, DeviceError, FencedError
 from worker.http import HttpServer, make_app
 from worker.keeper import Keeper
 from worker.line import Line
@@ -26,8 +27,8 @@ BLOCK_MS = 500  # so that SIGTERM is prompt
 STALLED_SECONDS = 120.0  # without a turn of the loop, the process is not well
 GAUGE_SECONDS = 2.0
 BACKOFF_SECONDS = (0.1, 5.0)
-REFUSED_SECONDS = 0.5
-LEARN_ENTRIES = 1  # per line and turn: how long learning may keep an answer waiting
+REFUSED_SECONDS = 1.0
+LEARN_SECONDS = 0.25  # per line and turn: how long learning may keep an answer waiting, beyond the entry in hand
 
 log = structlog.get_logger()
 
@@ -44,7 +45,8 @@ class Worker:
         self.turn_at = time.monotonic()
         self._learning_waits = False  # the last turn read something to learn from: do not wait for answers to give
         self._gauges_at = 0.0
-        self._take_over = settings.worker.name  # a process that starts may take over what its earlier self left
+        self._told: dict[str, str] = {}  # what of that was logged
+        self._refused: dict[str, tuple[str, float]] = {}  # line -> what Redis said, and when to try it again
 
     # -- startup -----------------------------------------------------------------------------------------------------
 
@@ -53,7 +55,7 @@ class Worker:
         if not self.settings.lines:
             raise ConfigurationError('no lines: add a table [[lines]] with a name, such as name = "press-3"')
         self.client = connect(self.settings.redis)
-        self.engine = Engine(self.settings.model, pick_device(self.settings.worker.device), self.metrics)
+        self.engine = Engine(self.settings.model, pick_device(self.settings.worker.device), self.metrics, self.beat)
         self.keepers = {config.name: self._keeper(config) for config in line_configs(self.settings)}
         self.answering = Answering(self.settings, self.engine, FeatureCache(), self.metrics)
         self.http = HttpServer(self.settings.http, make_app(self.metrics.registry, self.alive, self.ready))
@@ -83,6 +85,7 @@ class Worker:
     def run(self) -> None:
         """Turn until asked to stop; Redis may go and come back."""
         backoff, lost = BACKOFF_SECONDS[0], False
+        self.beat()
         while not self.stopping.is_set():
             try:
                 if not self.connected:
@@ -97,28 +100,40 @@ class Worker:
                 self.stopping.wait(backoff)
                 backoff = min(backoff * 2, BACKOFF_SECONDS[1])
             except redis.ResponseError as error:
-                self.connected = False  # whatever was half done is read again
-                log.warning("Redis refuses; groups are made again where all was done", error=str(error))
+                self.connected = False  # some line's group is gone: _recover finds out which, and makes it again
+                log.warning("Redis refuses", error=str(error))
                 self.stopping.wait(REFUSED_SECONDS)
-            self.turn_at = time.monotonic()
+            self.beat()
+
+    def beat(self) -> None:
+        """A sign of life, for /healthz."""
+        self.turn_at = time.monotonic()
 
     def _recover(self) -> None:
         """Groups first, then own pending entries: a lost reply may have left some behind what is read next."""
-        self.answering.rewind(self.keepers)
         for keeper in self.keepers.values():
-            keeper.streams.ensure_groups()
-            keeper.rewind()
+            self._guarded(keeper, self._rewind)
+
+    def _rewind(self, keeper: Keeper) -> None:
+        keeper.streams.ensure_groups()
+        keeper.rewind()
+        self.answering.rewind([keeper.line.name])
 
     def _turn(self) -> None:
         """Answer what is there, then learn a little: learning never keeps an answer waiting for long."""
-        keepers = {name: keeper for name, keeper in self.keepers.items() if not keeper.stopped}
-        for keeper in keepers.values():
+        for name, (_, again_at) in list(self._refused.items()):
+            if time.monotonic() >= again_at:
+                del self._refused[name]
+                self._guarded(self.keepers[name], self._rewind)
+        for keeper in self._usable().values():
             if not keeper.epoch:
-                self._guarded(keeper, lambda k: k.acquire(self.holder, self._take_over))
-        self._take_over = ""
-        self.answering.turn(self.client, keepers, block_ms=None if self._learning_waits else BLOCK_MS)
+                self._guarded(keeper, lambda k: k.acquire(self.holder, self.settings.worker.name))
+        block_ms = None if self._learning_waits else BLOCK_MS
+        self.answering.turn(self.client, self._usable(), block_ms)
+        for name, error in self.answering.refused.items():
+            self._refuse(name, error)
         self._learning_waits = False
-        for keeper in keepers.values():
+        for keeper in self._usable().values():
             if keeper.epoch:
                 self._guarded(keeper, self._keep)
         if time.monotonic() >= self._gauges_at:
@@ -126,19 +141,38 @@ class Worker:
 
     def _keep(self, keeper: Keeper) -> None:
         keeper.renew(self.holder)
-        if keeper.learn(self.answering.extract, LEARN_ENTRIES):
-            self._learning_waits = True
+        until = time.monotonic() + LEARN_SECONDS
+        while keeper.learn(self.answering.extract, count=1):
+            if time.monotonic() >= until or keeper.snapshot_due:
+                self._learning_waits = True
+                break
+        if not keeper.line.learns:
+            self.answering.cache.drop(keeper.line.name)
         if keeper.snapshot_due:
             keeper.snapshot()
         keeper.trim()
 
     def _guarded(self, keeper: Keeper, step: Callable[[Keeper], None]) -> None:
-        """Whoever finds itself fenced stops keeping that line, and that line alone."""
+        """What goes wrong with a line stops that line alone; a lost connection concerns all, and is passed on."""
         try:
             step(keeper)
         except FencedError as error:
             log.warning("line lost to another keeper", line=keeper.line.name, error=str(error))
             keeper.lose(str(error))
+            self.answering.cache.drop(keeper.line.name)
+        except redis.ResponseError as error:
+            self._refuse(keeper.line.name, str(error))
+
+    def _refuse(self, name: str, error: str) -> None:
+        """Leave a line alone for a while: a group that is gone, a key of another type, a right that is missing."""
+        error = error.rpartition("caused error: ")[2]  # redis-py puts the whole pipeline before it
+        if self._told.get(name) != error:
+            log.error("Redis refuses; the line is tried again and again", line=name, error=error)
+            self._told[name] = error
+        self._refused[name] = error, time.monotonic() + REFUSED_SECONDS
+
+    def _usable(self) -> dict[str, Keeper]:
+        return {name: k for name, k in self.keepers.items() if not k.stopped and name not in self._refused}
 
     def _show_backlog(self) -> None:
         self._gauges_at = time.monotonic() + GAUGE_SECONDS
@@ -159,7 +193,9 @@ class Worker:
     def ready(self) -> str:
         if not self.connected:
             return "Redis is not reached"
-        problems = [f"line {name}: {keeper.problem}" for name, keeper in self.keepers.items() if keeper.problem]
+        refused = {name: f"Redis refuses: {error}" for name, (error, _) in self._refused.items()}
+        held = {name: keeper.problem for name, keeper in self.keepers.items() if keeper.problem}
+        problems = [f"line {name}: {problem}" for name, problem in {**held, **refused}.items()]
         return "; ".join(problems)
 
     # -- shutdown ----------------------------------------------------------------------------------------------------
@@ -192,5 +228,7 @@ def run_worker(settings: Settings) -> None:
     try:
         worker.run()
         worker.drain()  # not after an error: a half-applied entry must not reach a snapshot
+    except (torch.OutOfMemoryError, torch.AcceleratorError) as error:
+        raise DeviceError(f"{worker.engine.device} failed: {error}; lower model.max_batch or bank_size") from error
     finally:
         worker.shutdown()

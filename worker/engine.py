@@ -1,8 +1,7 @@
 """The device side: pixels of any line to patch features, through one backbone."""
 
 import hashlib
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
 import torch
@@ -39,7 +38,13 @@ def pick_device(name: str) -> torch.device:
 class Engine:
     """The backbone with its preprocessing; batches are formed across entries and lines."""
 
-    def __init__(self, settings: ModelSettings, device: torch.device, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        settings: ModelSettings,
+        device: torch.device,
+        metrics: Metrics,
+        beat: Callable[[], None] = lambda: None,
+    ) -> None:
         try:
             backbone = load_backbone(settings.backbone, settings.weights_source)
             self.features = PatchFeatures(backbone, settings.layers, device=device)
@@ -50,6 +55,7 @@ class Engine:
         self.settings = settings
         self.device = device
         self.metrics = metrics
+        self.beat = beat  # called after each batch: a sign of life within a long turn
         self.fingerprint = self._fingerprint()
 
     def _fingerprint(self) -> str:
@@ -68,13 +74,9 @@ class Engine:
         """Features [B, P, D] of prepared images [3, H, W], B at most max_batch; images are taken as they are needed."""
         rest = iter(images)
         while chunk := list(islice(rest, self.settings.max_batch)):
-            try:
-                with self.metrics.stage("forward"):
-                    features, _ = self.features(torch.stack(chunk))
-            except (torch.OutOfMemoryError, torch.AcceleratorError) as error:
-                raise DeviceError(
-                    f"{self.device} failed on {len(chunk)} images: {error}; lower model.max_batch"
-                ) from error
+            with self.metrics.stage("forward"):
+                features, _ = self.features(torch.stack(chunk))
+            self.beat()
             yield features
 
 
@@ -84,17 +86,19 @@ class FeatureCache:
     def __init__(self, capacity: int = CACHE_BYTES) -> None:
         self.capacity = capacity
         self.size = 0
-        self._entries: OrderedDict[tuple[str, str], Tensor] = OrderedDict()
+        self._entries: dict[tuple[str, str], Tensor] = {}
 
     def put(self, line: str, entry: str, features: Tensor) -> None:
-        """Keep an entry's features, if they fit at all; the oldest go where room is short."""
+        """Keep an entry's features if there is room: those kept longest are the next that learning wants."""
         self.pop(line, entry)
-        if features.nbytes > self.capacity:
-            return
-        self._entries[line, entry] = features
-        self.size += features.nbytes
-        while self.size > self.capacity:
-            self.size -= self._entries.popitem(last=False)[1].nbytes
+        if self.size + features.nbytes <= self.capacity:
+            self._entries[line, entry] = features
+            self.size += features.nbytes
+
+    def drop(self, line: str) -> None:
+        """Let go of all that is kept for a line: it learns no more."""
+        for key in [key for key in self._entries if key[0] == line]:
+            self.pop(*key)
 
     def pop(self, line: str, entry: str) -> Tensor | None:
         features = self._entries.pop((line, entry), None)

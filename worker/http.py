@@ -39,7 +39,7 @@ class HttpServer:
     """uvicorn on its own thread."""
 
     def __init__(self, settings: HttpSettings, app: Starlette) -> None:
-        self._socket = _bound(settings)
+        self._socket = bound(settings)
         self.port: int = self._socket.getsockname()[1]
         config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1)
         self._server = uvicorn.Server(config)
@@ -54,7 +54,8 @@ class HttpServer:
         self._socket.close()
 
 
-def _bound(settings: HttpSettings) -> socket.socket:
+def bound(settings: HttpSettings) -> socket.socket:
+    """A listening socket's address taken; raises ConfigurationError where it cannot be."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -17,7 +17,7 @@ RENEW_SECONDS = LEASE_MS / 1000 / 3
 ACQUIRE_SECONDS = 2.0  # between attempts while another holds the lease
 TRIM_SECONDS = 5.0
 RETRY_SECONDS = 5.0  # after a snapshot that the disk refused
-HISTORY = 256  # pending entries read in one call
+HISTORY = 16  # pending entries read in one call
 
 log = structlog.get_logger()
 
@@ -53,6 +53,7 @@ class Keeper:
         self.epoch = 0  # 0: not the keeper
         self.stopped = False  # the stream went back behind what was learned; a person must look
         self.problem = "the lease is not held yet"
+        self._attempted = False
         self._highest_epoch = 0  # ever held by this process
         self._seq = 0
         self._model = ""  # the version that `line` was loaded from or committed as
@@ -65,18 +66,26 @@ class Keeper:
     # -- 1. acquire --------------------------------------------------------------------------------------------------
 
     def acquire(self, holder: str, take_over: str = "") -> None:
-        """Try to become the keeper, at most every ACQUIRE_SECONDS; `problem` says why it is not."""
+        """Try to become the keeper, at most every ACQUIRE_SECONDS; `problem` says why it is not.
+
+        The first attempt takes over what an earlier process of the name `take_over` has left.
+        """
         if self.stopped or time.monotonic() < self._acquire_at:
             return
         self._acquire_at = time.monotonic() + ACQUIRE_SECONDS
         self._follow()  # first: who cannot load the line's version must not hold its lease
         floor = max(self.store.highest_epoch(), self._highest_epoch)
-        epoch, other = self.streams.acquire(holder, floor, take_over)
+        epoch, other = self.streams.acquire(holder, floor, "" if self._attempted else take_over)
+        self._attempted = True
         self.problem = "" if epoch else f"the lease is held by {other}"
         if epoch:
             self._follow()  # again: the keeper before may have committed in between
             self._highest_epoch = epoch
-            self._open(epoch)
+            try:
+                self._open(epoch)
+            except BaseException:
+                self.epoch = 0  # half open is not open: it is done again
+                raise
 
     def _follow(self) -> None:
         """Load the committed version if it is another; who does not keep the line answers by it all the same."""
@@ -84,6 +93,9 @@ class Keeper:
         if committed != self._loaded_for:
             self.line, self._model = self._load(committed)
             self._loaded_for = committed
+            if committed and self._model != committed:
+                log.error("an older version serves: what was learned after it is missing", line=self.line.name,
+                          committed=committed, serving=self._model)  # fmt: skip
 
     def _open(self, epoch: int) -> None:
         """Begin to keep the line under a new epoch."""
@@ -92,7 +104,7 @@ class Keeper:
             self.stopped = True
             self.problem = (
                 f"the stream ends at {last}, before {applied} that was learned: the server lost writes, or the "
-                "snapshots are another stream's; restore Redis, or move the snapshots away to learn anew"
+                f"snapshots are another stream's; restore Redis, or learn anew: {self._how_to_learn_anew}"
             )
             log.error("line stopped", line=self.line.name, problem=self.problem)
             return
@@ -100,7 +112,10 @@ class Keeper:
         self._unacknowledged, self._images_since = [], 0
         now = time.monotonic()
         self._snapshot_at, self._renew_at = now, now + RENEW_SECONDS
-        self._publish(self._model, self.line.serving.threshold)
+        if self._model == self._loaded_for or not self._model:
+            self._publish(self._model, self.line.serving.threshold)
+        else:
+            self.snapshot()  # versions only grow: old content comes back as a new version
         if not self.line.learns:
             self._acknowledge_rest()
         done, wanted = self.line.progress
@@ -121,18 +136,25 @@ class Keeper:
                 log.error("snapshot set aside", line=self.line.name, error=str(error))
                 self.store.mark_bad(stem)
                 continue
+            line = self.make_line()
             if snapshot.metadata["fingerprint"] != self.fingerprint:
                 raise ModelError(
-                    f"line {self.line.name}: {self.store.directory}/{stem} was learned with another backbone, weights, "
-                    "layers or input_shape; restore those, or move that folder away to learn anew"
+                    f"line {line.name}: {self.store.directory}/{stem} was learned with another backbone, weights, "
+                    f"layers or input_shape; restore those, or learn anew: {self._how_to_learn_anew}"
                 )
-            line = self.make_line()
             line.restore(snapshot.tensors, snapshot.metadata)
             line.serving = line.served_by(stem)
             return line, stem
-        if committed:
-            log.error("no whole snapshot is left: learning anew", line=self.line.name, committed=committed)
+        if committed:  # never learn anew over a model that only is not at hand
+            raise ModelError(
+                f"line {self.line.name}: version {committed} is committed, and {self.store.directory.resolve()} holds "
+                f"no whole snapshot; set snapshots.directory to where it lies, or learn anew: {self._how_to_learn_anew}"
+            )
         return self.make_line(), ""
+
+    @property
+    def _how_to_learn_anew(self) -> str:
+        return f"move {self.store.directory} away and DEL {self.streams.state_key}"
 
     def renew(self, holder: str) -> None:
         """Keep the lease alive."""
@@ -152,8 +174,12 @@ class Keeper:
     # -- 2. learn ----------------------------------------------------------------------------------------------------
 
     def learn(self, extract: Extract, count: int) -> int:
-        """Read and apply up to `count` entries; returns how many were read."""
-        if not self.line.learns:
+        """Read and apply up to `count` entries; returns how many were read.
+
+        While the disk refuses snapshots, no more is taken than a restart can take again.
+        """
+        held_up = time.monotonic() < self._retry_at and self._images_since >= 2 * self.settings.every_images
+        if not self.line.learns or held_up:
             return 0
         entries = self._read(count)
         for entry in entries:
@@ -175,6 +201,9 @@ class Keeper:
         line, phase = self.line, self.line.phase
         if entry_key(entry.id) <= entry_key(line.applied_through):
             return  # the snapshot holds it already; it only wants acknowledging
+        if entry.lost:
+            log.error("trimmed before it was learned from", line=line.name, entry=entry.id)
+            self.metrics.images.labels(line.name, "skipped").inc()
         with self.metrics.stage("learn"):
             taken = line.apply(entry.id, extract(line.name, entry))
         self._images_since += sum(taken)
@@ -244,7 +273,8 @@ class Keeper:
         """Drop entries that every group in use is done with."""
         if time.monotonic() >= self._trim_at:
             self._trim_at = time.monotonic() + TRIM_SECONDS
-            self.streams.trim(self.epoch, [ANSWERING, LEARNING] if self.line.learns else [ANSWERING])
+            committed = self.line.serving.phase  # a phase that only memory knows of may be lost with it
+            self.streams.trim(self.epoch, [ANSWERING] if committed == SCORING else [ANSWERING, LEARNING])
 
     def close(self, holder: str) -> None:
         """Drain: what was applied is made durable and acknowledged, and the lease let go."""

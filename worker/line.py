@@ -1,4 +1,4 @@
-"""One production line: its phases, its model, its counts. Knows no Redis and no disk."""
+"""One production line: its phases, its model, its counts. Knows no disk, and of Redis the entry ids alone."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ from torch import Tensor
 from mhpc.core.calibration import Threshold, fit_threshold
 from mhpc.core.learner import OnePassLearner
 from mhpc.core.scoring import image_scores
+from worker.errors import ModelError
 from worker.settings import LineConfig
 from worker.streams.line_streams import FROM_START, entry_key
 
@@ -111,9 +112,11 @@ class Line:
             self.learner.freeze()
             self.phase = CALIBRATING
         elif self.phase == CALIBRATING and done >= wanted:
-            rate = self.config.calibration.false_positive_rate
-            self.threshold = fit_threshold(self.calibration_scores.numpy(), rate)
+            self.threshold = self._fitted()
             self.phase = SCORING
+
+    def _fitted(self) -> Threshold:
+        return fit_threshold(self.calibration_scores.numpy(), self.config.calibration.false_positive_rate)
 
     def served_by(self, model: str) -> Serving:
         """How this version answers once it is committed; while the bank still learns there is none to answer by."""
@@ -133,14 +136,24 @@ class Line:
             "images_calibrated": len(self.calibration_scores),
             "rows": self.learner.rows_seen_,
             "bank_size": self.config.bank_size,
+            "top_k": self.config.scoring.top_k,
             "threshold": self.threshold._asdict() if self.threshold else None,
         }
         return tensors, metadata
 
     def restore(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-        """Continue from a snapshot's `state`."""
+        """Continue from a snapshot's `state`; a false-positive rate that was changed since gives another threshold.
+
+        Raises:
+            ModelError: its scores are not comparable with those of this configuration.
+        """
+        if metadata["top_k"] != (top_k := self.config.scoring.top_k):
+            raise ModelError(
+                f"line {self.name}: scoring.top_k is {top_k}, its model was calibrated with {metadata['top_k']}; "
+                "restore that, or learn anew under another line name"
+            )
         self.learner.load_state_dict({name: t for name, t in tensors.items() if name != CALIBRATION_SCORES})
         self.calibration_scores = tensors[CALIBRATION_SCORES].clone()
         self.phase = metadata["phase"]
         self.applied_through = metadata["applied_through"]
-        self.threshold = Threshold(**metadata["threshold"]) if metadata["threshold"] else None
+        self.threshold = self._fitted() if self.phase == SCORING else None

@@ -1,6 +1,7 @@
 """The wire format: entries of `mhpc:{LINE}:images` and `:scores`. Imports no torch.
 
-Whatever comes from a stream is untrusted: every size is checked before a decoder allocates by it.
+Whatever comes from a stream is untrusted: the size of an entry is checked before it is unpacked, and a picture's
+declared size before it is decoded.
 """
 
 import io

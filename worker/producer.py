@@ -16,12 +16,12 @@ from typing import Literal
 import redis
 from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
-from redis.backoff import NoBackoff
-from redis.retry import Retry
+from pydantic import SecretStr
 
 from worker.errors import ConfigurationError, RedisUnreachableError, RejectedError, WorkerError
 from worker.message import Image, encode_batch
-from worker.settings import LINE_NAME, MIB
+from worker.settings import LINE_NAME, MIB, RedisSettings
+from worker.streams.client import connect as _connect
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 PILLOW_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -33,17 +33,8 @@ HELD_SECONDS = 5.0  # held up for so long, it says so
 
 
 def connect(url: str) -> redis.Redis:
-    """A client that repeats nothing by itself.
-
-    Raises:
-        RedisUnreachableError: nothing answers at `url`.
-    """
-    try:
-        client = redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), socket_connect_timeout=5, socket_timeout=30)
-        client.ping()
-    except (redis.ConnectionError, redis.TimeoutError, ValueError) as error:
-        raise RedisUnreachableError(f"no Redis answers: {error}; start one, or name the right one by --redis") from None
-    return client
+    """A client that repeats nothing by itself; raises as `worker.streams.client.connect` does."""
+    return _connect(RedisSettings(url=SecretStr(url)))
 
 
 def picture_files(folder: Path) -> list[Path]:

@@ -129,7 +129,7 @@ class LineSettings(Section):
 
 
 class Settings(BaseSettings):
-    """All that a worker is told. Frozen; lines' overrides are already filled in by `line_settings`."""
+    """All that a worker is told; `line_configs` lays the lines' overrides over it."""
 
     model_config = SettingsConfigDict(extra="forbid", frozen=True, env_prefix=ENV_PREFIX, env_nested_delimiter="__")
 

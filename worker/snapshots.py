@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from worker.errors import SnapshotError
+from worker.errors import ModelError, SnapshotError
 
 VERSION = 1
 STEM = re.compile(r"^(\d{10})-(\d{10})$")
@@ -86,7 +86,8 @@ class SnapshotStore:
         """Read a version and verify it.
 
         Raises:
-            SnapshotError: it is absent, cut off, of another format, or its checksum does not hold.
+            SnapshotError: it is cut off, or its checksum does not hold.
+            ModelError: it may well be whole, but cannot be read here and now: its rights, the disk, another format.
         """
         path = self.directory / f"{stem}.safetensors"
         try:
@@ -94,10 +95,12 @@ class SnapshotStore:
                 manifest = json.loads((file.metadata() or {})["mhpc"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
             version, expected = manifest["version"], manifest.pop("sha256")
-        except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
-            raise SnapshotError(f"snapshot {path} cannot be read: {error!r}") from None
+        except OSError as error:
+            raise ModelError(f"snapshot {path} cannot be read: {error}; mend its rights or the disk") from None
+        except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
+            raise SnapshotError(f"snapshot {path} is damaged: {error!r}") from None
         if version != VERSION:
-            raise SnapshotError(f"snapshot {path} has format {version}, this worker reads {VERSION}")
+            raise ModelError(f"snapshot {path} has format {version}, this release reads {VERSION}; use one that fits")
         if (found := _digest(tensors, manifest)) != expected:
             raise SnapshotError(f"snapshot {path} is damaged: SHA-256 {found}, its manifest says {expected}")
         return Snapshot(stem, tensors, manifest)
@@ -105,17 +108,16 @@ class SnapshotStore:
     def mark_bad(self, stem: str) -> None:
         """Set a version aside, so that it is not tried again; a person may look at it."""
         path = self.directory / f"{stem}.safetensors"
-        if path.exists():
+        with suppress(OSError):  # a folder that cannot be written: it is found damaged again next time
             path.rename(path.with_suffix(".bad"))
             _fsync_folder(self.directory)
 
     def prune(self, keep: int, current: str) -> None:
         """Remove all but the newest `keep` and `current`, and what a killed writer left."""
-        for stem in self.stems()[:-keep]:
-            if stem != current:
-                (self.directory / f"{stem}.safetensors").unlink(missing_ok=True)
-        for leftover in self.directory.glob("*.tmp"):
-            leftover.unlink(missing_ok=True)
+        old = [self.directory / f"{stem}.safetensors" for stem in self.stems()[:-keep] if stem != current]
+        for path in [*old, *self.directory.glob("*.tmp")]:
+            with suppress(OSError):  # what stays is removed with a later version
+                path.unlink(missing_ok=True)
 
 
 def _digest(tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from worker.streams.client import connect as _connect
 from worker.streams.line_streams import ANSWERING, FROM_START, LineStreams, entry_key, newest_id
 
 BLOCK_MS = 1000
+READ = 100  # results in one reply
 IMAGES_KEY = re.compile(r"^mhpc:\{(.+)\}:images$")
 
 
@@ -61,7 +62,7 @@ def results(client: Any, line: str, from_start: bool) -> Iterator[dict[str, Any]
         FROM_START if from_start else newest_id(client, streams.scores)
     )  # "$" would pass what comes between calls
     while True:
-        for _, entries in client.xread({streams.scores: last}, block=BLOCK_MS) or ():
+        for _, entries in client.xread({streams.scores: last}, count=READ, block=BLOCK_MS) or ():
             for entry, fields in entries:
                 last = entry
                 result = decode_result(fields[b"result"])

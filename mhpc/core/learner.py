@@ -46,7 +46,7 @@ class OnePassLearner:
     5. The bank grows and moves by the rows as the basis shows them.
 
     Args:
-        bank_size: K, the most anchors kept.
+        bank_size: K, the anchors that the bank is reduced to; while it learns it holds up to a quarter more.
         pca_variance_ratio: share of the variance that the whitened space keeps.
         top_k: an image's score is the mean of its top_k largest patch scores.
     """

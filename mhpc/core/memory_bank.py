@@ -34,7 +34,7 @@ class Whitening:
 
 
 class MemoryBank:
-    """At most `bank_size` anchors that stand for all rows seen.
+    """Anchors that stand for all rows seen: `bank_size` once reduced, up to OVERFULL times that in between.
 
     An anchor stored in a moving basis goes stale; one stored in feature space does not, and since whitening is linear
     the mean of features maps to the mean of their images. So `anchors` are features and `images` their Z-space view,

@@ -67,7 +67,7 @@ class MHPatchCore:
         input_shape: (H, W) of the images.
         patchsize: odd side of the neighbourhood over which patch features are averaged.
         weights: as `load_backbone` takes them; left out where the backbone brings its own.
-        bank_size: the most anchors that the memory bank keeps.
+        bank_size: anchors that the memory bank is reduced to; while it learns it holds up to a quarter more.
         top_k: an image's score is the mean of its top_k largest patch scores; 1 is PatchCore's maximum.
     """
 
@@ -159,17 +159,19 @@ class MHPatchCore:
         try:
             with safe_open(path, framework="pt") as file:
                 config = json.loads((file.metadata() or {})["mhpc"])
+                expected = config.pop("backbone_hash")
+                enums: dict[str, Any] = {
+                    "algorithm": PatchCoreAlgorithm[config.pop("algorithm")],
+                    "aggregation": PatchCoreAggregation[config.pop("aggregation")],
+                    "feature_reduction": PatchCoreFeatureReduction[config.pop("feature_reduction")],
+                    "distance": PatchCoreDistance[config.pop("distance")],
+                }
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} is not a model that MHPatchCore.save wrote: {error!r}") from None
-        expected = config.pop("backbone_hash")
-        enums: dict[str, Any] = {
-            "algorithm": PatchCoreAlgorithm[config.pop("algorithm")],
-            "aggregation": PatchCoreAggregation[config.pop("aggregation")],
-            "feature_reduction": PatchCoreFeatureReduction[config.pop("feature_reduction")],
-            "distance": PatchCoreDistance[config.pop("distance")],
-        }
-        config["backbone"] = backbone if backbone is not None else config["backbone"]
+        if backbone is None and "." in config["backbone"] and ":" not in config["backbone"]:
+            raise ValueError(f"{path} was made with a module, {config['backbone']}; give that as backbone=")
+        config["backbone"] = config["backbone"] if backbone is None else backbone
         model = cls(**config, **enums, device=device)
         if (found := hash_parameters(model.extractor.backbone)) != expected:
             raise ValueError(f"{path} was learned with a backbone of hash {expected}, the one given has {found}")

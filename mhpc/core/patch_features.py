@@ -35,6 +35,8 @@ class PatchFeatures:
         patchsize: int = 3,
         device: torch.device | str = "cpu",
     ) -> None:
+        if patchsize < 1 or patchsize % 2 == 0:
+            raise ValueError(f"patchsize is {patchsize}, expected an odd number: a neighbourhood has a centre")
         self.backbone = backbone.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks this form
         self.layers = tuple(layers)
         self.patchsize = patchsize

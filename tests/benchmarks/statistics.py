@@ -61,6 +61,4 @@ def main() -> None:
     textbook = textbook_greedy(rows, 1000, int(chosen.indices[0]))
     ratio = (time.perf_counter() - start) / ours_s
     same = len(set(textbook) & set(chosen.indices.tolist()))
-    print(
-        f"exact greedy, 1,000 of 78,400 x 128: {ratio:.1f} times the textbook loop's speed, {same} of 1,000 rows the same"
-    )
+    print(f"exact greedy, 1,000 of 78,400 x 128: {ratio:.1f} times the textbook loop's speed, {same} rows the same")

@@ -35,7 +35,7 @@ def test_a_worker_that_can_run_is_told_so_item_by_item(sections: dict[str, Any],
     lines, failure = checked(small_settings("press-3", "press-4", **sections))
     assert failure is None
     assert [text.split()[:2] for text in lines] == [
-        ["ok", name] for name in ("lines", "redis", "snapshots", "device", "model")
+        ["ok", name] for name in ("lines", "redis", "snapshots", "http", "device", "model")
     ]
     whole = "\n".join(lines)
     for part in ("press-3 (learns 16, calibrates 20, bank 200)", str(tmp_path / "snapshots"), "GB free", "cpu"):
@@ -83,7 +83,7 @@ def test_all_items_are_tried_and_the_first_failure_counts(
 ) -> None:
     broken = {**sections, "redis": UNREACHABLE, "model": {"weights": "absent.safetensors"}}
     lines, failure = checked(small_settings(**broken))
-    assert [text.split()[0] for text in lines] == ["FAIL", "FAIL", "ok", "ok", "FAIL"]
+    assert [text.split()[0] for text in lines] == ["FAIL", "FAIL", "ok", "ok", "ok", "FAIL"]
     assert isinstance(failure, ConfigurationError)
     further = capsys.readouterr().err.splitlines()
     assert [text.startswith("error: ") for text in further] == [True, True]

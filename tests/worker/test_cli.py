@@ -208,14 +208,14 @@ def test_the_console_script_and_the_module_end_the_same_way(command: list[str], 
 def test_check_prints_a_checklist(call: Call, config: Any, line: str) -> None:
     ended = call("check", "--config", config())
     assert (ended.code, ended.err) == (0, "")
-    assert [text.split()[0] for text in ended.out.splitlines()] == ["ok"] * 5
+    assert [text.split()[0] for text in ended.out.splitlines()] == ["ok"] * 6
     assert line in ended.out
 
 
 def test_check_tells_every_failure_on_a_line_of_its_own(call: Call, config: Any) -> None:
     ended = call("check", "--config", config(url=UNREACHABLE, model="weights = 'absent.safetensors'"))
     assert ended.code == 3
-    assert [text.split()[0] for text in ended.out.splitlines()] == ["ok", "FAIL", "ok", "ok", "FAIL"]
+    assert [text.split()[0] for text in ended.out.splitlines()] == ["ok", "FAIL", "ok", "ok", "ok", "FAIL"]
     further, first = ended.err.splitlines()
     assert "absent.safetensors" in further
     assert "is not reached" in first

@@ -19,7 +19,7 @@ from worker.daemon import Worker
 from worker.line import CALIBRATING, LEARNING, SCORING
 from worker.message import decode_result
 from worker.settings import Settings
-from worker.streams.line_streams import ANSWERING, LineStreams
+from worker.streams.line_streams import ANSWERING, LineStreams, read_answering
 from worker.streams.line_streams import LEARNING as LEARNING_GROUP
 
 Run = Callable[[Settings], Worker]
@@ -104,6 +104,18 @@ def test_a_line_learns_calibrates_and_scores_and_every_image_has_one_result(
     eventually(lambda: streams.backlog(LEARNING_GROUP).pending == 0)
     assert worker.keepers[line].line.learner.images_seen_ == 16
     assert len(worker.keepers[line].line.calibration_scores) == 20
+
+
+def test_a_process_answers_what_an_earlier_one_was_given_and_left(
+    run: Run, settings: Any, client: redis.Redis, line: str
+) -> None:
+    streams = LineStreams(client, line)
+    streams.ensure_groups()
+    send(client, line, 1, 12)
+    read_answering(client, [streams], "station-1", 2, None)
+    run(settings(line))
+    assert [result["id"] for result in answered(client, line, 12)] == [str(number) for number in range(1, 13)]
+    assert streams.backlog(ANSWERING).pending == 0
 
 
 def test_several_lines_work_beside_each_other(run: Run, settings: Any, client: redis.Redis, line: str) -> None:
@@ -323,3 +335,22 @@ def test_a_process_drains_on_sigterm_resumes_and_ends_even_without_redis(
     second.event("Redis is not reached; trying again for ever")
     assert second.end(signal.SIGINT) == 0
     assert "Traceback" not in second.log.read_text()
+
+
+@pytest.mark.parametrize("key", ["scores", "images"])
+def test_a_key_of_the_wrong_type_stops_its_own_line_alone(
+    run: Run, settings: Any, client: redis.Redis, line: str, key: str
+) -> None:
+    broken, well = f"{line}-a", f"{line}-b"
+    client.set(f"mhpc:{{{broken}}}:{key}", "in the way")
+    worker = run(settings(broken, well))
+    if key == "scores":
+        send(client, broken, 1, 4)
+    send(client, well, 1, 8)
+    assert len(answered(client, well, 8)) == 8
+    eventually(lambda: "WRONGTYPE" in get(worker, "/readyz")[1])
+    client.delete(f"mhpc:{{{broken}}}:{key}")
+    if key == "images":
+        send(client, broken, 1, 4)
+    assert len(answered(client, broken, 4)) == 4
+    eventually(lambda: get(worker, "/readyz")[0] == 200)

@@ -85,7 +85,7 @@ def test_pictures_of_any_size_are_squashed_to_the_input_shape(engine: Engine, si
 
 def test_a_picture_is_made_smaller_without_aliasing(engine: Engine) -> None:
     stripes = np.zeros((256, 256, 3), np.uint8)
-    stripes[:, ::2] = 255  # finer than the result can show: it must become an even grey
+    stripes[:, 1::4] = stripes[:, 2::4] = 255  # as fine as the result's pixels: it must become an even grey
     grey = engine.prepare(stripes) * DEVIATION + MEAN
     inner = grey[:, 4:-4, 4:-4]
     assert float((inner - 0.5).abs().max()) < 0.02
@@ -150,13 +150,22 @@ def test_features_that_were_put_are_given_once() -> None:
     assert cache.size == 0
 
 
-def test_the_oldest_features_go_where_room_is_short() -> None:
+def test_the_oldest_features_stay_where_room_is_short_since_learning_wants_them_next() -> None:
     cache = FeatureCache(capacity=1000)
     for number in range(5):
         cache.put("a", f"{number}-0", torch.zeros(100))  # 400 bytes
         assert cache.size <= 1000
-    assert [cache.pop("a", f"{number}-0") is not None for number in range(5)] == [False, False, False, True, True]
+    assert [cache.pop("a", f"{number}-0") is not None for number in range(5)] == [True, True, False, False, False]
     assert cache.size == 0
+
+
+def test_a_line_that_learns_no_more_frees_its_room_alone() -> None:
+    cache = FeatureCache(capacity=1000)
+    cache.put("a", "1-0", torch.zeros(100))
+    cache.put("b", "1-0", torch.zeros(100))
+    cache.drop("a")
+    assert cache.pop("a", "1-0") is None
+    assert cache.pop("b", "1-0") is not None
 
 
 def test_features_larger_than_the_room_are_not_kept_and_push_nothing_out() -> None:

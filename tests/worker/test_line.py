@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mhpc.core.scoring import image_scores
 from tests.worker.helpers import patches
+from worker.errors import ModelError
 from worker.line import CALIBRATING, LEARNING, SCORING, Line, Serving, Taken
 from worker.settings import CalibrationSettings, LearningSettings, LineConfig, ScoringSettings
 
@@ -225,3 +226,23 @@ def test_a_score_does_not_depend_on_the_batch() -> None:
     together = [verdict.score for verdict in line.judge(features, GRID)]
     alone = [line.judge(one[None], GRID)[0].score for one in features]
     np.testing.assert_allclose(np.array(together, float), np.array(alone, float), rtol=1e-5)
+
+
+# -- a configuration that changed under a model ------------------------------------------------------------------------
+
+
+def test_scores_of_another_top_k_are_not_held_against_the_threshold() -> None:
+    tensors, metadata = trained().state()
+    changed = config().model_copy(update={"scoring": ScoringSettings(top_k=1)})
+    with pytest.raises(ModelError, match=r"scoring.top_k is 1, its model was calibrated with 3"):
+        Line(changed, 0.99, CPU).restore(tensors, metadata)
+
+
+def test_a_changed_false_positive_rate_gives_another_threshold_from_the_same_scores() -> None:
+    line = trained()
+    rarer = config().model_copy(update={"calibration": CalibrationSettings(images=20, false_positive_rate=0.001)})
+    again = Line(rarer, 0.99, CPU)
+    again.restore(*line.state())
+    assert line.threshold is not None
+    assert again.threshold is not None
+    assert again.threshold.value > line.threshold.value

@@ -177,7 +177,7 @@ def test_a_lost_reply_is_not_repeated(client: redis.Redis, line: str, monkeypatc
 
 
 def test_no_redis_is_one_clear_error_with_exit_code_3() -> None:
-    with pytest.raises(RedisUnreachableError, match=r"no Redis answers: .*start one, or name the right one") as caught:
+    with pytest.raises(RedisUnreachableError, match=r"is not reached: .*start it, or set redis.url") as caught:
         connect("redis://127.0.0.1:1/0")
     assert caught.value.exit_code == 3
 

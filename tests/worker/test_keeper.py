@@ -8,7 +8,7 @@ import redis
 import torch
 from torch import Tensor
 
-from tests.worker.helpers import patches
+from tests.worker.helpers import eventually, patches
 from worker.errors import FencedError, ModelError
 from worker.keeper import Keeper
 from worker.line import CALIBRATING, LEARNING, SCORING, Line
@@ -375,12 +375,12 @@ def test_what_was_committed_while_the_lease_changed_hands_is_not_missed(
             first.learn(extract, 3)
             first.close(HOLDER)
             first.lose("closed")
+            eventually(lambda: not streams.client.exists(streams.lease))
         return take(*args)
 
     second.streams.acquire = late  # type: ignore[method-assign, assignment]  # the moment that matters cannot be waited for
-    while not second.epoch:
-        second.acquire("station-2#a")
-    assert second.line.applied_through == "3-0"
+    second.acquire("station-2#a")
+    assert (second.epoch, second.line.applied_through) == (2, "3-0")
     assert_same(learn_all(second).line, unbroken)
 
 

@@ -177,7 +177,7 @@ class Worker:
     def _show_backlog(self) -> None:
         self._gauges_at = time.monotonic() + GAUGE_SECONDS
         seconds, _ = self.client.time()
-        for name, keeper in self.keepers.items():
+        for name, keeper in self._usable().items():
             lag, pending, oldest = keeper.streams.backlog(ANSWERING)
             age = seconds - entry_key(oldest)[0] / 1000 if oldest else 0.0
             self.metrics.stream_lag.labels(name).set(float("nan") if lag is None else lag)

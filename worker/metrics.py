@@ -35,7 +35,7 @@ class Metrics:
         self.end_to_end_seconds = histogram(
             "end_to_end_seconds", "From the entry's id to its result, by Redis' clock.", SECONDS, "line"
         )
-        self.stream_lag = gauge("stream_lag_entries", "Entries that the answering group has not read; NaN before Redis 7.", "line")
+        self.stream_lag = gauge("stream_lag_entries", "Entries not read for answering; NaN before Redis 7.", "line")
         self.pending = gauge("pending_entries", "Entries read for answering and not yet answered.", "line")
         self.oldest_pending = gauge("oldest_pending_seconds", "Age of the oldest of those.", "line")
         self.score_to_threshold = histogram(

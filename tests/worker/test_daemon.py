@@ -1,8 +1,4 @@
-import json
 import random
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,10 +11,10 @@ import redis
 
 from tests.conftest import PrivateRedis
 from tests.worker.helpers import LosesReplies, eventually, item, message, small_settings
+from tests.worker.playing import answered, in_phase, results, send
 from tests.worker.test_metrics import EXPECTED
 from worker.daemon import Worker
 from worker.line import CALIBRATING, LEARNING, SCORING
-from worker.message import decode_result
 from worker.settings import Settings
 from worker.streams.line_streams import ANSWERING, LineStreams, read_answering
 from worker.streams.line_streams import LEARNING as LEARNING_GROUP
@@ -58,29 +54,9 @@ def settings(tmp_path: Path, redis_url: str) -> Callable[..., Settings]:
     return settings
 
 
-def send(client: Any, line: str, first: int, last: int, batch: int = 4) -> None:
-    """Pictures with the ids first to last."""
-    for start in range(first, last + 1, batch):
-        items = [item(str(number)) for number in range(start, min(start + batch, last + 1))]
-        client.xadd(f"mhpc:{{{line}}}:images", {"batch": message(*items)})
-
-
-def results(client: Any, line: str) -> list[dict[str, Any]]:
-    return [decode_result(fields[b"result"]) for _, fields in client.xrange(f"mhpc:{{{line}}}:scores")]
-
-
-def answered(client: Any, line: str, count: int) -> list[dict[str, Any]]:
-    """The results, once there are so many."""
-    return eventually(lambda: found if len(found := results(client, line)) >= count else [])
-
-
 def get(worker: Worker, path: str) -> tuple[int, str]:
     answer = httpx.get(f"http://127.0.0.1:{worker.http.port}{path}", timeout=30)
     return answer.status_code, answer.text
-
-
-def in_phase(client: Any, line: str, phase: str) -> bool:
-    return LineStreams(client, line).state().get("phase") == phase
 
 
 # -- at work -----------------------------------------------------------------------------------------------------------
@@ -266,97 +242,6 @@ def test_a_line_whose_stream_went_back_stops_alone(run: Run, settings: Any, clie
     assert (status, text.startswith(f"line {bad}: the stream ends at 5-0")) == (503, True)
     assert good not in text
     assert len(results(client, bad)) == 8
-
-
-# -- its process -------------------------------------------------------------------------------------------------------
-
-
-class Process:
-    """`mhpc-worker run`, with its log."""
-
-    def __init__(self, folder: Path, url: str, line: str) -> None:
-        config = folder / "config.toml"
-        config.write_text(
-            f"""
-            [redis]
-            url = "{url}"
-            [worker]
-            name = "station-1"
-            device = "cpu"
-            [model]
-            backbone = "resnet18"
-            weights = "random:0"
-            input_shape = [64, 64]
-            bank_size = 200
-            [snapshots]
-            directory = "{folder / "snapshots"}"
-            [http]
-            port = 0
-            [[lines]]
-            name = "{line}"
-            """
-        )
-        self.log = folder / "log"
-        with self.log.open("wb") as log:
-            command = [sys.executable, "-m", "worker", "run", "--config", str(config)]
-            self.process = subprocess.Popen(command, stdout=log, stderr=log)
-
-    def events(self) -> list[dict[str, Any]]:
-        return [json.loads(text) for text in self.log.read_text().splitlines() if text.startswith("{")]
-
-    def event(self, name: str) -> dict[str, Any]:
-        """Wait for this event in the log."""
-
-        def found() -> dict[str, Any]:
-            assert self.process.poll() is None, self.log.read_text()
-            return next((event for event in self.events() if event["event"] == name), {})
-
-        return eventually(found)
-
-    def end(self, number: int) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(60)
-
-
-@pytest.fixture
-def start(tmp_path: Path, private_redis: PrivateRedis, line: str) -> Iterator[Callable[[], Process]]:
-    started: list[Process] = []
-
-    def start() -> Process:
-        started.append(Process(tmp_path, private_redis.url, line))
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.process.kill()
-        process.process.wait()
-
-
-def test_a_process_drains_on_sigterm_resumes_and_ends_even_without_redis(
-    start: Callable[[], Process], private_redis: PrivateRedis, line: str
-) -> None:
-    client = redis.Redis(port=private_redis.port, protocol=2)
-    streams = LineStreams(client, line)
-    first = start()
-    port = first.event("started")["port"]
-    assert httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=30).text == "ok\n"
-    send(client, line, 1, 12)
-    answered(client, line, 12)
-    eventually(lambda: streams.backlog(LEARNING_GROUP).pending == 3)
-    assert streams.state()["model"] == ""
-    assert first.end(signal.SIGTERM) == 0
-    assert first.events()[-1]["event"] == "stopped"
-    assert streams.backlog(LEARNING_GROUP).pending == 0
-    assert streams.state()["applied_through"] == streams.last_id()
-    eventually(lambda: not client.exists(streams.lease))
-
-    second = start()
-    opened = second.event("line opened")
-    assert (opened["images"], opened["phase"], opened["epoch"]) == (12, LEARNING, 2)
-    private_redis.kill()
-    second.event("Redis is not reached; trying again for ever")
-    assert second.end(signal.SIGINT) == 0
-    assert "Traceback" not in second.log.read_text()
 
 
 @pytest.mark.parametrize("key", ["scores", "images"])

@@ -6,8 +6,6 @@ from typing import Any
 import msgpack
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from tests.worker.helpers import encoded, item, message, picture
 from worker.errors import RejectedError
@@ -283,65 +281,3 @@ def test_a_heat_map_comes_back_to_half_a_step() -> None:
 
 def test_a_heat_map_of_zeros_comes_back() -> None:
     np.testing.assert_array_equal(decode_result(encode_result(result(np.zeros((2, 3), np.float32))))["map"], 0)
-
-
-# -- rubbish -----------------------------------------------------------------------------------------------------------
-
-SCALARS = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=20)
-KEYS = st.text(max_size=4) | st.binary(max_size=4)
-VALUES = st.recursive(
-    SCALARS | st.binary(max_size=60),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4),
-    max_leaves=12,
-)
-IMAGES = st.fixed_dictionaries(
-    {},
-    optional={
-        "id": VALUES | st.text(max_size=4),
-        "format": st.sampled_from(["jpeg", "png", "raw"]) | VALUES,
-        "data": st.binary(max_size=100) | VALUES,
-        "shape": st.lists(st.integers(-1, 5), min_size=3, max_size=3) | VALUES,
-        "ts": VALUES,
-        "meta": VALUES,
-    },
-)
-
-
-@given(st.binary(max_size=300))
-@settings(max_examples=300, deadline=None)
-def test_random_bytes_are_rejected_and_nothing_else(data: bytes) -> None:
-    outcomes(data, SMALL)
-
-
-@given(VALUES | st.fixed_dictionaries({"v": st.just(1), "images": st.lists(IMAGES, max_size=3)}))
-@settings(max_examples=300, deadline=None)
-def test_any_msgpack_is_answered_or_rejected_and_what_is_answered_can_be_published(value: Any) -> None:
-    try:
-        images = decode_batch(msgpack.packb(value), SMALL)
-    except RejectedError:
-        return
-    for image in images:
-        outcome(image, SMALL)
-        if isinstance(image, Image):
-            sent = dataclasses.replace(result(None), id=image.id, ts=image.ts, meta=image.meta)
-            assert decode_result(encode_result(sent))["id"] == image.id
-
-
-PICTURES: list[tuple[Any, bytes]] = [
-    ("png", encoded(picture(0, 12, 16))),
-    ("png", encoded(picture(0, 12, 16), mode="P")),
-    ("png", encoded(np.arange(192, dtype=np.uint16).reshape(12, 16))),
-    ("jpeg", encoded(picture(0, 12, 16), "JPEG", progressive=True)),
-    ("jpeg", encoded(picture(0, 12, 16), "JPEG", "CMYK", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\0")),
-]
-
-
-@given(st.sampled_from(PICTURES), st.lists(st.tuples(st.integers(0, 2**16), st.binary(max_size=6)), max_size=4))
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_a_damaged_picture_is_decoded_or_rejected_and_nothing_else(source: tuple[Any, bytes], hits: Any) -> None:
-    form, data = source
-    damaged = bytearray(data)
-    for place, patch in hits:
-        start = place % len(damaged)
-        damaged[start : start + len(patch)] = patch
-    outcome(Image("a", form, bytes(damaged)), SMALL)

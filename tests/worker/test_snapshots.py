@@ -6,6 +6,7 @@ import signal
 import struct
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -218,20 +219,22 @@ def test_a_full_disk_leaves_nothing_behind_and_keeps_what_was_there(small_disk: 
     store.load(stem_of(1, 1))
 
 
-@pytest.fixture
-def _files_of_a_kilobyte() -> Iterator[None]:
-    """The system refuses to write more into any file of this process."""
+@contextmanager
+def files_of_a_kilobyte() -> Iterator[None]:
+    """The system refuses to write more into any file of this process; pytest's own output may be one, so be brief."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    signal.signal(signal.SIGXFSZ, handler)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
-@pytest.mark.usefixtures("_files_of_a_kilobyte")
 def test_a_write_that_ends_half_way_leaves_nothing_behind(store: SnapshotStore) -> None:
-    refuses_to_write(store)
+    with files_of_a_kilobyte():
+        refuses_to_write(store)
     assert files(store) == []
 
 

@@ -1,0 +1,65 @@
+"""What the tests of the keeper do with it: parts whose features follow from the entry, so that runs can be compared."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tests.worker.helpers import patches
+from worker.keeper import Keeper
+from worker.line import Line
+from worker.streams.line_streams import ANSWERING, Entry, LineStreams, entry_key, read_answering
+from worker.streams.line_streams import LEARNING as LEARNING_GROUP
+
+HOLDER = "station-1#a"
+ENTRIES = [f"{number}-0" for number in range(1, 14)]  # of 4 images: 6 are learned, 5 calibrate, 2 are too many
+
+MakeKeeper = Callable[..., Keeper]
+
+
+def add(streams: LineStreams, *entries: str) -> None:
+    for entry in entries:
+        streams.client.xadd(streams.images, {"batch": entry}, id=entry)
+
+
+def extract(_line: str, entry: Entry) -> Iterator[Tensor]:
+    """Features of four parts that follow from what the entry holds."""
+    if entry.batch is not None:
+        yield patches(entry_key(entry.batch.decode())[0], 4)
+
+
+def opened(keeper: Keeper, holder: str = HOLDER) -> Keeper:
+    keeper.acquire(holder, take_over=holder.partition("#")[0])
+    assert keeper.epoch
+    return keeper
+
+
+def learn_all(keeper: Keeper, count: int = 1) -> Keeper:
+    """Learn what there is, a few entries a turn, with a snapshot wherever one is due."""
+    while keeper.learn(extract, count):
+        if keeper.snapshot_due:
+            keeper.snapshot()
+    return keeper
+
+
+def pending(streams: LineStreams, group: str = LEARNING_GROUP) -> list[str]:
+    return [item["message_id"].decode() for item in streams.client.xpending_range(streams.images, group, "-", "+", 100)]
+
+
+def assert_same(a: Line, b: Line) -> None:
+    (tensors, metadata), (others, other_metadata) = a.state(), b.state()
+    assert {**metadata, "line": ""} == {**other_metadata, "line": ""}
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, others[name]), name
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def answer_all(streams: LineStreams) -> None:
+    for _, entries in read_answering(streams.client, [streams], "station-1", 100, None):
+        streams.client.xack(streams.images, ANSWERING, *[entry.id for entry in entries])

@@ -1,0 +1,264 @@
+import time
+from typing import Any
+
+import pytest
+
+from tests.worker.helpers import eventually
+from tests.worker.keeping import (
+    ENTRIES,
+    HOLDER,
+    MakeKeeper,
+    add,
+    assert_same,
+    extract,
+    flip_a_bit,
+    learn_all,
+    opened,
+    pending,
+)
+from worker.errors import FencedError, ModelError
+from worker.line import CALIBRATING, SCORING, Line
+from worker.snapshots import stem_of
+from worker.streams.line_streams import LineStreams
+
+# -- two keepers -------------------------------------------------------------------------------------------------------
+
+
+def test_who_was_overtaken_commits_and_acknowledges_nothing(
+    make_keeper: MakeKeeper, streams: LineStreams, unbroken: Line
+) -> None:
+    add(streams, *ENTRIES)
+    first = opened(make_keeper())
+    first.learn(extract, 2)
+    first.snapshot()
+    first.learn(extract, 2)
+    before = streams.state()
+    second = opened(make_keeper(), holder="station-1#b")
+    assert second.epoch == first.epoch + 1
+    for step in (first.snapshot, lambda: first.learn(extract, 1), first.trim):
+        with pytest.raises(FencedError):
+            step()
+    assert streams.state() == {**before, "epoch": str(second.epoch)}
+    assert pending(streams) == ["3-0", "4-0"]
+    assert_same(learn_all(second).line, unbroken)
+
+
+def test_a_version_that_was_written_and_never_committed_is_not_loaded(
+    make_keeper: MakeKeeper, streams: LineStreams, unbroken: Line
+) -> None:
+    add(streams, *ENTRIES)
+    first = opened(make_keeper())
+    first.learn(extract, 2)
+    first.snapshot()
+    first.learn(extract, 2)
+    streams.acquire("station-1#b", 0, take_over="station-1")
+    with pytest.raises(FencedError):
+        first.snapshot()
+    assert first.store.stems() == [stem_of(1, 1), stem_of(1, 2)]
+    third = opened(make_keeper(), holder="station-1#c")
+    assert (third.epoch, third.line.applied_through) == (3, "2-0")
+    assert_same(learn_all(third).line, unbroken)
+
+
+def test_while_another_holds_the_lease_it_is_said_and_nothing_is_kept(
+    make_keeper: MakeKeeper, streams: LineStreams
+) -> None:
+    add(streams, *ENTRIES)
+    opened(make_keeper())
+    other = make_keeper()
+    other.acquire("station-2#a", take_over="station-2")
+    assert (other.epoch, other.problem) == (0, f"the lease is held by {HOLDER}")
+
+
+def test_who_does_not_keep_a_line_answers_by_its_newest_version_all_the_same(
+    make_keeper: MakeKeeper, streams: LineStreams
+) -> None:
+    add(streams, *ENTRIES)
+    other = make_keeper()
+    keeper = opened(make_keeper())
+    while keeper.line.phase != SCORING:
+        keeper.learn(extract, 1)
+        if keeper.snapshot_due:
+            keeper.snapshot()
+            other.acquire("station-2#a")
+            assert other.epoch == 0
+            assert other.line.serving == keeper.line.serving
+    assert_same(other.line, keeper.line)
+
+
+def test_what_was_committed_while_the_lease_changed_hands_is_not_missed(
+    make_keeper: MakeKeeper, streams: LineStreams, unbroken: Line
+) -> None:
+    add(streams, *ENTRIES)
+    first, second = opened(make_keeper()), make_keeper()
+    take = second.streams.acquire
+
+    def late(*args: Any) -> tuple[int, str]:
+        """The first commits once more after the second has looked, before it has the lease."""
+        if first.epoch:
+            first.learn(extract, 3)
+            first.close(HOLDER)
+            first.lose("closed")
+            eventually(lambda: not streams.client.exists(streams.lease))
+        return take(*args)
+
+    second.streams.acquire = late  # type: ignore[method-assign, assignment]  # the moment that matters cannot be waited for
+    second.acquire("station-2#a")
+    assert (second.epoch, second.line.applied_through) == (2, "3-0")
+    assert_same(learn_all(second).line, unbroken)
+
+
+def test_who_lost_the_lease_goes_back_to_what_was_committed(
+    make_keeper: MakeKeeper, streams: LineStreams, unbroken: Line
+) -> None:
+    add(streams, *ENTRIES)
+    first = opened(make_keeper())
+    first.learn(extract, 2)
+    first.snapshot()
+    first.learn(extract, 1)
+    streams.acquire("station-2#a", 0, take_over="station-1")
+    with pytest.raises(FencedError) as caught:
+        first.snapshot()
+    first.lose(str(caught.value))
+    assert first.problem == str(caught.value)
+    first.acquire(HOLDER)
+    assert (first.epoch, first.line.applied_through) == (0, "2-0")
+    streams.release(2, "station-2#a")
+    while not first.epoch:
+        first.acquire(HOLDER)
+    assert first.epoch == 3
+    assert_same(learn_all(first).line, unbroken)
+
+
+def test_a_lease_is_renewed_before_it_ends(
+    make_keeper: MakeKeeper, streams: LineStreams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper = opened(make_keeper())
+    streams.client.pexpire(streams.lease, 20_000)
+    keeper.renew(HOLDER)
+    assert streams.client.pttl(streams.lease) <= 20_000
+    now = time.monotonic()
+    monkeypatch.setattr("time.monotonic", lambda: now + 11)
+    keeper.renew(HOLDER)
+    assert streams.client.pttl(streams.lease) > 20_000
+
+
+def test_closing_makes_durable_what_was_learned_and_lets_the_line_go(
+    make_keeper: MakeKeeper, streams: LineStreams
+) -> None:
+    add(streams, *ENTRIES[:3])
+    keeper = opened(make_keeper(every_images=1000))
+    keeper.learn(extract, 10)
+    keeper.close(HOLDER)
+    assert pending(streams) == []
+    assert streams.state()["applied_through"] == "3-0"
+    other = make_keeper()
+    while not other.epoch:
+        other.acquire("station-2#a")
+    assert other.line.learner.images_seen_ == 12
+
+
+# -- versions and servers that are not what they were ------------------------------------------------------------------
+
+
+def test_a_damaged_version_is_set_aside_and_the_one_before_serves(
+    make_keeper: MakeKeeper, streams: LineStreams
+) -> None:
+    add(streams, *ENTRIES[:8])
+    keeper = learn_all(opened(make_keeper()))
+    newest = streams.state()["model"]
+    assert (newest, keeper.line.applied_through) == (stem_of(1, 4), "8-0")
+    flip_a_bit(keeper.store.directory / f"{newest}.safetensors")
+    again = opened(make_keeper(), holder="station-1#b")
+    assert (again.line.applied_through, again.line.serving.model) == ("6-0", stem_of(2, 1))
+    assert streams.state()["model"] == stem_of(2, 1)  # old content, a new version: versions only grow
+    assert (again.store.directory / f"{newest}.bad").exists()
+    add(streams, "9-0", "10-0")
+    learn_all(again)
+    assert streams.state()["model"] == stem_of(2, 2)
+
+
+def test_when_no_whole_version_is_left_nobody_learns_over_the_committed_one(
+    make_keeper: MakeKeeper, streams: LineStreams
+) -> None:
+    add(streams, *ENTRIES[:8])
+    keeper = learn_all(opened(make_keeper()))
+    for stem in keeper.store.stems():
+        flip_a_bit(keeper.store.directory / f"{stem}.safetensors")
+    before = streams.state()
+    with pytest.raises(ModelError, match=r"holds no whole snapshot.*DEL"):
+        opened(make_keeper(), holder="station-1#b")
+    assert streams.state() == before
+
+
+def test_versions_on_disk_are_pruned_and_the_committed_one_stays(make_keeper: MakeKeeper, streams: LineStreams) -> None:
+    add(streams, *ENTRIES)
+    keeper = learn_all(opened(make_keeper(every_images=1, keep=2)))
+    assert keeper.store.stems() == [stem_of(1, 10), stem_of(1, 11)]
+    assert streams.state()["model"] == stem_of(1, 11)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_wiped_server_starts_above_the_epoch_on_disk(
+    make_keeper: MakeKeeper, streams: LineStreams, damaged: bool
+) -> None:
+    add(streams, *ENTRIES[:8])
+    for holder in ("station-1#a", "station-1#b", "station-1#c"):
+        keeper = opened(make_keeper(), holder=holder)
+    learn_all(keeper)
+    assert keeper.epoch == 3
+    if damaged:
+        flip_a_bit(keeper.store.directory / f"{keeper.store.stems()[-1]}.safetensors")
+    streams.client.delete(streams.images, streams.state_key, streams.lease)
+    streams.ensure_groups()
+    again = opened(make_keeper(), holder="station-1#d")
+    assert (again.epoch, again.line.phase) == (4, CALIBRATING)
+    assert again.line.applied_through == ("6-0" if damaged else "8-0")
+    add(streams, *ENTRIES[8:])
+    assert learn_all(again).line.phase == SCORING
+
+
+def test_a_process_that_lives_through_a_wipe_keeps_on_above_its_own_epoch(
+    make_keeper: MakeKeeper, streams: LineStreams
+) -> None:
+    add(streams, *ENTRIES[:4])
+    keeper = learn_all(opened(make_keeper()))
+    streams.client.delete(streams.images, streams.state_key, streams.lease)
+    streams.ensure_groups()
+    with pytest.raises(FencedError):
+        keeper.learn(extract, 1)
+    keeper.lose("wiped")
+    opened(keeper)
+    assert (keeper.epoch, keeper.line.applied_through) == (2, "4-0")
+
+
+def test_a_stream_that_went_back_stops_the_line(make_keeper: MakeKeeper, streams: LineStreams) -> None:
+    add(streams, *ENTRIES[:4])
+    learn_all(opened(make_keeper()))
+    streams.client.delete(streams.images)
+    streams.ensure_groups()
+    add(streams, "3-0")
+    again = make_keeper()
+    again.acquire("station-1#b", take_over="station-1")
+    assert (again.stopped, again.epoch) == (True, 0)
+    for part in ("ends at 3-0", "before 4-0", "restore Redis"):
+        assert part in again.problem
+    again.acquire("station-1#b", take_over="station-1")
+    assert again.epoch == 0
+    assert streams.state()["applied_through"] == "4-0"
+
+
+def test_who_cannot_use_the_lines_version_does_not_take_its_lease(
+    make_keeper: MakeKeeper, streams: LineStreams
+) -> None:
+    add(streams, *ENTRIES[:4])
+    keeper = learn_all(opened(make_keeper()))
+    keeper.close(HOLDER)
+    before = streams.state()
+    with pytest.raises(ModelError, match="another backbone, weights, layers or input_shape") as caught:
+        make_keeper(fingerprint="g").acquire("station-1#b", take_over="station-1")
+    assert streams.line in str(caught.value)
+    assert streams.state() == before
+    while streams.client.exists(streams.lease):
+        assert streams.client.get(streams.lease) == HOLDER.encode()
+    assert keeper.store.stems() == [stem_of(1, 1), stem_of(1, 2)]

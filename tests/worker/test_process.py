@@ -1,0 +1,106 @@
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import redis
+
+from tests.conftest import PrivateRedis
+from tests.worker.helpers import eventually
+from tests.worker.playing import answered, send
+from worker.line import LEARNING
+from worker.streams.line_streams import LEARNING as LEARNING_GROUP
+from worker.streams.line_streams import LineStreams
+
+
+class Process:
+    """`mhpc-worker run`, with its log."""
+
+    def __init__(self, folder: Path, url: str, line: str) -> None:
+        config = folder / "config.toml"
+        config.write_text(
+            f"""
+            [redis]
+            url = "{url}"
+            [worker]
+            name = "station-1"
+            device = "cpu"
+            [model]
+            backbone = "resnet18"
+            weights = "random:0"
+            input_shape = [64, 64]
+            bank_size = 200
+            [snapshots]
+            directory = "{folder / "snapshots"}"
+            [http]
+            port = 0
+            [[lines]]
+            name = "{line}"
+            """
+        )
+        self.log = folder / "log"
+        with self.log.open("wb") as log:
+            command = [sys.executable, "-m", "worker", "run", "--config", str(config)]
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+
+    def events(self) -> list[dict[str, Any]]:
+        return [json.loads(text) for text in self.log.read_text().splitlines() if text.startswith("{")]
+
+    def event(self, name: str) -> dict[str, Any]:
+        """Wait for this event in the log."""
+
+        def found() -> dict[str, Any]:
+            assert self.process.poll() is None, self.log.read_text()
+            return next((event for event in self.events() if event["event"] == name), {})
+
+        return eventually(found)
+
+    def end(self, number: int) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(60)
+
+
+@pytest.fixture
+def start(tmp_path: Path, private_redis: PrivateRedis, line: str) -> Iterator[Callable[[], Process]]:
+    started: list[Process] = []
+
+    def start() -> Process:
+        started.append(Process(tmp_path, private_redis.url, line))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.process.kill()
+        process.process.wait()
+
+
+def test_a_process_drains_on_sigterm_resumes_and_ends_even_without_redis(
+    start: Callable[[], Process], private_redis: PrivateRedis, line: str
+) -> None:
+    client = redis.Redis(port=private_redis.port, protocol=2)
+    streams = LineStreams(client, line)
+    first = start()
+    port = first.event("started")["port"]
+    assert httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=30).text == "ok\n"
+    send(client, line, 1, 12)
+    answered(client, line, 12)
+    eventually(lambda: streams.backlog(LEARNING_GROUP).pending == 3)
+    assert streams.state()["model"] == ""
+    assert first.end(signal.SIGTERM) == 0
+    assert first.events()[-1]["event"] == "stopped"
+    assert streams.backlog(LEARNING_GROUP).pending == 0
+    assert streams.state()["applied_through"] == streams.last_id()
+    eventually(lambda: not client.exists(streams.lease))
+
+    second = start()
+    opened = second.event("line opened")
+    assert (opened["images"], opened["phase"], opened["epoch"]) == (12, LEARNING, 2)
+    private_redis.kill()
+    second.event("Redis is not reached; trying again for ever")
+    assert second.end(signal.SIGINT) == 0
+    assert "Traceback" not in second.log.read_text()

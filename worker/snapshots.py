@@ -69,7 +69,9 @@ class SnapshotStore:
         path = self.directory / f"{stem}.safetensors"
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            if not self.directory.is_dir():
+                self.directory.mkdir(parents=True)
+                _fsync_folder(self.directory.parent)
             with temporary.open("wb") as file:
                 file.write(content)
                 file.flush()

@@ -1,11 +1,6 @@
 """What the tests of a line's streams do with them."""
 
-from worker.streams.line_streams import (
-    Answer,
-    DeadLetter,
-    LineStreams,
-    read_answering,
-)
+from worker.streams.line_streams import Answer, DeadLetter, LineStreams, read_answering
 
 HOLDER = "station-1#aa"
 

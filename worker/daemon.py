@@ -71,6 +71,7 @@ class Worker:
 
     def _keeper(self, config: LineConfig) -> Keeper:
         model, device = self.settings.model, self.engine.device
+        self.metrics.open_line(config.name)
         return Keeper(
             lambda: Line(config, model.pca_variance_ratio, device),
             LineStreams(self.client, config.name),

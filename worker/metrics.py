@@ -7,6 +7,8 @@ from importlib.metadata import version
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
 
+from worker.message import REASONS
+
 OUTCOMES = ("scored", "unscored", "dead", "learned", "quarantined", "skipped")
 STAGES = ("read", "decode", "forward", "learn", "score", "publish", "snapshot")
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
@@ -57,6 +59,15 @@ class Metrics:
         self.build_info.labels(version("mhpc"), platform.python_version(), version("torch")).set(1)
         for stage in STAGES:
             self.stage_seconds.labels(stage)
+
+    def open_line(self, line: str) -> None:
+        """Begin a line's counters at zero, so that the first increase of each is seen as one."""
+        for outcome in OUTCOMES:
+            self.images.labels(line, outcome)
+        for reason in REASONS:
+            self.dead_letters.labels(line, reason)
+        self.anomalies.labels(line)
+        self.entries_lost.labels(line)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from mhpc.evaluation import cli
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 
 
@@ -52,6 +54,11 @@ def train(
         typer.echo(f"mhpc train: {error}", err=True)
         raise typer.Exit(2) from error
     typer.echo(f"{output}  sha256 {digest}")
+
+
+app.command()(cli.evaluate)
+app.command()(cli.ablate)
+app.command()(cli.coverage)
 
 
 def main() -> None:

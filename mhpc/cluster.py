@@ -1,86 +1,289 @@
 """Mini-batch k-means (Sculley, 2010), seeded by farthest-first selection."""
 
+from collections.abc import Mapping
+from numbers import Integral
+from typing import Any
+
+import numpy as np
 import torch
+from numpy.random import RandomState
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
+from sklearn.cluster import kmeans_plusplus
+from sklearn.exceptions import NotFittedError
+from sklearn.utils import check_random_state
 from torch import Tensor
 
-from mhpc.linalg import check_rows, nearest
+from mhpc.linalg import Array, as_rows, check_rows, check_state, like, nearest
 from mhpc.sampler import farthest_first
 
+SEEDING_SAMPLE = 3  # times the larger of batch_size and n_clusters: rows that k-means++ looks at, as in scikit-learn
 
-def move_centers(centers: Tensor, counts: Tensor, x: Tensor, labels: Tensor) -> Tensor:
+
+def move_centers(centers: Tensor, counts: Tensor, x: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
     """centers [K, D] after each took its rows of x [N, D] (labels [N]) with step size 1 / count.
 
     counts [K] are those *after* the rows were added: c' = c + (sum of its rows - n c) / count, so a centre is the mean
-    of all rows that it ever took. Rows and centres may be any linear image of the features.
+    of all rows that it ever took. Rows and centres may be any linear image of the features. With weights [N] >= 0 a row
+    counts as often as it weighs, in the sum, in n and in counts.
     """
     touched, slots, n = labels.unique(return_inverse=True, return_counts=True)
+    taken = n.to(x.dtype)
+    if weights is not None:
+        taken = torch.zeros_like(taken).index_add_(0, slots, weights)
+        x = x * weights[:, None]
     sums = torch.zeros(len(touched), x.shape[1], dtype=x.dtype, device=x.device).index_add_(0, slots, x)
     old = centers[touched]
+    steps = counts[touched].to(x.dtype)
+    if weights is not None:
+        steps = torch.where(steps > 0, steps, 1)  # a centre whose rows all weigh nothing stays
     moved = centers.clone()
-    moved[touched] = old + (sums - n[:, None] * old) / counts[touched, None].to(x.dtype)
+    moved[touched] = old + (sums - taken[:, None] * old) / steps[:, None]
     return moved
 
 
-class MiniBatchKMeans:
+class MiniBatchKMeans(
+    ClassNamePrefixFeaturesOutMixin,  # type: ignore[misc]  # scikit-learn publishes no types
+    TransformerMixin,  # type: ignore[misc]
+    ClusterMixin,  # type: ignore[misc]
+    BaseEstimator,  # type: ignore[misc]
+):
     """k-means on a stream of batches, with scikit-learn's names.
+
+    `partial_fit` takes the next batch of a stream, `fit` draws batches from rows that are all at hand. Rows are
+    tensors, or arrays as scikit-learn takes them; what methods return, and `labels_`, is of the same kind. A centre
+    that takes no row stays where it is.
 
     Args:
         n_clusters: K.
-        init: "k-center" (farthest-first on the first batch) or centres [K, D].
+        init: where centres begin, from the first batch (in `fit`, from all rows): "k-center" (farthest-first),
+            "k-means++" (scikit-learn's, on a sample), "random" (rows drawn at random), or centres [K, D].
+        random_state: a seed or RandomState for "k-means++", "random" and the order of rows in `fit`.
+        batch_size: rows per batch in `fit`.
+        max_iter: epochs of `fit`, at most.
+        tol: `fit` stops after an epoch whose inertia is not smaller than the last one's by this share.
 
-    Attributes: `cluster_centers_` [K, D], `counts_` [K] rows each centre has taken, `inertia_` of the last batch
-    before it moved the centres.
+    Attributes: `cluster_centers_` [K, D] of the first rows' type and device, `counts_` [K] rows that each centre has
+    taken, or the sum of their weights, in float64; `labels_` [N] and `inertia_` (sum of squared distances, weighted)
+    of the last batch before it moved the centres, or after `fit` of all rows; `n_iter_` epochs of `fit`,
+    `n_features_in_`.
     """
 
-    def __init__(self, n_clusters: int, init: str | Tensor = "k-center") -> None:
+    cluster_centers_: Tensor  # from the first rows on
+    counts_: Tensor
+    labels_: Any  # of the kind of the rows
+
+    def __init__(
+        self,
+        n_clusters: int = 8,
+        init: str | Array = "k-center",
+        random_state: int | RandomState | None = 0,
+        batch_size: int = 1024,
+        max_iter: int = 100,
+        tol: float = 1e-3,
+    ) -> None:
         self.n_clusters = n_clusters
         self.init = init
-        self.cluster_centers_: Tensor
-        self.counts_: Tensor
+        self.random_state = random_state
+        self.batch_size = batch_size
+        self.max_iter = max_iter
+        self.tol = tol
 
-    def partial_fit(self, X: Tensor) -> "MiniBatchKMeans":
-        """Assign the rows X [N, D] to their nearest centres and move those.
+    def fit(self, X: Array, y: object = None, sample_weight: Array | None = None) -> "MiniBatchKMeans":
+        """Start anew, with batches of the rows X [N, D] in random order, epoch after epoch.
+
+        Args:
+            sample_weight: [N] how often each row counts.
 
         Raises:
-            ValueError: a wrong shape, values not finite, or a first batch with fewer distinct rows than clusters.
+            ValueError: a wrong shape, values not finite, or fewer (distinct) rows than clusters.
         """
-        if not hasattr(self, "cluster_centers_"):
-            self._seed(check_rows(X))
-        x = check_rows(X, self.cluster_centers_.shape[1])
+        x, weights = self._checked(X, sample_weight, first=True)
+        N, _ = x.shape
+        if self.batch_size < 1 or self.max_iter < 1:
+            raise ValueError(f"batch_size is {self.batch_size}, max_iter {self.max_iter}, expected 1 or more of both")
+        self._enough(N)
+        draw = check_random_state(self.random_state)
+        self._seed(x, weights, draw)
+        last = torch.inf
+        for epoch in range(self.max_iter):
+            order = torch.from_numpy(draw.permutation(N)).to(x.device)
+            inertias = [
+                self._step(x[rows], None if weights is None else weights[rows])[1]
+                for rows in order.split(self.batch_size)
+            ]
+            inertia = float(torch.stack(inertias).sum())  # GPU sync
+            self.n_iter_ = epoch + 1
+            if inertia >= last * (1 - self.tol):
+                break
+            last = inertia
         distances, labels = nearest(x, self.cluster_centers_)
-        self.inertia_ = float(distances.square().sum())  # GPU sync
-        self.counts_ = self.counts_ + torch.bincount(labels, minlength=self.n_clusters)
-        self.cluster_centers_ = move_centers(self.cluster_centers_, self.counts_, x, labels)
+        return self._note(X, labels, _inertia(distances, weights))
+
+    def partial_fit(self, X: Array, y: object = None, sample_weight: Array | None = None) -> "MiniBatchKMeans":
+        """Assign the rows X [N, D] to their nearest centres and move those.
+
+        Args:
+            sample_weight: [N] how often each row counts.
+
+        Raises:
+            ValueError: a wrong shape, values not finite, or a first batch with fewer (distinct) rows than clusters.
+        """
+        first = not self._begun
+        x, weights = self._checked(X, sample_weight, first)
+        if first:
+            self._seed(x, weights, check_random_state(self.random_state))
+        return self._note(X, *self._step(x, weights))
+
+    def predict(self, X: Array) -> Any:
+        """Index [N] of each row's nearest centre."""
+        return like(X, nearest(self._rows(X), self.cluster_centers_)[1])
+
+    def transform(self, X: Array) -> Any:
+        """Distances [N, K] to every centre, by difference."""
+        x = self._rows(X)
+        return like(X, torch.cdist(x, self.cluster_centers_, compute_mode="donot_use_mm_for_euclid_dist"))
+
+    def score(self, X: Array, y: object = None, sample_weight: Array | None = None) -> float:
+        """Minus the sum of squared distances to the nearest centres."""
+        x = self._rows(X)
+        weights = None if sample_weight is None else _weights(sample_weight, x)
+        return -float(_inertia(nearest(x, self.cluster_centers_)[0], weights))  # GPU sync
+
+    def to(self, device: torch.device | str) -> "MiniBatchKMeans":
+        """Keep the centres on that device from now on, and labels that are a tensor."""
+        if self._begun:
+            self.cluster_centers_, self.counts_ = self.cluster_centers_.to(device), self.counts_.to(device)
+            if isinstance(getattr(self, "labels_", None), Tensor):
+                self.labels_ = self.labels_.to(device)
         return self
 
-    def predict(self, X: Tensor) -> Tensor:
-        """Index [N] of each row's nearest centre."""
-        return nearest(check_rows(X, self._fitted().shape[1]), self.cluster_centers_)[1]
+    def state_dict(self) -> dict[str, Tensor]:
+        """Centres and counts, copied to the CPU; empty before the first batch. `load_state_dict` takes it back."""
+        if not self._begun:
+            return {}
+        state = {"cluster_centers": self.cluster_centers_, "counts": self.counts_}
+        return {name: value.to("cpu", copy=True) for name, value in state.items()}
 
-    def transform(self, X: Tensor) -> Tensor:
-        """Distances [N, K] to every centre."""
-        return torch.cdist(check_rows(X, self._fitted().shape[1]), self.cluster_centers_)
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> "MiniBatchKMeans":
+        """Continue from another one's `state_dict`, on the state's device.
 
-    def _fitted(self) -> Tensor:
-        if not hasattr(self, "cluster_centers_"):
-            raise ValueError("MiniBatchKMeans has seen no batch: call partial_fit first")
-        return self.cluster_centers_
+        Raises:
+            ValueError: a tensor is missing or has another shape.
+        """
+        for name in ("cluster_centers_", "counts_", "labels_", "inertia_", "n_iter_", "n_features_in_"):
+            if hasattr(self, name):
+                delattr(self, name)
+        if state:
+            K = self.n_clusters
+            centers, counts = check_state(state, {"cluster_centers": (K, "D"), "counts": (K,)})
+            self.cluster_centers_, self.counts_ = centers.clone(), counts.to(torch.float64, copy=True)
+            self.n_features_in_ = centers.shape[1]
+        return self
 
-    def _seed(self, x: Tensor) -> None:
-        N, D = x.shape
-        if isinstance(self.init, Tensor):
-            if self.init.shape != (self.n_clusters, D):
-                raise ValueError(f"init has shape {list(self.init.shape)}, expected [{self.n_clusters}, {D}]")
-            self.cluster_centers_ = self.init.to(x, copy=True)
-        elif self.init == "k-center":
-            if self.n_clusters > N:
-                raise ValueError(f"the first batch has {N} rows, expected at least n_clusters = {self.n_clusters}")
-            chosen = farthest_first(x, self.n_clusters).indices
-            if len(chosen) < self.n_clusters:
-                raise ValueError(
-                    f"the first batch has {len(chosen)} distinct rows, expected at least n_clusters = {self.n_clusters}"
-                )
+    def _step(self, x: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Labels [N] and inertia of rows x [N, D], before they move the centres."""
+        distances, labels = nearest(x, self.cluster_centers_)
+        exact = None if weights is None else weights.double()
+        self.counts_ = self.counts_ + torch.bincount(labels, exact, minlength=self.n_clusters)
+        self.cluster_centers_ = move_centers(self.cluster_centers_, self.counts_, x, labels, weights)
+        return labels, _inertia(distances, weights)
+
+    def _note(self, X: Array, labels: Tensor, inertia: Tensor) -> "MiniBatchKMeans":
+        self.labels_ = like(X, labels)
+        self.inertia_ = float(inertia)  # GPU sync
+        return self
+
+    def _checked(self, X: Array, sample_weight: Array | None, first: bool) -> tuple[Tensor, Tensor | None]:
+        """Rows and weights [N], of the centres' type and device unless these are yet to be seeded."""
+        if first and not (isinstance(self.n_clusters, Integral) and self.n_clusters >= 1):
+            raise ValueError(f"n_clusters is {self.n_clusters!r}, expected an int of 1 or more")
+        x = as_rows(self, X, first)
+        x = x.to(torch.promote_types(x.dtype, torch.float32)) if first else x.to(self.cluster_centers_)
+        return x, None if sample_weight is None else _weights(sample_weight, x)
+
+    def _rows(self, X: Array) -> Tensor:
+        if not self._begun:
+            raise NotFittedError("MiniBatchKMeans has seen no batch: call partial_fit or fit first")
+        return as_rows(self, X, first=False).to(self.cluster_centers_)
+
+    @property
+    def _begun(self) -> bool:
+        return "cluster_centers_" in vars(self)
+
+    @property
+    def _n_features_out(self) -> int:  # scikit-learn's name, for get_feature_names_out
+        return self.n_clusters
+
+    def _enough(self, N: int, distinct: str = "") -> None:
+        if self.n_clusters > N:
+            raise ValueError(
+                f"X has {N} {distinct}rows (n_samples = {N}), expected at least n_clusters = {self.n_clusters}: "
+                "give more rows, or ask for fewer clusters"
+            )
+
+    def _seed(self, x: Tensor, weights: Tensor | None, draw: RandomState) -> None:
+        """Centres from rows x [N, D], those of them that weigh something."""
+        if weights is not None:
+            x, weights = x[weights > 0], weights[weights > 0]  # GPU sync
+        if isinstance(self.init, str):
+            self._enough(len(x))
+            chosen = self._choose(x, weights, draw).to(x.device)
+            self._enough(len(chosen), "distinct ")
             self.cluster_centers_ = x[chosen]
         else:
-            raise ValueError(f'init is {self.init!r}, expected "k-center" or centres [{self.n_clusters}, {D}]')
-        self.counts_ = torch.zeros(self.n_clusters, dtype=torch.int64, device=x.device)
+            centers = torch.as_tensor(self.init)
+            if centers.shape != (self.n_clusters, x.shape[1]):
+                raise ValueError(
+                    f"init has shape {list(centers.shape)}, expected [{self.n_clusters}, {x.shape[1]}] for "
+                    "n_clusters centres of as many features as X has"
+                )
+            self.cluster_centers_ = check_rows(centers.to(x, copy=True), name="init").detach()
+        self.counts_ = torch.zeros(self.n_clusters, dtype=torch.float64, device=x.device)
+
+    def _choose(self, x: Tensor, weights: Tensor | None, draw: RandomState) -> Tensor:
+        """Indices [K] of the rows x [N, D] at which centres begin; fewer if fewer are distinct."""
+        N, K = len(x), self.n_clusters
+        if self.init == "k-center":
+            return _farthest(x, K, weights)
+        share = None if weights is None else (weights.double() / weights.double().sum()).cpu().numpy()
+        if self.init == "random":
+            return torch.from_numpy(draw.choice(N, K, replace=False, p=share))
+        if self.init == "k-means++":
+            sample = draw.permutation(N)[: SEEDING_SAMPLE * max(self.batch_size, K)]
+            rows, weighed = x.cpu().numpy()[sample], None if share is None else share[sample]
+            return torch.from_numpy(sample[kmeans_plusplus(rows, K, sample_weight=weighed, random_state=draw)[1]])
+        raise ValueError(
+            f'init is {self.init!r}, expected "k-center", "k-means++", "random" or centres [{K}, {x.shape[1]}]'
+        )
+
+
+def _farthest(x: Tensor, n: int, weights: Tensor | None) -> Tensor:
+    """Farthest-first selection; with weights [N] it begins at the row farthest from the weighted mean."""
+    if weights is None:
+        return farthest_first(x, n).indices
+    mean = (x * weights[:, None]).sum(0) / weights.sum()
+    first = (x - mean).norm(dim=1).argmax()[None]
+    return torch.cat([first, farthest_first(x, n - 1, (x - x[first]).norm(dim=1)).indices])
+
+
+def _inertia(distances: Tensor, weights: Tensor | None) -> Tensor:
+    squares = distances.square()
+    return (squares if weights is None else squares * weights).sum(dtype=torch.float64)
+
+
+def _weights(sample_weight: Array, x: Tensor) -> Tensor:
+    """Checked weights [N] of rows x [N, D], of their type and device.
+
+    Raises:
+        ValueError: another shape, negative, not finite, or all zero.
+    """
+    weights = torch.as_tensor(sample_weight if isinstance(sample_weight, Tensor) else np.asarray(sample_weight, float))
+    if weights.shape != x.shape[:1]:
+        raise ValueError(f"sample_weight has shape {list(weights.shape)}, expected [{len(x)}], one for each row of X")
+    weights = weights.detach().to(x)
+    lowest, total = float(weights.min()), float(weights.sum())  # GPU sync
+    if not (lowest >= 0 and 0 < total < torch.inf):
+        raise ValueError(
+            f"sample_weight has minimum {lowest} and sum {total}: expected finite numbers >= 0 that are not all zero"
+        )
+    return weights

@@ -1,11 +1,21 @@
-"""Batch moments and their merge, distances, Cholesky with jitter: functions without state."""
+"""Batch moments and their merge, distances, Cholesky with jitter, the check of rows: functions without state."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from sklearn.utils.validation import validate_data
 from torch import Tensor
 
+Array: TypeAlias = Tensor | NDArray[np.floating]  # what estimators take, and give back in the same kind
+
 ROWS_PER_BLOCK = 4096  # of a distance matrix that is reduced at once
+CPU_BLOCK = 2**22  # its entries on the CPU: 16 MB, which the allocator reuses; larger ones are fresh pages each time
+PIVOT_ROUNDING = 16  # eps of float32: pivots of too few rows came to 2 at most, real features' to 4,000 at least
+GPU_BLOCK = 2**28  # and elsewhere: 1 GiB
+LEAST_ROWS = 256  # below which the product itself becomes slow
 
 
 class Moments(NamedTuple):
@@ -60,17 +70,33 @@ def eigh_descending(covariance: Tensor) -> tuple[Tensor, Tensor]:
     return values, rows * rows.gather(1, largest).sign()
 
 
-def cholesky(covariance: Tensor, jitter: float) -> Tensor:
+def cholesky(covariance: Tensor, jitter: float, precision: torch.dtype | None = None) -> Tensor:
     """Lower factor L [D, D] with L L^T = covariance + jitter I.
 
+    Singular covariances are refused even where rounding makes a pivot positive that ought to be zero. The pivot L_ii^2
+    is the variance of what feature i leaves when the features before it explain it by coefficients w_j; it errs by a
+    few eps (sigma_i^2 + sum_j w_j^2 sigma_j^2), so one below 16 times that says nothing. The sum over L_ii^2 is the
+    squared norm of row i of L^-1 diag(sigma), the inverse factor of the correlation matrix: neither the features' units
+    nor their spread count, as in Higham, "Accuracy and Stability of Numerical Algorithms" (2002), theorem 10.7.
+
+    Args:
+        precision: of the products that the covariance was summed from, where that is coarser than its own.
+
     Raises:
-        ValueError: that sum is not positive definite.
+        ValueError: that sum is not positive definite, or not by more than rounding.
     """
     D, _ = covariance.shape
     shifted = covariance + jitter * torch.eye(D, dtype=covariance.dtype, device=covariance.device)
     factor: Tensor
     factor, info = torch.linalg.cholesky_ex(shifted)
-    if failed := int(info):  # GPU sync
+    failed = int(info)  # GPU sync
+    if not failed:
+        sigma = shifted.diagonal().sqrt()
+        inverse = torch.linalg.solve_triangular(factor, torch.diag(sigma), upper=False)
+        eps = max(torch.finfo(dtype).eps for dtype in (covariance.dtype, precision or covariance.dtype))
+        rounded = inverse.square().sum(1) * PIVOT_ROUNDING * eps >= 1
+        failed = int(rounded.any() * (rounded.int().argmax() + 1))  # GPU sync
+    if failed:
         raise ValueError(
             f"covariance [{D}, {D}] plus jitter {jitter} is not positive definite (leading minor {failed}): "
             "give more rows than features, keep fewer components, or raise the jitter"
@@ -82,12 +108,39 @@ def nearest(x: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
     """Euclidean distance [N] of each row of x [N, D] to the nearest of centers [K, D], and its index [N].
 
     The winner is found by ||c||^2 - 2 x.c and its distance recomputed by difference: for equal rows the expanded
-    square errs by about 0.02 in float32. Blocks keep memory at ROWS_PER_BLOCK x K.
+    square errs by about 0.02 in float32. Blocks keep memory at ROWS_PER_BLOCK x K, and lower.
     """
     half_squares = centers.square().sum(1) / 2  # argmin over c of ||x - c||^2 = argmin of ||c||^2 / 2 - x.c
-    index = torch.cat([_argmin(torch.addmm(half_squares, block, centers.T, alpha=-1)) for block in blocks(x)])
+    products = (torch.addmm(half_squares, block, centers.T, alpha=-1) for block in blocks(x, len(centers)))
+    index = torch.cat([_argmin(product) for product in products])
     distances: Tensor = (x - centers[index]).norm(dim=1)
     return distances, index
+
+
+def k_nearest(x: Tensor, centers: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Distances [N, k] of each row of x [N, D] to its k nearest of centers [K, D], ascending, and their indices [N, k].
+
+    Found and recomputed as in `nearest`; of equally near ones the lower index comes first (which of those that tie
+    for the last place is left open).
+
+    Raises:
+        ValueError: k outside 1..K.
+    """
+    K, _ = centers.shape
+    if not 1 <= k <= K:
+        raise ValueError(f"k is {k}, expected 1..{K}, since there are {K} centers to be near to")
+    if k == 1:
+        distance, index = nearest(x, centers)
+        return distance[:, None], index[:, None]
+    half_squares = centers.square().sum(1) / 2
+    found = []
+    for block in blocks(x, K):
+        index = torch.addmm(half_squares, block, centers.T, alpha=-1).topk(k, largest=False).indices.sort(1).values
+        distances = torch.stack([(block - centers[column]).norm(dim=1) for column in index.T], dim=1)
+        distances, order = distances.sort(dim=1, stable=True)
+        found.append((distances, index.gather(1, order)))
+    all_distances, all_indices = zip(*found, strict=True)
+    return torch.cat(all_distances), torch.cat(all_indices)
 
 
 def _argmin(rows: Tensor) -> Tensor:
@@ -95,8 +148,13 @@ def _argmin(rows: Tensor) -> Tensor:
     return torch.from_numpy(rows.numpy().argmin(1)) if rows.device.type == "cpu" else rows.argmin(1)
 
 
-def blocks(x: Tensor) -> tuple[Tensor, ...]:
-    parts: tuple[Tensor, ...] = x.split(ROWS_PER_BLOCK)
+def blocks(x: Tensor, columns: int = 0) -> tuple[Tensor, ...]:
+    """x [N, D] in parts of at most ROWS_PER_BLOCK rows; fewer where each makes a row of many `columns`."""
+    rows = ROWS_PER_BLOCK
+    if columns:
+        entries = CPU_BLOCK if x.device.type == "cpu" else GPU_BLOCK
+        rows = min(rows, max(LEAST_ROWS, entries // columns))
+    parts: tuple[Tensor, ...] = x.split(rows)
     return parts
 
 
@@ -119,3 +177,44 @@ def check_rows(x: Tensor, num_features: int | None = None, name: str = "X") -> T
 def all_finite(x: Tensor) -> bool:
     """Whether x holds neither NaN nor infinity; the norm settles it in one fast pass unless it overflows."""
     return bool(torch.isfinite(x.norm())) or bool(torch.isfinite(x).all())  # GPU sync
+
+
+def as_rows(estimator: Any, X: Array, first: bool) -> Tensor:
+    """X [N, D] as a checked tensor: what an estimator with scikit-learn's conventions does to its input.
+
+    A tensor passes `check_rows` and stays on its device; anything else passes scikit-learn's own `validate_data`.
+
+    Args:
+        first: whether X says what D is, kept as `n_features_in_`, or has to agree with it.
+
+    Raises:
+        ValueError: another shape than [N, D] with N >= 1, not floating, or not finite.
+    """
+    if not isinstance(X, Tensor):
+        kinds = [np.float64, np.float32]
+        valid = validate_data(estimator, X, reset=first, dtype=kinds, order="C", force_writeable=True)
+        return torch.from_numpy(valid)
+    x = check_rows(X, None if first else estimator.n_features_in_).detach()
+    if first:
+        estimator.n_features_in_ = x.shape[1]
+    return x
+
+
+def like(X: Array, result: Tensor) -> Any:
+    """The result as a tensor if X was one, else as an array."""
+    return result if isinstance(X, Tensor) else result.cpu().numpy()
+
+
+def check_state(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int | str, ...]]) -> list[Tensor]:
+    """The tensors of a state that were named, in that order; a dimension given by a letter may be of any size.
+
+    Raises:
+        ValueError: one is missing or has another shape.
+    """
+    for name, shape in shapes.items():
+        if name not in state:
+            raise ValueError(f"the state has no tensor {name!r}; it holds {', '.join(sorted(state)) or 'nothing'}")
+        came = state[name].shape
+        if len(came) != len(shape) or any(isinstance(d, int) and d != c for d, c in zip(shape, came, strict=True)):
+            raise ValueError(f"the state's {name} has shape {list(came)}, expected [{', '.join(map(str, shape))}]")
+    return [state[name] for name in shapes]

@@ -1,9 +1,11 @@
 """Mean and covariance of a stream of rows, mergeable, and the Cholesky factor that whitens by them."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
-from mhpc.linalg import Moments, batch_moments, check_rows, cholesky, merge_moments
+from mhpc.linalg import Moments, batch_moments, check_rows, check_state, cholesky, merge_moments
 
 
 class OnlineCovariance:
@@ -40,7 +42,11 @@ class OnlineCovariance:
             ValueError: another number of features, no rows, or values that are not finite.
         """
         rows = batch.flatten(1) if batch.ndim > 2 else batch
-        x = check_rows(rows, self.num_features, "batch").to(self.moments_.mean.device, self.dtype)
+        return self.add(check_rows(rows, self.num_features, "batch"))
+
+    def add(self, rows: Tensor) -> "OnlineCovariance":
+        """`update` for rows [N, num_features] that were checked already."""
+        x = rows.detach().to(self.moments_.mean.device, self.dtype)
         self.moments_ = merge_moments(self.moments_, batch_moments(x))
         return self
 
@@ -51,6 +57,34 @@ class OnlineCovariance:
         n, mean, scatter = other.moments_
         device = self.moments_.mean.device
         self.moments_ = merge_moments(self.moments_, Moments(n, mean.to(device), scatter.to(device)))
+        return self
+
+    def to(self, device: torch.device | str) -> "OnlineCovariance":
+        """Keep the sums on that device from now on."""
+        n, mean, scatter = self.moments_
+        self.moments_ = Moments(n, mean.to(device), scatter.to(device))
+        return self
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that was learned, copied to the CPU; `load_state_dict` takes it back."""
+        n, mean, scatter = self.moments_
+        return {
+            "n_samples_seen": torch.tensor(n),
+            "mean": mean.to("cpu", copy=True),
+            "scatter": scatter.to("cpu", copy=True),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> "OnlineCovariance":
+        """Continue from another one's `state_dict`, on this one's device.
+
+        Raises:
+            ValueError: a tensor is missing or has another shape.
+        """
+        D, device = self.num_features, self.moments_.mean.device
+        n, mean, scatter = check_state(state, {"n_samples_seen": (), "mean": (D,), "scatter": (D, D)})
+        self.moments_ = Moments(
+            int(n), mean.to(device, torch.float64, copy=True), scatter.to(device, torch.float64, copy=True)
+        )
         return self
 
     def covariance(self, unbiased: bool = True) -> Tensor:
@@ -67,21 +101,55 @@ class OnlineCovariance:
         return (self.moments_.scatter / divisor).to(self.dtype)
 
 
+def oas(covariance: Tensor, n: int) -> Tensor:
+    """Shrink a biased covariance [D, D] of n rows towards mu I, mu its mean variance: (1 - rho) S + rho mu I.
+
+    Oracle Approximating Shrinkage: Chen, Wiesel, Eldar & Hero (2010), "Shrinkage algorithms for MMSE covariance
+    estimation", eq. 23, as `sklearn.covariance.oas` has it, without the terms in 2 / D. Positive definite for any
+    number of rows that are not all equal.
+
+    Raises:
+        ValueError: not square, or no rows.
+    """
+    _check_square(covariance)
+    if n < 1:
+        raise ValueError(f"n is {n}, expected the number of rows, at least 1, that the covariance is of")
+    D, _ = covariance.shape
+    if D == 1:
+        return covariance.clone()
+    square = covariance.square().mean()  # trace(S S) / D^2
+    mu = covariance.diagonal().mean()
+    surplus = (n + 1) * (square - mu.square() / D)  # 0 for a multiple of I, which is its own target
+    rho = torch.where(surplus == 0, 1.0, (square + mu.square()) / surplus).clamp(max=1)
+    return (1 - rho) * covariance + rho * mu * torch.eye(D, dtype=covariance.dtype, device=covariance.device)
+
+
 class CovarianceCholesky:
     """Lower Cholesky factor L of a covariance: with z = L^-1 (x - mean), ||z|| is the Mahalanobis distance.
 
     Mahalanobis (1936), "On the generalised distance in statistics".
+
+    Args:
+        jitter: added to the diagonal.
+        precision: of the products that the covariance was summed from, where that is coarser than its own: sums in
+            float64 of products in float32, as an OnlineCovariance of float32 holds, are no surer of a small pivot.
     """
 
-    def __init__(self, jitter: float = 0.0) -> None:
+    def __init__(self, jitter: float = 0.0, precision: torch.dtype | None = None) -> None:
         self.jitter = jitter
+        self.precision = precision
 
     def compute(self, covariance: Tensor) -> Tensor:
         """L [D, D] with L L^T = covariance + jitter I.
 
         Raises:
-            ValueError: not square, or not positive definite.
+            ValueError: not square, not finite, or singular: not positive definite by more than rounding.
         """
-        if covariance.ndim != 2 or covariance.shape[0] != covariance.shape[1]:
-            raise ValueError(f"covariance has shape {list(covariance.shape)}, expected [D, D]")
-        return cholesky(covariance, self.jitter)
+        _check_square(covariance)
+        return cholesky(covariance, self.jitter, self.precision)
+
+
+def _check_square(covariance: Tensor) -> None:
+    if covariance.ndim != 2 or covariance.shape[0] != covariance.shape[1]:
+        raise ValueError(f"covariance has shape {list(covariance.shape)}, expected [D, D]")
+    check_rows(covariance, name="covariance")

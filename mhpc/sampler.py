@@ -1,159 +1,219 @@
-"""Exact greedy coresets: farthest-first selection, blocked and lazy."""
+"""Samplers: which rows of a memory bank are kept. Names and signatures are patchcore-inspection's."""
 
-from typing import NamedTuple, TypeVar
+from abc import ABC, abstractmethod
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mhpc.farthest import Selection, farthest_first
 from mhpc.linalg import blocks, check_rows
+
+__all__ = [
+    "SAMPLERS",
+    "ApproximateGreedyCoresetSampler",
+    "GreedyCoresetSampler",
+    "IdentitySampler",
+    "RandomSampler",
+    "Sampler",
+    "Selection",
+    "farthest_first",
+    "make_sampler",
+]
 
 Rows = TypeVar("Rows", Tensor, NDArray[np.floating])
 
-CANDIDATES = 2048  # rows kept exact while choosing among them
-TIE = 16  # machine epsilons of the squares that a distance is made of: what rounding sets equal rows apart by
+
+class Sampler(ABC):
+    """Chooses rows of features [N, D] (float tensors or arrays)."""
+
+    @abstractmethod
+    def select(self, features: Tensor | NDArray[np.floating]) -> Tensor:
+        """Indices [n] (int64, on the CPU) of the rows of features [N, D] that are kept, in the order of selection.
+
+        Raises:
+            ValueError: not [N, D], not floating, or not finite.
+        """
+
+    def run(self, features: Rows) -> Rows:
+        """The rows of features [N, D] that `select` chooses, as they are: a tensor or an array, as given."""
+        indices = self.select(features)
+        if isinstance(features, Tensor):
+            return features[indices.to(features.device)]
+        rows: Rows = features[indices.numpy()]
+        return rows
 
 
-class Selection(NamedTuple):
-    """Rows chosen [m], in the order of selection, and the covering radius that they leave."""
+class IdentitySampler(Sampler):
+    """Keeps every row; `run` returns the features themselves."""
 
-    indices: Tensor
-    radius: float
+    def select(self, features: Tensor | NDArray[np.floating]) -> Tensor:
+        return torch.arange(len(_checked(features)))
+
+    def run(self, features: Rows) -> Rows:
+        _checked(features)
+        return features
 
 
-def farthest_first(
-    x: Tensor, n: int, distances: Tensor | None = None, radius: float = 0.0, candidates: int = CANDIDATES
-) -> Selection:
-    """Choose up to n rows of x [N, D], each the farthest from those chosen before; ties go to the lowest index.
-
-    Gonzalez (1985), "Clustering to minimize the maximum intercluster distance": a covering radius at most twice the
-    best. The textbook loop updates N distances for every choice. But a row's distance to the chosen set only ever
-    shrinks, so an old distance is an upper bound:
-
-    1. Take the M rows with the largest bounds; the next bound is what no other row exceeds.
-    2. Choose among those M, kept exact, until the best of them falls to that bound.
-    3. Bring all N up to date with every row chosen since, in one matrix product.
-
-    The same rows as the textbook loop (but for near-ties in float32), in O(N) memory beside x.
+class RandomSampler(Sampler):
+    """Keeps a share of the rows, drawn without replacement.
 
     Args:
-        distances: [N] to a set that is already covered; without it the first choice is the row farthest from the mean.
-        radius: stop once no row is farther than this.
+        percentage: share of the rows to keep, in (0, 1), rounded down, but one row at least.
+        generator: to draw from, run after run; without it each run draws the same, from `seed`.
     """
-    N, _ = x.shape
-    rows = x - x.mean(0)  # smaller numbers, so the expanded square loses fewer digits; distances stay the same
-    squares = rows.square().sum(1)
-    chosen: list[NDArray[np.int64]] = []
-    count, stop = 0, radius * radius
-    if distances is None:
-        bounds = torch.full_like(squares, torch.inf)
-        chosen, count = [_lowest_tied(squares, squares).cpu().numpy()], 1
-        bounds = _shrunk(bounds, rows, squares, chosen[0])
-    else:
-        bounds = distances.square()
-    while count < min(n, N):
-        fresh = _choose(rows, squares, bounds, min(n, N) - count, stop, candidates)
-        if not len(fresh):
-            break
-        chosen.append(fresh)
-        count += len(fresh)
-        bounds = _shrunk(bounds, rows, squares, fresh)
-    indices = torch.from_numpy(np.concatenate(chosen) if chosen else np.empty(0, np.int64)).to(x.device)
-    return Selection(indices, float(bounds.max().clamp_min(0).sqrt()))  # GPU sync
+
+    def __init__(self, percentage: float, generator: torch.Generator | None = None, seed: int = 0) -> None:
+        _check_percentage(percentage)
+        self.percentage = percentage
+        self.generator = generator
+        self.seed = seed
+
+    def select(self, features: Tensor | NDArray[np.floating]) -> Tensor:
+        N, _ = _checked(features).shape
+        return _drawn(N, _share(N, self.percentage), _generator(self.generator, self.seed))
 
 
-def _choose(rows: Tensor, squares: Tensor, bounds: Tensor, n: int, stop: float, candidates: int) -> NDArray[np.int64]:
-    """Steps 1 and 2; on the CPU, where a choice costs microseconds and not a GPU sync."""
-    M = min(candidates, len(bounds))
-    top = bounds.topk(min(M + 1, len(bounds)))
-    outside = float(top.values[-1]) if len(bounds) > M else -1.0  # GPU sync
-    members = torch.cat([top.indices[:M], _lowest_tied(bounds, squares)]).unique()  # ascending: argmax takes the lowest
-    block = rows[members].cpu().numpy()
-    block_squares = squares[members].cpu().numpy()
-    exact = bounds[members].cpu().numpy().copy()
-    slack = TIE * np.finfo(block.dtype).eps
-    chosen: list[int] = []
-    while len(chosen) < n:
-        farthest = int(exact.argmax())
-        tied = exact[farthest] * (1 - slack) - slack * block_squares[farthest]
-        # A tied row outside may have the lower index; the first choice is the lowest of all.
-        if exact[farthest] <= stop or exact[farthest] < 0 or (chosen and tied <= outside):
-            break
-        i = int((exact >= max(tied, 0)).argmax())
-        chosen.append(i)
-        np.minimum(exact, block_squares + block_squares[i] - 2 * (block @ block[i]), out=exact)
-        exact[i] = -1  # chosen once
-    indices: NDArray[np.int64] = members.cpu().numpy()[chosen]
-    return indices
+class GreedyCoresetSampler(Sampler):
+    """PatchCore's coreset (Roth et al., 2022, algorithm 1): each row kept is the farthest from those before it.
 
-
-def _lowest_tied(values: Tensor, squares: Tensor) -> Tensor:
-    """Index [1] of the first of values [N] that equals the largest within rounding."""
-    largest = values.argmax()
-    slack = TIE * torch.finfo(values.dtype).eps
-    tied = values[largest] * (1 - slack) - slack * squares[largest]
-    return (values >= tied).to(torch.uint8).argmax().reshape(1)
-
-
-def _shrunk(bounds: Tensor, rows: Tensor, squares: Tensor, fresh: NDArray[np.int64]) -> Tensor:
-    """Step 3: bounds [N] after the rows `fresh` were chosen; a chosen row's own is -1, below all others."""
-    centers = torch.from_numpy(fresh).to(rows.device)
-    added, added_squares = rows[centers], squares[centers]
-    products = [torch.addmm(added_squares, block, added.T, alpha=-2).amin(1) for block in blocks(rows)]
-    shrunk = torch.minimum(bounds, squares + torch.cat(products))
-    shrunk[centers] = -1
-    return shrunk
-
-
-class GreedyCoresetSampler:
-    """PatchCore's coreset (Roth et al., 2022, algorithm 1), exact and fast.
+    Exact farthest-first selection, from the row farthest from the mean; ties go to the lowest index. Fewer rows than
+    the percentage asks for where fewer are distinct. Beside the features it takes memory for their projection,
+    N x dimension_to_project_features_to; the features may lie on the CPU while `device` is a GPU.
 
     Args:
         percentage: share of the rows to keep, in (0, 1).
         device: where distances are computed.
         dimension_to_project_features_to: wider rows are projected to it by a Gaussian matrix before distances are
-            taken (Johnson & Lindenstrauss, 1984); the rows returned are the original ones.
-        seed: of that projection.
+            taken (Johnson & Lindenstrauss, 1984); None takes them as they are. The rows kept are the original ones.
+        generator: that the projection is drawn from; without it each run draws the same, from `seed`.
     """
 
     def __init__(
         self,
         percentage: float,
         device: torch.device | str = "cpu",
-        dimension_to_project_features_to: int = 128,
+        dimension_to_project_features_to: int | None = 128,
+        generator: torch.Generator | None = None,
         seed: int = 0,
     ) -> None:
-        if not 0 < percentage < 1:
-            raise ValueError("Percentage value not in (0, 1).")
+        _check_percentage(percentage)
+        if dimension_to_project_features_to is not None and dimension_to_project_features_to < 1:
+            raise ValueError(
+                f"dimension_to_project_features_to is {dimension_to_project_features_to}, expected 1 or more, "
+                "or None to keep the rows as wide as they are"
+            )
         self.percentage = percentage
         self.device = device
         self.dimension_to_project_features_to = dimension_to_project_features_to
+        self.generator = generator
         self.seed = seed
 
-    def run(self, features: Rows) -> Rows:
-        """The chosen rows of features [N, D], unprojected and in the order of selection; tensor or array, as given.
+    @torch.no_grad()
+    def select(self, features: Tensor | NDArray[np.floating]) -> Tensor:
+        x = _checked(features)
+        generator = _generator(self.generator, self.seed)
+        n = _share(len(x), self.percentage)
+        return self._farthest(self._projected(x, generator), n, generator).indices.cpu()
 
-        Fewer than the percentage where fewer rows are distinct.
+    def _farthest(self, x: Tensor, n: int, generator: torch.Generator) -> Selection:
+        return farthest_first(x, n, device=self.device, progress=True)
 
-        Raises:
-            ValueError: not [N, D], not floating, or not finite.
-        """
-        given = torch.as_tensor(features)
-        x = check_rows(given, name="features").to(self.device)
-        n = max(1, int(len(x) * self.percentage + 1e-9))  # 1000 / N * N may fall a hair short of 1000
-        indices = farthest_first(self._projected(x), n).indices.cpu()
-        if isinstance(features, Tensor):
-            return features[indices.to(features.device)]
-        rows: Rows = features[indices.numpy()]
-        return rows
-
-    def _projected(self, x: Tensor) -> Tensor:
-        _, D = x.shape
+    def _projected(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """x [N, D] as it is, or projected to [N, d] on the device if it is wider, with no other copy of it."""
+        N, D = x.shape
         d = self.dimension_to_project_features_to
-        if d >= D:
-            return x
-        generator = torch.Generator().manual_seed(self.seed)
-        projection = torch.randn(D, d, generator=generator, dtype=x.dtype) / d**0.5
-        projected: Tensor = x @ projection.to(x.device)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        if d is None or d >= D:
+            return x.to(dtype)
+        projection = torch.randn(D, d, generator=generator, device=generator.device, dtype=dtype) / d**0.5
+        projection = projection.to(self.device)
+        projected = torch.empty(N, d, device=self.device, dtype=dtype)
+        for block, out in zip(blocks(x), blocks(projected), strict=True):
+            torch.mm(block.to(self.device, dtype), projection, out=out)
         return projected
+
+
+class ApproximateGreedyCoresetSampler(GreedyCoresetSampler):
+    """The coreset that patchcore-inspection builds by default: farthest-first from random starting points.
+
+    A row's distance to the set begins as its mean distance to the starting points, which are not chosen themselves;
+    the rest is the greedy selection, and as fast. (There the approximation saves an N x N matrix; here only the start
+    differs.)
+
+    Args:
+        number_of_starting_points: how many, drawn without replacement.
+        percentage, device, dimension_to_project_features_to, generator, seed: GreedyCoresetSampler's; the starting
+            points are drawn after the projection.
+    """
+
+    def __init__(
+        self,
+        percentage: float,
+        device: torch.device | str = "cpu",
+        number_of_starting_points: int = 10,
+        dimension_to_project_features_to: int | None = 128,
+        generator: torch.Generator | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(percentage, device, dimension_to_project_features_to, generator, seed)
+        if number_of_starting_points < 1:
+            raise ValueError(f"number_of_starting_points is {number_of_starting_points}, expected 1 or more")
+        self.number_of_starting_points = number_of_starting_points
+
+    def _farthest(self, x: Tensor, n: int, generator: torch.Generator) -> Selection:
+        starts = x[_drawn(len(x), self.number_of_starting_points, generator).to(x.device)].to(self.device)
+        # By differences: equal rows must be at equal distances, and there are few starts.
+        mode = "donot_use_mm_for_euclid_dist"
+        distances = [torch.cdist(b.to(self.device), starts, compute_mode=mode).mean(1) for b in blocks(x)]
+        return farthest_first(x, n, torch.cat(distances), device=self.device, progress=True)
+
+
+SAMPLERS: dict[str, type[Sampler]] = {
+    "identity": IdentitySampler,
+    "random": RandomSampler,
+    "greedy_coreset": GreedyCoresetSampler,
+    "approx_greedy_coreset": ApproximateGreedyCoresetSampler,
+}
+
+
+def make_sampler(name: str, percentage: float, device: torch.device | str = "cpu", seed: int = 0) -> Sampler:
+    """The sampler of that name in SAMPLERS, with what it takes of the other arguments.
+
+    Raises:
+        ValueError: an unknown name, or a percentage outside (0, 1) for a sampler that takes one.
+    """
+    if name not in SAMPLERS:
+        raise ValueError(f"sampler is {name!r}, expected one of {', '.join(SAMPLERS)}")
+    taken: dict[str, Any] = {}
+    if name != "identity":
+        taken |= {"percentage": percentage, "seed": seed}
+    if name.endswith("greedy_coreset"):
+        taken |= {"device": device}
+    return SAMPLERS[name](**taken)
+
+
+def _checked(features: Tensor | NDArray[np.floating]) -> Tensor:
+    if not isinstance(features, Tensor | np.ndarray):
+        raise ValueError(f"features is a {type(features).__name__}, expected a tensor or an array [N, D]")
+    return check_rows(torch.as_tensor(features), name="features").detach()
+
+
+def _check_percentage(percentage: float) -> None:
+    if not 0 < percentage < 1:
+        raise ValueError("Percentage value not in (0, 1).")
+
+
+def _share(N: int, percentage: float) -> int:
+    return max(1, int(N * percentage + 1e-9))  # 1000 / N * N may fall a hair short of 1000
+
+
+def _generator(generator: torch.Generator | None, seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed) if generator is None else generator
+
+
+def _drawn(N: int, n: int, generator: torch.Generator) -> Tensor:
+    """n of N indices, without replacement, on the CPU."""
+    return torch.randperm(N, generator=generator, device=generator.device)[:n].cpu()

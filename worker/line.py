@@ -11,6 +11,7 @@ from torch import Tensor
 from mhpc.core.calibration import Threshold, fit_threshold
 from mhpc.core.learner import OnePassLearner
 from mhpc.core.scoring import image_scores
+from mhpc.core.whitening import ZSpace
 from worker.errors import ModelError
 from worker.settings import LineConfig
 from worker.streams.line_streams import FROM_START, entry_key
@@ -55,7 +56,8 @@ class Line:
         self.name = config.name
         self.phase = LEARNING
         self.applied_through = FROM_START
-        self.learner = OnePassLearner(config.bank_size, pca_variance_ratio, config.scoring.top_k, device)
+        space = ZSpace(pca_variance_ratio=pca_variance_ratio)
+        self.learner = OnePassLearner(config.bank_size, space, config.scoring.top_k, device)
         self.calibration_scores = torch.empty(0, dtype=torch.float64)
         self.threshold: Threshold | None = None
         self.serving = Serving(LEARNING, None, None)

@@ -2,7 +2,9 @@
 
 import hashlib
 import importlib
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from enum import Enum
 from pathlib import Path
 
@@ -23,12 +25,41 @@ class BackboneName(Enum):
     resnet34 = "resnet34"
     resnet50 = "resnet50"
     resnet101 = "resnet101"
+    resnet152 = "resnet152"
     wideresnet50 = "wide_resnet50_2"
     wideresnet101 = "wide_resnet101_2"
-    mobilenet_v2 = "mobilenet_v2"
-    mobilenet_v3_large = "mobilenet_v3_large"
     efficientnet_b0 = "efficientnet_b0"
+    efficientnet_b1 = "efficientnet_b1"
+    efficientnet_b2 = "efficientnet_b2"
+    efficientnet_b3 = "efficientnet_b3"
+    efficientnet_b4 = "efficientnet_b4"
+    efficientnet_b5 = "efficientnet_b5"
+    efficientnet_b6 = "efficientnet_b6"
+    efficientnet_b7 = "efficientnet_b7"
+    efficientnet_v2_s = "efficientnet_v2_s"
+    efficientnet_v2_m = "efficientnet_v2_m"
+    efficientnet_v2_l = "efficientnet_v2_l"
+    mobilenet_v2 = "mobilenet_v2"
+    mobilenet_v3_small = "mobilenet_v3_small"
+    mobilenet_v3_large = "mobilenet_v3_large"
     convnext_tiny = "convnext_tiny"
+    convnext_small = "convnext_small"
+    convnext_base = "convnext_base"
+    convnext_large = "convnext_large"
+
+
+# The last layer at stride 8 and the last at stride 16, by the beginning of the name: the two that PatchCore is
+# published with, and their like in the other families.
+DEFAULT_LAYERS = {
+    "tiny": ("layer2", "layer3"),
+    "resnet": ("layer2", "layer3"),
+    "wide_resnet": ("layer2", "layer3"),
+    "efficientnet": ("features.3", "features.5"),
+    "mobilenet_v2": ("features.6", "features.13"),
+    "mobilenet_v3_small": ("features.3", "features.8"),
+    "mobilenet_v3_large": ("features.6", "features.12"),
+    "convnext": ("features.3", "features.5"),
+}
 
 
 class BackboneError(ValueError):
@@ -41,8 +72,8 @@ def load_backbone(backbone: BackboneName | str | nn.Module, weights: str | Path 
     Args:
         backbone: a BackboneName, its value, "package.module:function", or a module; the last two bring their own
             weights, and `weights` is not looked at.
-        weights: "pretrained" (torchvision's own download, hash-checked), "bundled" (tiny alone), "random:SEED", or the
-            path of a safetensors state dict.
+        weights: "pretrained" (torchvision's first ImageNet weights, from torch hub's cache or else downloaded and
+            hash-checked), "bundled" (tiny alone), "random:SEED", or the path of a safetensors state dict.
 
     Raises:
         BackboneError: no such backbone or weights, or they do not fit each other. Nothing falls back.
@@ -54,6 +85,18 @@ def load_backbone(backbone: BackboneName | str | nn.Module, weights: str | Path 
     else:
         module = _named(_name(backbone), weights)
     return module.eval().requires_grad_(False)
+
+
+def default_layers(backbone: BackboneName | str | nn.Module) -> list[str]:
+    """Names of the layers at strides 8 and 16 of a known backbone.
+
+    Raises:
+        BackboneError: a module or function of the user's own, whose layers are not known.
+    """
+    if isinstance(backbone, nn.Module) or (isinstance(backbone, str) and ":" in backbone):
+        raise BackboneError(f"the layers of {backbone_label(backbone)} are not known; name those to use")
+    name = _name(backbone).value
+    return next(list(layers) for family, layers in DEFAULT_LAYERS.items() if name.startswith(family))
 
 
 def backbone_label(backbone: BackboneName | str | nn.Module) -> str:
@@ -68,7 +111,7 @@ def hash_parameters(module: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())  # GPU sync
     return digest.hexdigest()
 
 
@@ -148,14 +191,29 @@ def _pretrained(name: BackboneName) -> nn.Module:
     import torchvision.models
 
     weights = torchvision.models.get_model_weights(name.value).IMAGENET1K_V1  # those that PatchCore was published with
+    cached = Path(torch.hub.get_dir(), "checkpoints", weights.url.rpartition("/")[2])
     try:
-        state = weights.get_state_dict(progress=False, check_hash=True)
-    except (OSError, RuntimeError) as error:  # URLError is an OSError; a wrong hash a RuntimeError
+        # torch hub unpickles by default whatever lies in its cache, and compares hashes after a download alone:
+        # weights_only lets in tensors and nothing that runs.
+        with redirect_stdout(sys.stderr):  # "Downloading: ..." is not for a command's --json
+            state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True, map_location="cpu")
+    except Exception as error:  # a damaged pickle fails in any way
+        if cached.exists():  # a download that fails leaves no file there
+            raise _damaged(cached, type(error).__name__, weights.url) from None  # its text advises unsafe loading
         raise BackboneError(
             f"the pretrained weights of {name.value} cannot be had from {weights.url} ({error}); download them "
-            f'elsewhere and give weights = PATH (safetensors), or use backbone = "tiny" with weights = "bundled"'
+            f"elsewhere to {cached}, or give weights = PATH (safetensors), or use backbone = "
+            '"tiny" with weights = "bundled"'
         ) from None
-    return _with_state(_untrained(name), state, "pretrained")
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise _damaged(cached, "no state dict: names and tensors", weights.url)
+    return _with_state(_untrained(name), state, str(cached))
+
+
+def _damaged(cached: Path, reason: str, url: str) -> BackboneError:
+    return BackboneError(
+        f"{cached} holds no weights that can be read ({reason}); delete it, and it is downloaded anew from {url}"
+    )
 
 
 def _with_state(module: nn.Module, state: dict[str, torch.Tensor], source: str) -> nn.Module:

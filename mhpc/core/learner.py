@@ -1,16 +1,19 @@
 """One-pass learning: patch features in, statistics and memory bank out. What worker and MHPatchCore share."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mhpc.core.calibration import outlier_limit
-from mhpc.core.memory_bank import MemoryBank, Whitening
+from mhpc.core.choices import PatchCoreAggregation
+from mhpc.core.memory_bank import MemoryBank, Reservoir
 from mhpc.core.scoring import image_scores
+from mhpc.core.whitening import Whitening, ZSpace, check_features
 from mhpc.decomposition import IncrementalPCA
-from mhpc.linalg import Moments, all_finite
+from mhpc.linalg import Moments
+from mhpc.mahalanobis import OnlineCovariance
 
 STEP = 8  # images; fixed, so that a replay takes the same steps
 REFRESH_GROWTH = 1.5  # times the rows at the last refresh
@@ -47,23 +50,30 @@ class OnePassLearner:
 
     Args:
         bank_size: K, the anchors that the bank is reduced to; while it learns it holds up to a quarter more.
-        pca_variance_ratio: share of the variance that the whitened space keeps.
+        space: of the distances; by default whitened by PCA that keeps 0.99 of the variance.
         top_k: an image's score is the mean of its top_k largest patch scores.
+        aggregation: KMEANS moves anchors, GREEDY leaves them where they are, NONE samples rows uniformly.
+        seed: of that sample.
     """
 
     def __init__(
         self,
         bank_size: int = 6000,
-        pca_variance_ratio: float = 0.99,
+        space: ZSpace | None = None,
         top_k: int = 1,
         device: torch.device | str = "cpu",
+        aggregation: PatchCoreAggregation = PatchCoreAggregation.KMEANS,
+        seed: int = 0,
     ) -> None:
         self.bank_size = bank_size
-        self.pca_variance_ratio = pca_variance_ratio
+        self.space = space or ZSpace()
         self.top_k = top_k
         self.device = torch.device(device)
-        self.pca_ = IncrementalPCA(pca_variance_ratio, device=self.device)
-        self.bank_: MemoryBank | None = None
+        self.aggregation = aggregation
+        self.seed = seed
+        self.pca_ = self._new_pca()
+        self.bank_: MemoryBank | Reservoir | None = None
+        self.rows_seen_ = 0
         self.rows_at_refresh_ = 0
         self.images_learned_ = 0
         self.images_quarantined_ = 0
@@ -75,9 +85,8 @@ class OnePassLearner:
     def images_seen_(self) -> int:
         return self.images_learned_ + self.images_quarantined_
 
-    @property
-    def rows_seen_(self) -> int:
-        return self.pca_.n_samples_seen_
+    def _new_pca(self) -> IncrementalPCA:
+        return IncrementalPCA(self.space.pca_variance_ratio if self.space.reduces else None, device=self.device)
 
     def partial_fit(self, features: Tensor) -> Step:
         """Learn from patch features [B, P, D], in the order given.
@@ -88,17 +97,63 @@ class OnePassLearner:
         steps = [self._step(part) for part in self._checked(features).split(STEP)]
         return Step(torch.cat([s.scores for s in steps]), torch.cat([s.learned for s in steps]))
 
+    def fit_three_passes(self, batches: Callable[[], Iterable[Tensor]]) -> None:
+        """Learn from features [B, P, D] that can be gone through again and again, with a basis that stands still.
+
+        1. IncrementalPCA.
+        2. OnlineCovariance of the projected rows, and its Cholesky factor.
+        3. The bank, in the fixed Z-space, reduced to bank_size.
+
+        A pass is left out where the space has no use for it: EUCLIDEAN needs no second, and without PCA the first
+        finds the covariance already. No image is set aside.
+        """
+        for features in batches() if self.space.needs_moments else ():
+            self.pca_.partial_fit(self._checked(features).flatten(0, 1))
+        if self.space.reduces and self.space.whitens:
+            projected = OnlineCovariance(self.pca_.n_components_, device=self.device)
+            for features in batches():
+                projected.update(self.pca_.transform(self._checked(features).flatten(0, 1)))
+            whitening = self.space.of_projected(self.pca_, projected.moments_)
+        elif self.space.needs_moments:
+            whitening = self.space.of_moments(self.pca_.moments_)
+        else:
+            whitening = None
+        for features in batches():
+            for part in self._checked(features).split(STEP):
+                self._fill_bank(part, whitening)
+        self.rows_at_refresh_ = self.rows_seen_
+        self._bank().reduce()
+
+    def _fill_bank(self, features: Tensor, whitening: Whitening | None) -> None:
+        """The third pass, for features [B, P, D]."""
+        B, P, D = features.shape
+        x = features.reshape(B * P, D)
+        if self.bank_ is None:
+            self.bank_ = self._new_bank(D)
+            self.bank_.refresh(whitening or self.space.identity(D).to(self.device))
+        self.bank_.learn(x, *self._nearest(x), torch.arange(B, device=x.device).repeat_interleave(P))
+        self.rows_seen_ += B * P
+        self.images_learned_ += B
+
     def freeze(self) -> None:
         """Refresh the basis and reduce the bank to bank_size: what calibration and scoring use."""
         self._refresh()
         self._bank().reduce()
 
+    @property
+    def memory_(self) -> Tensor:
+        """The bank in Z-space [K, d]: what patches are compared with."""
+        return self._bank().images
+
+    def whiten(self, features: Tensor) -> Tensor:
+        """Features [B, P, D] in Z-space, [B, P, d]."""
+        return self._bank().whiten(self._checked(features))
+
     def score_patches(self, features: Tensor) -> Tensor:
         """Distance [B, P] of each patch of features [B, P, D] to the bank, in standard deviations (Mahalanobis)."""
-        bank = self._bank()
-        x = self._checked(features)
-        B, P, D = x.shape
-        return bank.nearest(bank.whiten(x.reshape(B * P, D)))[0].reshape(B, P)
+        z = self.whiten(features)
+        B, P, d = z.shape
+        return self._bank().nearest(z.reshape(B * P, d))[0].reshape(B, P)
 
     def score(self, features: Tensor) -> Tensor:
         """Image scores [B] of patch features [B, P, D]."""
@@ -131,17 +186,29 @@ class OnePassLearner:
 
     def _learn(self, x: Tensor, known: Nearest, pictures: Tensor) -> None:
         """Steps 3 to 5, for rows x [N, D]."""
-        self.pca_.partial_fit(x)
+        if self.space.needs_moments:
+            self.pca_.partial_fit(x)
+        self.rows_seen_ += len(x)
         if self.bank_ is None:
-            self.bank_ = MemoryBank(self.bank_size, x.shape[1], self.device)
+            self.bank_ = self._new_bank(x.shape[1])
         if self.rows_seen_ >= REFRESH_GROWTH * self.rows_at_refresh_:
             self._refresh()
             known = self._nearest(x)
         self.bank_.learn(x, known.z, known.distances, known.labels, pictures)
 
     def _refresh(self) -> None:
-        self._bank().refresh(Whitening.of(self.pca_))
+        bank = self._bank()
+        if self.space.needs_moments:
+            bank.refresh(self.space.of_moments(self.pca_.moments_))
+        else:
+            bank.refresh(self.space.identity(bank.anchors.shape[1]).to(self.device))
         self.rows_at_refresh_ = self.rows_seen_
+
+    def _new_bank(self, D: int) -> MemoryBank | Reservoir:
+        if self.aggregation is PatchCoreAggregation.NONE:
+            return Reservoir(self.bank_size, D, self.device, self.seed)
+        moving = self.aggregation is PatchCoreAggregation.KMEANS
+        return MemoryBank(self.bank_size, D, self.device, moving)
 
     def _nearest(self, x: Tensor) -> Nearest:
         """x [N, D] as the bank sees it; infinitely far from a bank that is empty."""
@@ -152,21 +219,23 @@ class OnePassLearner:
         z = self.bank_.whiten(x)
         return Nearest(z, *self.bank_.nearest(z))
 
-    def _bank(self) -> MemoryBank:
+    def _bank(self) -> MemoryBank | Reservoir:
         if self.bank_ is None:
             raise ValueError("nothing was learned yet: call partial_fit with at least one image first")
         return self.bank_
 
     def _checked(self, features: Tensor) -> Tensor:
-        D = "D" if self.bank_ is None else self.bank_.anchors.shape[1]
-        if features.ndim != 3 or 0 in features.shape or (self.bank_ is not None and features.shape[2] != D):
-            raise ValueError(f"features have shape {list(features.shape)}, expected [B, P, {D}] with B, P >= 1")
-        x = features.to(self.device, torch.float32)
+        D = None if self.bank_ is None else self.bank_.anchors.shape[1]
+        x = check_features(features, D).detach().to(self.device, torch.float32)
         if self.bank_ is None and len(x) * x.shape[1] < 2:
             raise ValueError(f"features {list(x.shape)} hold a single patch, expected at least 2 to begin with")
-        if not all_finite(x):
-            raise ValueError(f"features {list(x.shape)} hold NaN or infinite values; is the backbone's output sound?")
         return x
+
+    def to(self, device: torch.device | str) -> "OnePassLearner":
+        """Move all that was learned."""
+        state, self.device = self.state_dict(), torch.device(device)
+        self.pca_ = self._new_pca()
+        return self.load_state_dict(state)
 
     def state_dict(self) -> dict[str, Tensor]:
         """All that was learned, as tensors on the CPU; `load_state_dict` takes it back."""
@@ -177,19 +246,9 @@ class OnePassLearner:
             "recent_quarantined": self.recent_quarantined_,
         }
         if self.bank_ is not None:
-            bank, moments = self.bank_, self.pca_.moments_
-            state |= {
-                "mean": moments.mean,
-                "scatter": moments.scatter,
-                "whitening_mean": bank.whitening.mean,
-                "whitening_projection": bank.whitening.projection,
-                "anchors": bank.anchors,
-                "images": bank.images,
-                "mass": bank.mass,
-                "moves": bank.moves,
-                "support": bank.support,
-                "radius": torch.tensor(bank.radius, dtype=torch.float64),
-            }
+            state |= self.bank_.state_dict()
+            if self.space.needs_moments:
+                state |= {"mean": self.pca_.moments_.mean, "scatter": self.pca_.moments_.scatter}
         return {name: value.detach().cpu().clone() for name, value in state.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> "OnePassLearner":
@@ -200,16 +259,15 @@ class OnePassLearner:
         """
         try:
             n, self.rows_at_refresh_, self.images_learned_, self.images_quarantined_ = state["counts"].tolist()
+            self.rows_seen_, self.bank_, self.pca_ = n, None, self._new_pca()
             self.recent_scores_ = state["recent_scores"].clone()
             self.recent_quarantined_ = state["recent_quarantined"].clone()
             if n:
                 on = {name: value.to(self.device, copy=True) for name, value in state.items()}
-                self.pca_.restore(Moments(n, on["mean"], on["scatter"]))
-                bank = MemoryBank(self.bank_size, len(on["mean"]), self.device)
-                bank.whitening = Whitening(on["whitening_mean"], on["whitening_projection"])
-                bank.anchors, bank.images = on["anchors"], on["images"]
-                bank.mass, bank.moves, bank.support = on["mass"], on["moves"], on["support"]
-                bank.radius = float(state["radius"])
+                if self.space.needs_moments:
+                    self.pca_.restore(Moments(n, on["mean"], on["scatter"]))
+                bank = self._new_bank(on["anchors"].shape[1])
+                bank.load_state_dict(on)
                 self.bank_ = bank
         except KeyError as error:
             raise ValueError(f"the state has no tensor {error}; it holds {', '.join(sorted(state))}") from None

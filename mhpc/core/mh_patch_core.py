@@ -1,7 +1,7 @@
-"""MHPatchCore: images in, scores and anomaly maps out. Wiring only; the learning is in `learner`."""
+"""MHPatchCore: images in, scores and anomaly maps out. Wiring only; the learning is in `batch` and `learner`."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,33 +12,31 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mhpc.core.backbones import BackboneName, backbone_label, hash_parameters, load_backbone
+from mhpc.core.batch import BatchLearner
+from mhpc.core.choices import (
+    CHOICES,
+    PatchCoreAggregation,
+    PatchCoreAlgorithm,
+    PatchCoreDistance,
+    PatchCoreFeatureReduction,
+    check_config,
+)
 from mhpc.core.learner import OnePassLearner
 from mhpc.core.patch_features import PatchFeatures
-from mhpc.core.scoring import anomaly_maps, image_scores
+from mhpc.core.scoring import anomaly_maps, image_scores, patch_scores, reweighted_scores
+from mhpc.core.whitening import ZSpace
 
+__all__ = [
+    "LabelledPrediction",
+    "MHPatchCore",
+    "PatchCoreAggregation",
+    "PatchCoreAlgorithm",
+    "PatchCoreDistance",
+    "PatchCoreFeatureReduction",
+    "Prediction",
+]
 
-class PatchCoreAlgorithm(Enum):
-    """How the model is learned. ONLINE: one pass, no image kept, bounded by `bank_size`."""
-
-    ONLINE = "online"
-
-
-class PatchCoreAggregation(Enum):
-    """How the bank is formed. KMEANS: mini-batch k-means with k-center seeding."""
-
-    KMEANS = "kmeans"
-
-
-class PatchCoreFeatureReduction(Enum):
-    """PCA: the components that explain `pca_variance_ratio` of the variance."""
-
-    PCA = "pca"
-
-
-class PatchCoreDistance(Enum):
-    """MAHALANOBIS: Euclidean in the whitened space."""
-
-    MAHALANOBIS = "mahalanobis"
+BATCH = 8  # images of a tensor that are taken through the backbone together
 
 
 class Prediction(NamedTuple):
@@ -58,17 +56,32 @@ class LabelledPrediction(NamedTuple):
 
 
 class MHPatchCore:
-    """PatchCore (Roth et al., 2022, arXiv:2106.08265) with Mahalanobis distance, learned online.
+    """PatchCore (Roth et al., 2022, arXiv:2106.08265) with Mahalanobis distance, learned at once or online.
 
     Args:
         backbone: a BackboneName, its value, "package.module:function", or a module in which the weights are already.
-        embedding_layers: names of the backbone's layers.
+        embedding_layers: names of the backbone's layers; it is run up to the last of them.
         device: where features and distances are computed.
         input_shape: (H, W) of the images.
-        patchsize: odd side of the neighbourhood over which patch features are averaged.
+        pretrain_embed_dimension: width to which each layer's patches are pooled; None: averaged over the patch.
+        target_embed_dimension: width to which the layers together are pooled; None: concatenated.
+        patchsize: odd side of the neighbourhood that makes a patch.
+        patchstride: cells from one patch to the next.
+        algorithm, aggregation, feature_reduction, distance: the four choices.
+        coreset_percentage: VANILLA: share of the patches that the bank keeps, in (0, 1).
+        sampler: VANILLA + GREEDY: which sampler selects, by its name in `mhpc.sampler.SAMPLERS`.
         weights: as `load_backbone` takes them; left out where the backbone brings its own.
-        bank_size: anchors that the memory bank is reduced to; while it learns it holds up to a quarter more.
+        pca_variance_ratio: share of the variance that PCA keeps, in (0, 1).
+        jitter: added to the covariance's diagonal. None: MAHALANOBIS without PCA shrinks by OAS
+            (`mhpc.mahalanobis.oas`), with PCA adds nothing.
+        bank_size: ONLINE: anchors that the bank is reduced to; while it learns it holds up to a quarter more.
+        anomaly_score_num_nn: a patch's score is its mean distance to so many nearest rows of the bank.
         top_k: an image's score is the mean of its top_k largest patch scores; 1 is PatchCore's maximum.
+        reweighting_num_nn: neighbours of the nearest that re-weight the maximum (eq. 7; anomalib takes 9); 0: none do.
+        seed: of whatever draws at random.
+
+    Raises:
+        ValueError: a value out of range, or a choice that another one rules out.
     """
 
     def __init__(
@@ -77,48 +90,107 @@ class MHPatchCore:
         embedding_layers: Sequence[str] = ("layer2", "layer3"),
         device: torch.device | str = "cpu",
         input_shape: tuple[int, int] = (224, 224),
+        pretrain_embed_dimension: int | None = None,
+        target_embed_dimension: int | None = None,
         patchsize: int = 3,
+        patchstride: int = 1,
         algorithm: PatchCoreAlgorithm = PatchCoreAlgorithm.ONLINE,
         aggregation: PatchCoreAggregation = PatchCoreAggregation.KMEANS,
         feature_reduction: PatchCoreFeatureReduction = PatchCoreFeatureReduction.PCA,
         distance: PatchCoreDistance = PatchCoreDistance.MAHALANOBIS,
+        coreset_percentage: float = 0.1,
+        sampler: str = "greedy_coreset",
         weights: str | Path | None = "pretrained",
         pca_variance_ratio: float = 0.99,
+        jitter: float | None = None,
         bank_size: int = 6000,
+        anomaly_score_num_nn: int = 1,
         top_k: int = 1,
+        reweighting_num_nn: int = 0,
+        seed: int = 0,
     ) -> None:
         self.config: dict[str, Any] = {
             "backbone": backbone_label(backbone),
             "embedding_layers": list(embedding_layers),
             "input_shape": list(input_shape),
+            "pretrain_embed_dimension": pretrain_embed_dimension,
+            "target_embed_dimension": target_embed_dimension,
             "patchsize": patchsize,
-            "algorithm": algorithm.name,
-            "aggregation": aggregation.name,
-            "feature_reduction": feature_reduction.name,
-            "distance": distance.name,
+            "patchstride": patchstride,
+            "algorithm": algorithm,
+            "aggregation": aggregation,
+            "feature_reduction": feature_reduction,
+            "distance": distance,
+            "coreset_percentage": coreset_percentage,
+            "sampler": sampler,
             "weights": None if weights is None else str(weights),
             "pca_variance_ratio": pca_variance_ratio,
+            "jitter": jitter,
             "bank_size": bank_size,
+            "anomaly_score_num_nn": anomaly_score_num_nn,
             "top_k": top_k,
+            "reweighting_num_nn": reweighting_num_nn,
+            "seed": seed,
         }
+        check_config(self.config)
         self.input_shape = tuple(input_shape)
-        self.extractor = PatchFeatures(load_backbone(backbone, weights), embedding_layers, patchsize, device)
-        self.learner_ = OnePassLearner(bank_size, pca_variance_ratio, top_k, device)
+        self.device = torch.device(device)
+        self.extractor = PatchFeatures(
+            load_backbone(backbone, weights),
+            embedding_layers,
+            patchsize,
+            device,
+            patchstride,
+            pretrain_embed_dimension,
+            target_embed_dimension,
+        )
+        self.learner_ = make_learner(self.config, self.device)
 
-    def partial_fit(self, images: Tensor) -> "MHPatchCore":
-        """Learn from images [B, 3, H, W], normalised with ImageNet's mean and deviation; none is kept.
+    def fit(self, loader: Tensor | Iterable[Tensor | Mapping[str, Any]], passes: int = 1) -> "MHPatchCore":
+        """Learn from batches [B, 3, H, W] or maps with "image", normalised with ImageNet's mean and deviation.
+
+        What was learned before is forgotten.
+
+        Args:
+            passes: 1, or with ONLINE 3 for the flow in three passes, over a loader that can be gone through again.
 
         Raises:
-            ValueError: another shape than [B, 3, *input_shape].
+            ValueError: no batch, a wrong shape, or passes that the algorithm or the loader does not have.
         """
-        self.learner_.partial_fit(self._features(images)[0])
+        if passes == 3 and iter(loader) is loader:
+            raise ValueError(
+                f"the loader is a {type(loader).__name__}, spent after one pass; passes=3 wants one that can be gone "
+                "through again, such as a DataLoader or a list"
+            )
+        return self.fit_features(lambda: (self.extract(images)[0] for images, _ in _batches(loader)), passes)
+
+    def fit_features(self, batches: Callable[[], Iterable[Tensor]], passes: int = 1) -> "MHPatchCore":
+        """`fit` from patch features: each call of `batches` goes through them all, [B, P, D] at a time."""
+        learner = make_learner(self.config, self.device)
+        if isinstance(learner, BatchLearner):
+            if passes != 1:
+                raise ValueError(f"passes is {passes}, expected 1: VANILLA sees all images at once")
+            learner.fit(batches())
+        elif passes == 3:
+            learner.fit_three_passes(batches)
+        elif passes == 1:
+            for features in batches():
+                learner.partial_fit(features)
+            learner.freeze()
+        else:
+            raise ValueError(f"passes is {passes}, expected 1 or 3")
+        self.learner_ = learner
         return self
 
-    def fit(self, loader: Iterable[Tensor | Mapping[str, Any]]) -> "MHPatchCore":
-        """One pass over batches [B, 3, H, W], or over maps with "image"; then the bank is reduced to bank_size."""
-        for images, _ in _batches(loader):
-            self.partial_fit(images)
-        self.learner_.freeze()
+    def partial_fit(self, images: Tensor) -> "MHPatchCore":
+        """ONLINE: learn from images [B, 3, H, W], normalised with ImageNet's mean and deviation; none is kept.
+
+        Raises:
+            ValueError: another shape than [B, 3, *input_shape], or VANILLA.
+        """
+        if isinstance(self.learner_, BatchLearner):
+            raise ValueError("VANILLA learns from all images at once: call fit, or choose algorithm=ONLINE")
+        self.learner_.partial_fit(self.extract(images)[0])
         return self
 
     def predict(self, images: Tensor | Iterable[Tensor | Mapping[str, Any]]) -> Prediction | LabelledPrediction:
@@ -140,9 +212,18 @@ class MHPatchCore:
         return LabelledPrediction(scores, maps, labels, masks)
 
     def save(self, path: str | Path) -> None:
-        """Write the model as one safetensors file; the backbone is named and hashed, not contained."""
-        config = {**self.config, "backbone_hash": hash_parameters(self.extractor.backbone)}
-        save_file(self.learner_.state_dict(), path, {"mhpc": json.dumps(config)})
+        """Write the model as one safetensors file; the backbone is named and hashed, not contained.
+
+        The file takes its place when it is whole: one that was there stays if writing fails.
+        """
+        named = {name: value.name if isinstance(value, Enum) else value for name, value in self.config.items()}
+        metadata = {"mhpc": json.dumps({**named, "backbone_hash": hash_parameters(self.extractor.backbone)})}
+        partial = Path(f"{path}.partial")
+        try:
+            save_file(self.learner_.state_dict(), partial, metadata)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
     @classmethod
     def load(
@@ -160,40 +241,53 @@ class MHPatchCore:
             with safe_open(path, framework="pt") as file:
                 config = json.loads((file.metadata() or {})["mhpc"])
                 expected = config.pop("backbone_hash")
-                enums: dict[str, Any] = {
-                    "algorithm": PatchCoreAlgorithm[config.pop("algorithm")],
-                    "aggregation": PatchCoreAggregation[config.pop("aggregation")],
-                    "feature_reduction": PatchCoreFeatureReduction[config.pop("feature_reduction")],
-                    "distance": PatchCoreDistance[config.pop("distance")],
-                }
+                config |= {name: choice[config[name]] for name, choice in CHOICES.items()}
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} is not a model that MHPatchCore.save wrote: {error!r}") from None
         if backbone is None and "." in config["backbone"] and ":" not in config["backbone"]:
             raise ValueError(f"{path} was made with a module, {config['backbone']}; give that as backbone=")
         config["backbone"] = config["backbone"] if backbone is None else backbone
-        model = cls(**config, **enums, device=device)
+        model = cls(**config, device=device)
         if (found := hash_parameters(model.extractor.backbone)) != expected:
             raise ValueError(f"{path} was learned with a backbone of hash {expected}, the one given has {found}")
         model.learner_.load_state_dict(state)
         return model
 
-    def _features(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    def extract(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Patch features [B, P, D] of images [B, 3, H, W], and the grid (h, w) of the patches."""
         if tuple(images.shape[2:]) != self.input_shape:
             H, W = self.input_shape
             raise ValueError(f"images have shape {list(images.shape)}, expected [B, 3, {H}, {W}]")
         return self.extractor(images)
 
-    def _predict(self, images: Tensor) -> Prediction:
-        features, grid = self._features(images)
-        patches = self.learner_.score_patches(features)
+    def predict_features(self, features: Tensor, grid: tuple[int, int]) -> Prediction:
+        """`predict` from what `extract` gives."""
+        z = self.learner_.whiten(features)
+        bank, config = self.learner_.memory_, self.config
+        patches = patch_scores(z, bank, config["anomaly_score_num_nn"])
+        if neighbours := config["reweighting_num_nn"]:
+            scores = reweighted_scores(z, patches, bank, neighbours)
+        else:
+            scores = image_scores(patches, config["top_k"])
         H, W = self.input_shape
-        masks = anomaly_maps(patches, grid, (H, W))
-        return Prediction(image_scores(patches, self.learner_.top_k).cpu(), masks.cpu())  # GPU sync
+        return Prediction(scores.cpu(), anomaly_maps(patches, grid, (H, W)).cpu())  # GPU sync
+
+    def _predict(self, images: Tensor) -> Prediction:
+        return self.predict_features(*self.extract(images))
 
 
-def _batches(loader: Iterable[Tensor | Mapping[str, Any]]) -> Iterator[tuple[Tensor, Mapping[str, Any]]]:
-    for batch in loader:
+def make_learner(config: Mapping[str, Any], device: torch.device) -> BatchLearner | OnePassLearner:
+    """The learner that a configuration of MHPatchCore asks for."""
+    space = ZSpace(config["feature_reduction"], config["distance"], config["pca_variance_ratio"], config["jitter"])
+    aggregation, seed = config["aggregation"], config["seed"]
+    if config["algorithm"] is PatchCoreAlgorithm.VANILLA:
+        return BatchLearner(config["coreset_percentage"], config["sampler"], device, space, aggregation, seed)
+    return OnePassLearner(config["bank_size"], space, config["top_k"], device, aggregation, seed)
+
+
+def _batches(loader: Tensor | Iterable[Tensor | Mapping[str, Any]]) -> Iterator[tuple[Tensor, Mapping[str, Any]]]:
+    for batch in loader.split(BATCH) if isinstance(loader, Tensor) else loader:
         if isinstance(batch, Tensor):
             yield batch, {}
         elif isinstance(batch, Mapping) and isinstance(batch.get("image"), Tensor):

@@ -1,6 +1,7 @@
 """Images to patch features: a backbone, cut after the last layer asked for, and locally pooled maps of its layers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from functools import partial
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from mhpc.core.backbones import BackboneError
 
 MIN_SIDE = 32  # pixels
+UNFOLD_BYTES = 64 * 1024 * 1024  # of neighbourhoods that are cut out at once
 
 
 class _LastLayerReached(Exception):  # noqa: N818 - control flow, not an error: it ends the forward pass early
@@ -17,15 +19,38 @@ class _LastLayerReached(Exception):  # noqa: N818 - control flow, not an error: 
 
 
 class PatchFeatures:
-    """Patch features of images (Roth et al., 2022, section 3.1).
+    """Patch features of images (Roth et al., 2022, arXiv:2106.08265, section 3.1).
 
-    Each layer's map is averaged over patchsize x patchsize neighbourhoods, brought bilinearly to the largest map's
-    grid, and the layers are concatenated.
+    Without dimensions each layer's map is averaged over patchsize x patchsize neighbourhoods, brought bilinearly to
+    the largest map's grid, and the layers are concatenated: D is the sum of their channels.
+
+    With dimensions the features are those of the paper's code, patchcore-inspection:
+
+    1. Each layer's neighbourhoods are cut out, zeros beyond the border, and flattened to C * patchsize^2 values.
+    2. These are pooled adaptively (neighbours in that order averaged) to pretrain_embed_dimension.
+    3. Smaller maps are brought bilinearly to the largest one's grid (there: the first one's).
+    4. The layers' vectors, in the order of `layers`, are pooled adaptively to target_embed_dimension.
+
+    Pooling and bilinear scaling are linear and act on different axes, so 2 comes before 3 here and after it there.
+    Cutting out costs C * patchsize^2 * h * w * 4 bytes an image, nine times the map at patchsize 3 (14 MiB for layer2
+    of wide_resnet50_2 at 224 x 224), and as much again for a copy in the order that pooling reads; images are taken in
+    groups that need at most 64 MiB of it, or singly, whatever the batch.
+
+    The backbone carries hooks for the length of a call: calls of extractors that share one must not overlap.
 
     Args:
-        backbone: in eval mode.
-        layers: names of submodules, as `named_modules` gives them.
-        patchsize: odd side of the neighbourhood.
+        backbone: in eval mode; moved to device, channels last. Its floating dtype may be another than float32.
+        layers: names of submodules, as `named_modules` gives them, in any order; their outputs are maps
+            [B, C, h, w] (Swin's, with channels last, are not told apart from them). A module that runs more than
+            once in a pass (a shared activation) counts with its first output.
+        patchsize: odd side of the neighbourhood, in cells of the layer's map.
+        patchstride: cells from one neighbourhood to the next; 1 is the paper's.
+        pretrain_embed_dimension: values per layer. Alone: the layers are concatenated, D is this times their number.
+        target_embed_dimension: D. Alone: the concatenation of the averaged maps is pooled to it.
+
+    Raises:
+        ValueError: an even patchsize, a stride or dimension below 1.
+        BackboneError: layers that the backbone does not have.
     """
 
     def __init__(
@@ -34,33 +59,69 @@ class PatchFeatures:
         layers: Sequence[str],
         patchsize: int = 3,
         device: torch.device | str = "cpu",
+        patchstride: int = 1,
+        pretrain_embed_dimension: int | None = None,
+        target_embed_dimension: int | None = None,
     ) -> None:
-        if patchsize < 1 or patchsize % 2 == 0:
+        if not isinstance(patchsize, int) or patchsize < 1 or patchsize % 2 == 0:
             raise ValueError(f"patchsize is {patchsize}, expected an odd number: a neighbourhood has a centre")
+        _check_positive("patchstride", patchstride)
+        _check_positive("pretrain_embed_dimension", pretrain_embed_dimension)
+        _check_positive("target_embed_dimension", target_embed_dimension)
+        self._modules = _find(backbone, layers)
         self.backbone = backbone.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks this form
         self.layers = tuple(layers)
         self.patchsize = patchsize
         self.device = torch.device(device)
-        self._modules = _find(backbone, self.layers)
+        self.patchstride = patchstride
+        self.pretrain_embed_dimension = pretrain_embed_dimension
+        self.target_embed_dimension = target_embed_dimension
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Features [B, P, D] float32 of normalised images [B, 3, H, W], and the grid (h, w) with P = h * w.
 
         Raises:
-            ValueError: not [B, 3, H, W], too small, or a layer whose output is not a map.
+            ValueError: not floating, not [B, 3, H, W], too small, or a layer whose output is not a map.
         """
         check_images(images)
-        maps = self._forward(images.to(self.device, torch.float32, memory_format=torch.channels_last))
-        pooled = [F.avg_pool2d(m, self.patchsize, stride=1, padding=self.patchsize // 2) for m in maps]
+        dtype = next((p.dtype for p in self.backbone.parameters() if p.is_floating_point()), torch.float32)
+        maps = self._forward(images.to(self.device, dtype, memory_format=torch.channels_last))
+        if self.pretrain_embed_dimension is None and self.target_embed_dimension is None:
+            return self._embed(maps)
+        groups = zip(*(m.split(self._group(maps)) for m in maps), strict=True)
+        features, grids = zip(*(self._embed(list(group)) for group in groups), strict=True)
+        return torch.cat(features), grids[0]
+
+    def _embed(self, maps: list[Tensor]) -> tuple[Tensor, tuple[int, int]]:
+        """Features [B, P, D] and grid (h, w) of the layers' maps [B, C, ., .]."""
+        pooled = [self._pool(m.float()) for m in maps]
         h, w = max((m.shape[2:] for m in pooled), key=lambda size: size[0] * size[1])
         aligned = [
             m if m.shape[2:] == (h, w) else F.interpolate(m, size=(h, w), mode="bilinear", align_corners=False)
             for m in pooled
         ]
-        B = len(images)
-        features = torch.cat(aligned, 1).permute(0, 2, 3, 1)  # [B, h, w, D]
-        return features.reshape(B, h * w, -1), (h, w)
+        B = len(maps[0])
+        features = torch.cat(aligned, 1).permute(0, 2, 3, 1).reshape(B, h * w, -1)  # [B, h * w, sum of the channels]
+        if self.target_embed_dimension is not None:
+            features = F.adaptive_avg_pool1d(features, self.target_embed_dimension)
+        return features, (h, w)
+
+    def _pool(self, x: Tensor) -> Tensor:
+        """Neighbourhoods of a map [B, C, ., .] as vectors: [B, C, h, w] averaged, or [B, E, h, w] pooled adaptively."""
+        size, stride, padding = self.patchsize, self.patchstride, self.patchsize // 2
+        if self.pretrain_embed_dimension is None:
+            return F.avg_pool2d(x, size, stride, padding)
+        B, _, H, W = x.shape
+        h, w = ((side - 1) // stride + 1 for side in (H, W))  # the padding keeps one centre per cell
+        cut = F.unfold(x, size, padding=padding, stride=stride)  # [B, C * size^2, h * w]
+        pooled = F.adaptive_avg_pool1d(cut.transpose(1, 2), self.pretrain_embed_dimension)  # [B, h * w, E]
+        return pooled.reshape(B, h, w, -1).permute(0, 3, 1, 2)
+
+    def _group(self, maps: list[Tensor]) -> int:
+        """How many images are taken at once, so that what is cut out of the largest map keeps to UNFOLD_BYTES."""
+        cells = max(m[0].numel() for m in maps) * (self.patchsize / self.patchstride) ** 2
+        return max(1, int(UNFOLD_BYTES / (4 * cells)))
 
     def _forward(self, x: Tensor) -> list[Tensor]:
         """The layers' maps, each [B, C, h, w]; the pass ends once the last of them is there."""
@@ -70,7 +131,9 @@ class PatchFeatures:
             if not isinstance(output, Tensor) or output.ndim != 4:
                 shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
                 raise ValueError(f"layer {name!r} gives {shape}, expected a map [B, C, h, w]; choose another layer")
-            maps[name] = output
+            if name not in maps:
+                # What follows may write into it: an in-place ReLU, a residual sum.
+                maps[name] = output if len(maps) + 1 == len(self.layers) else output.clone()
             if len(maps) == len(self.layers):
                 raise _LastLayerReached
 
@@ -88,17 +151,46 @@ class PatchFeatures:
 
 
 def check_images(images: Tensor) -> None:
-    """Raise ValueError unless images are [B, 3, H, W] and large enough."""
+    """Raise ValueError unless images are a floating tensor [B, 3, H, W] and large enough."""
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
+        raise ValueError(
+            f"images are {kind}, expected a floating tensor, normalised with ImageNet's mean and deviation"
+        )
     if images.ndim != 4 or images.shape[1] != 3 or len(images) == 0 or min(images.shape[2:]) < MIN_SIDE:
         raise ValueError(
             f"images have shape {list(images.shape)}, expected [B, 3, H, W] with B >= 1 and H, W >= {MIN_SIDE}"
         )
 
 
-def _find(backbone: nn.Module, layers: tuple[str, ...]) -> dict[str, nn.Module]:
-    modules = dict(backbone.named_modules())
-    missing = [name for name in layers if name not in modules or not name]
+def _check_positive(name: str, value: int | None) -> None:
+    if value is not None and (not isinstance(value, int) or value < 1):
+        raise ValueError(f"{name} is {value}, expected a whole number of at least 1")
+
+
+def _find(backbone: nn.Module, layers: Sequence[str]) -> dict[str, nn.Module]:
+    if isinstance(layers, str):
+        raise BackboneError(f"layers is {layers!r}, expected a list of names: [{layers!r}]")
+    modules = dict(backbone.named_modules(remove_duplicate=False))  # a shared module has all of its names
+    del modules[""]  # the backbone itself
+    missing = [name for name in layers if name not in modules]
     if missing or len(set(layers)) != len(layers) or not layers:
-        known = ", ".join(name for name in modules if name and name.count(".") == 0)
-        raise BackboneError(f"layers {list(layers)}: expected distinct names of {type(backbone).__name__}: {known}")
+        near = {name: match for name in missing for match in get_close_matches(name, modules, n=1)}
+        hint = "".join(f"; did you mean {match} for {name}?" for name, match in near.items())
+        known = ", ".join(_outline(backbone))
+        raise BackboneError(
+            f"layers {list(layers)}: expected distinct names of {type(backbone).__name__}: {known}{hint}"
+        )
     return {name: modules[name] for name in layers}
+
+
+def _outline(module: nn.Module, prefix: str = "", depth: int = 2) -> Iterator[str]:
+    """Names of the submodules, two levels deep; a container's numbered ones as "features.0 ... features.8"."""
+    names = [name for name, _ in module.named_children()]
+    if len(names) > 2 and all(name.isdigit() for name in names):
+        yield f"{prefix}{names[0]} ... {prefix}{names[-1]}"
+        return
+    for name, child in module.named_children():
+        yield f"{prefix}{name}"
+        if depth > 1:
+            yield from _outline(child, f"{prefix}{name}.", depth - 1)

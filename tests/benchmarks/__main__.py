@@ -3,10 +3,12 @@
 import sys
 from collections.abc import Callable
 
-from tests.benchmarks import bundled_backbone, memory, one_pass, statistics
+from tests.benchmarks import bundled_backbone, coreset, memory, one_pass, peak_memory, statistics
 
 BENCHMARKS: dict[str, Callable[[], None]] = {
     "statistics": statistics.main,
+    "coreset": coreset.main,
+    "peak_memory": peak_memory.main,
     "one_pass": one_pass.main,
     "memory": memory.main,
     "bundled_backbone": bundled_backbone.main,

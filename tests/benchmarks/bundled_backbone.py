@@ -21,11 +21,10 @@ from torch import Tensor, nn
 
 from mhpc.core.backbones import load_backbone
 from mhpc.core.learner import OnePassLearner
-from mhpc.core.memory_bank import Whitening
 from mhpc.core.patch_features import PatchFeatures
 from mhpc.core.scoring import image_scores
-from mhpc.decomposition import IncrementalPCA
-from mhpc.linalg import nearest
+from mhpc.core.whitening import ZSpace
+from mhpc.linalg import batch_moments, nearest
 from mhpc.sampler import farthest_first
 from worker.demo.parts import rendered_parts
 
@@ -64,14 +63,14 @@ def features(extract: PatchFeatures, pictures: list[Image.Image]) -> Tensor:
 def batch_scores(learn: Tensor, test: Tensor, ratio: float) -> Tensor:
     """Patch scores [images, P] of batch PatchCore in whitened space."""
     rows = learn.flatten(0, 1)
-    whiten = Whitening.of(IncrementalPCA(ratio).partial_fit(rows))
+    whiten = ZSpace(pca_variance_ratio=ratio).of_moments(batch_moments(rows))
     z = whiten(rows)
     bank = z[farthest_first(z, BANK).indices]
     return torch.stack([nearest(whiten(image), bank)[0] for image in test])
 
 
 def one_pass_scores(learn: Tensor, test: Tensor, ratio: float) -> Tensor:
-    learner = OnePassLearner(BANK, ratio)
+    learner = OnePassLearner(BANK, ZSpace(pca_variance_ratio=ratio))
     learner.partial_fit(learn)
     learner.freeze()
     return torch.cat([learner.score_patches(images) for images in test.split(8)])

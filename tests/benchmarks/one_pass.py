@@ -15,6 +15,7 @@ from mhpc.core.backbones import load_backbone
 from mhpc.core.learner import OnePassLearner
 from mhpc.core.patch_features import PatchFeatures
 from mhpc.core.scoring import image_scores
+from mhpc.core.whitening import ZSpace
 from mhpc.linalg import nearest
 from mhpc.sampler import GreedyCoresetSampler
 from worker.engine import DEVIATION, MEAN
@@ -23,10 +24,10 @@ TILES = Path(__file__).parents[3] / "shared" / "data" / "mtd" / "tile"
 LEARNED, BANK, TOP_K = 200, 6000, 20
 
 
-def tile_features(extract: PatchFeatures, folder: Path) -> Tensor:
-    """Features [N, P, D] of a folder's pictures at 224 x 224."""
+def tile_features(extract: PatchFeatures, folder: Path, n: int | None = None) -> Tensor:
+    """Features [N, P, D] of a folder's pictures, or of the first n, at 224 x 224."""
     chunks = []
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.iterdir())[:n]:
         pixels = np.asarray(Image.open(path).convert("RGB").resize((224, 224), Image.Resampling.BILINEAR))
         x = torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
         chunks.append(extract(((x - MEAN) / DEVIATION)[None])[0])
@@ -53,7 +54,7 @@ def main() -> None:
     batch = torch.cat([nearest(x.reshape(-1, x.shape[-1]), bank)[0].reshape(len(x), -1) for x in test.values()])
     report("batch PatchCore (greedy, Euclidean)", batch, truth)
     for ratio in (0.9, 0.99):
-        learner = OnePassLearner(BANK, ratio, TOP_K)
+        learner = OnePassLearner(BANK, ZSpace(pca_variance_ratio=ratio), TOP_K)
         start = time.perf_counter()
         for chunk in train.split(8):
             learner.partial_fit(chunk)

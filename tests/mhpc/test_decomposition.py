@@ -1,10 +1,15 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from sklearn.decomposition import PCA
+from sklearn.utils.extmath import svd_flip
 from torch import Tensor
 
 from mhpc import IncrementalPCA
+from mhpc.decomposition import deviations
+from mhpc.linalg import ROWS_PER_BLOCK
 
 
 def parts_with_spread(N: int = 500, D: int = 12, seed: int = 0) -> Tensor:
@@ -62,6 +67,9 @@ def test_all_components_give_the_rows_back() -> None:
     x = parts_with_spread()
     pca = IncrementalPCA(dtype=torch.float64).partial_fit(x)
     torch.testing.assert_close(pca.inverse_transform(pca.transform(x)), x)
+    np.testing.assert_allclose(pca.inverse_transform(pca.transform(x.numpy())), x.numpy())
+    with pytest.raises(ValueError, match=r"Z has shape \[500, 3\], expected \[N, 12\]"):
+        pca.inverse_transform(x[:, :3])
 
 
 def test_the_norm_of_whitened_rows_is_the_mahalanobis_distance() -> None:
@@ -109,7 +117,72 @@ def test_a_number_of_components_that_rows_cannot_give_is_refused(n_components: i
 
 
 def test_reading_before_two_rows_says_to_fit_first() -> None:
-    with pytest.raises(ValueError, match="has seen 0 rows, expected at least 2: partial_fit first"):
+    with pytest.raises(ValueError, match=r"has seen 0 rows .*, expected at least 2: partial_fit first"):
         _ = IncrementalPCA().mean_
     with pytest.raises(ValueError, match="has seen 1 rows"):
         _ = IncrementalPCA().partial_fit(torch.zeros(1, 3)).components_
+
+
+def test_more_components_than_rows_are_refused_when_they_are_read() -> None:
+    x = parts_with_spread()
+    pca = IncrementalPCA(7).partial_fit(x[:6])
+    for read in (lambda: pca.components_, lambda: pca.transform(x), lambda: IncrementalPCA(7).fit(x[:6])):
+        with pytest.raises(ValueError, match="n_components is 7, but IncrementalPCA has seen only 6 rows"):
+            read()
+    assert pca.partial_fit(x[6:7]).components_.shape == (7, 12)
+    assert IncrementalPCA(0.999).partial_fit(x[:3]).n_components_ == 2  # a share begins with what there is
+
+
+@pytest.mark.parametrize("N", [8, 5])
+def test_an_int_asks_for_just_so_many_components_as_scikit_learn_gives(N: int) -> None:
+    x = parts_with_spread(N)
+    expected = PCA(5, svd_solver="full").fit(x.numpy())
+    pca = IncrementalPCA(5).fit(x)
+    assert pca.n_components_ == 5
+    np.testing.assert_allclose(pca.explained_variance_, expected.explained_variance_, atol=1e-9)
+    np.testing.assert_allclose(pca.noise_variance_, expected.noise_variance_, atol=1e-9)
+    np.testing.assert_allclose(pca.inverse_transform(pca.transform(x)), x, atol=10 if N > 5 else 1e-9)
+
+
+def test_components_without_variance_that_were_asked_for_whiten_to_next_to_nothing() -> None:
+    x = parts_with_spread(D=6)
+    twice = torch.cat([x, x[:, :3]], 1)
+    z = IncrementalPCA(9).fit(twice).whiten(twice)
+    assert float(z[:, 6:].abs().max()) < 1e-9
+    np.testing.assert_allclose(np.cov(z[:, :6].T.numpy()), np.eye(6), atol=1e-9)
+
+
+def test_components_have_the_sign_that_scikit_learn_gives_them() -> None:
+    x = parts_with_spread()
+    expected = svd_flip(None, PCA(svd_solver="full").fit(x.numpy()).components_, u_based_decision=False)[1]
+    np.testing.assert_allclose(IncrementalPCA().fit(x).components_, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("rows", "read"), [(torch.float32, torch.float32), (torch.float16, torch.float32)])
+def test_what_is_read_is_of_the_first_rows_type_or_of_the_one_asked_for(rows: torch.dtype, read: torch.dtype) -> None:
+    x = parts_with_spread().to(rows)
+    assert IncrementalPCA().partial_fit(x).components_.dtype == read
+    double = IncrementalPCA(dtype=torch.float64).partial_fit(x)
+    assert double.components_.dtype == double.transform(x).dtype == torch.float64
+    assert IncrementalPCA().load_state_dict(double.state_dict()).mean_.dtype == torch.float64
+
+
+def test_fitting_in_blocks_equals_one_batch() -> None:
+    x = parts_with_spread(N=ROWS_PER_BLOCK + 50)
+    torch.testing.assert_close(
+        IncrementalPCA().fit(x).explained_variance_, IncrementalPCA().partial_fit(x).explained_variance_
+    )
+
+
+@pytest.mark.parametrize("n_components", [0, 13, -1, 0.0, 1.0, 1.5, True, "all"])
+def test_a_number_of_components_that_cannot_be_is_refused(n_components: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"n_components is .*, expected an int in 1\.\.12, a share in \(0, 1\), or None"
+    ):
+        IncrementalPCA(n_components).partial_fit(parts_with_spread())
+
+
+def test_deviations_of_no_more_than_rounding_count_as_one() -> None:
+    variance = torch.tensor([4.0, 1e-3, 1e-9, 0.0])
+    torch.testing.assert_close(deviations(variance, torch.zeros(50)), torch.tensor([2.0, 1e-3**0.5, 1.0, 1.0]))
+    torch.testing.assert_close(deviations(variance, torch.full((50,), 1e6)), torch.tensor([2.0, 1.0, 1.0, 1.0]))

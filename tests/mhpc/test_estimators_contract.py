@@ -1,16 +1,27 @@
-"""One contract for all that learns from a stream of rows."""
+"""One contract for all that learns from a stream of rows, and scikit-learn's own checks where they apply.
 
-from collections.abc import Callable
+OnlineCovariance takes part in the first alone: it is told D, `update`s and has no `fit`. OnePassLearner learns from
+pictures, [B, P, D], which scikit-learn's checks do not make.
+"""
+
+import copy
+import pickle
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
+from sklearn.pipeline import make_pipeline
+from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import Tensor
 
 from mhpc import IncrementalPCA, MiniBatchKMeans, OnlineCovariance
 from mhpc.core.learner import OnePassLearner
 
 D = 5
+F64 = torch.float64
 
 
 class Estimator(NamedTuple):
@@ -20,7 +31,9 @@ class Estimator(NamedTuple):
 
 
 ESTIMATORS = {
-    "OnlineCovariance": Estimator(lambda: OnlineCovariance(D), lambda e, x: e.update(x), lambda e: e.n_samples_seen_),
+    "OnlineCovariance": Estimator(
+        lambda: OnlineCovariance(D, F64), lambda e, x: e.update(x), lambda e: e.n_samples_seen_
+    ),
     "IncrementalPCA": Estimator(
         lambda: IncrementalPCA(0.9), lambda e, x: e.partial_fit(x), lambda e: e.n_samples_seen_
     ),
@@ -31,6 +44,9 @@ ESTIMATORS = {
         lambda: OnePassLearner(bank_size=10), lambda e, x: e.partial_fit(x[None]), lambda e: e.rows_seen_
     ),
 }
+EXACT = ["OnlineCovariance", "IncrementalPCA"]  # whatever the batches and their order; they merge, too
+OPTIONAL = {"whitening_projection"}  # a learner's state without it says that features are compared as they are
+WHOLLY_MOVABLE = [name for name in ESTIMATORS if name != "OnePassLearner"]  # whose recent scores are kept on the CPU
 
 
 @pytest.fixture(params=ESTIMATORS)
@@ -38,54 +54,79 @@ def estimator(request: pytest.FixtureRequest) -> Estimator:
     return ESTIMATORS[request.param]
 
 
+@pytest.fixture(params=EXACT)
+def exact(request: pytest.FixtureRequest) -> Estimator:
+    return ESTIMATORS[request.param]
+
+
 def rows(N: int = 40, seed: int = 0) -> Tensor:
-    return torch.randn(N, D, generator=torch.Generator().manual_seed(seed)) + 3
+    return torch.randn(N, D, generator=torch.Generator().manual_seed(seed), dtype=F64) + 3
+
+
+def fed(estimator: Estimator, *parts: Tensor) -> Any:
+    """One that has learned from the parts in turn, empty ones left out."""
+    e = estimator.make()
+    for part in parts:
+        if len(part):
+            estimator.learn(e, part)
+    return e
+
+
+def assert_same_state(a: Any, b: Any, atol: float = 0.0) -> None:
+    left, right = a.state_dict(), b.state_dict()
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        torch.testing.assert_close(value, right[name], rtol=0, atol=atol, msg=name)
+
+
+def tensors_in(value: Any, seen: set[int]) -> Iterator[Tensor]:
+    """Every tensor that a learned object holds, however deep."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from tensors_in(item, seen)
+    elif type(value).__module__.startswith("mhpc"):
+        for item in vars(value).values():
+            yield from tensors_in(item, seen)
 
 
 def test_what_is_learned_from_stays_as_it_was(estimator: Estimator) -> None:
-    e, x = estimator.make(), rows()
+    x = rows()
     before = x.clone()
-    estimator.learn(e, x)
-    estimator.learn(e, x)
+    fed(estimator, x, x)
     assert torch.equal(x, before)
 
 
 def test_nothing_learned_aliases_what_was_given(estimator: Estimator) -> None:
     x, same = rows(), rows()
-    fed, expected = estimator.make(), estimator.make()
-    estimator.learn(fed, x)
+    e, expected = fed(estimator, x), fed(estimator, same)
     x.fill_(1e6)  # a caller's buffer, used again
-    estimator.learn(expected, same)
-    for e in (fed, expected):
-        estimator.learn(e, rows(seed=1))
-    for name, value in tensors(expected).items():
-        torch.testing.assert_close(tensors(fed)[name], value, rtol=0, atol=0, msg=name)
+    for one in (e, expected):
+        estimator.learn(one, rows(seed=1))
+    assert_same_state(e, expected)
 
 
-def tensors(e: Any) -> dict[str, Tensor]:
-    if isinstance(e, OnePassLearner):
-        return e.state_dict()
-    if isinstance(e, MiniBatchKMeans):
-        return {"centers": e.cluster_centers_, "counts": e.counts_}
-    return {"mean": e.moments_.mean, "scatter": e.moments_.scatter}
+def test_nothing_learned_holds_on_to_the_graph_of_what_was_given(estimator: Estimator) -> None:
+    e = fed(estimator, rows().requires_grad_())
+    assert not any(t.requires_grad for t in tensors_in(e, set()))
 
 
 def test_rows_seen_are_counted(estimator: Estimator) -> None:
-    e = estimator.make()
-    estimator.learn(e, rows(40))
-    estimator.learn(e, rows(7, seed=1))
-    assert estimator.rows_seen(e) == 47
+    assert estimator.rows_seen(fed(estimator, rows(40), rows(7, seed=1))) == 47
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_values_that_are_not_finite_are_refused_and_not_learned(estimator: Estimator, value: float) -> None:
-    e, bad = estimator.make(), rows(12, seed=1)
+    e, bad = fed(estimator, rows()), rows(12, seed=1)
     bad[3, 2] = value
-    estimator.learn(e, rows())
-    before = {name: tensor.clone() for name, tensor in tensors(e).items()}
+    before = copy.deepcopy(e)
     with pytest.raises(ValueError, match=r"12, 5\] holds? NaN or infinite values"):
         estimator.learn(e, bad)
-    assert all(torch.equal(tensors(e)[name], tensor) for name, tensor in before.items())
+    assert_same_state(e, before)
 
 
 @pytest.mark.parametrize(
@@ -99,8 +140,193 @@ def test_values_that_are_not_finite_are_refused_and_not_learned(estimator: Estim
 def test_another_shape_is_refused_with_what_came_and_what_was_expected(
     estimator: Estimator, x: Tensor, came: str
 ) -> None:
-    e = estimator.make()
-    estimator.learn(e, rows())
+    e = fed(estimator, rows())
     with pytest.raises(ValueError, match=came + r", expected \[.*, 5\]"):
         estimator.learn(e, x)
     assert estimator.rows_seen(e) == 40
+
+
+@pytest.mark.parametrize("N", [0, 40])
+def test_one_that_took_over_a_state_learns_on_as_the_first_does(estimator: Estimator, N: int) -> None:
+    first = fed(estimator, rows(N))
+    second = fed(estimator, rows(23, seed=5))  # what it knew before is gone
+    second.load_state_dict(first.state_dict())
+    assert_same_state(second, first)
+    for seed in (1, 2):
+        for e in (first, second):
+            estimator.learn(e, rows(30, seed))
+    assert_same_state(second, first)
+
+
+def test_a_state_shares_nothing_with_those_that_gave_and_took_it(estimator: Estimator) -> None:
+    first, untouched = fed(estimator, rows()), fed(estimator, rows())
+    state = first.state_dict()
+    second = estimator.make()
+    second.load_state_dict(state)
+    for value in state.values():
+        assert value.device.type == "cpu"
+        value.zero_()
+    assert_same_state(first, untouched)
+    assert_same_state(second, untouched)
+
+
+def test_a_state_without_one_of_its_tensors_is_refused_by_name(estimator: Estimator) -> None:
+    whole = fed(estimator, rows()).state_dict()
+    for name in whole.keys() - OPTIONAL:
+        with pytest.raises(ValueError, match=f"the state has no tensor '{name}'"):
+            estimator.make().load_state_dict({key: value for key, value in whole.items() if key != name})
+
+
+@pytest.mark.parametrize("name", WHOLLY_MOVABLE)
+def test_every_tensor_moves_to_another_device(name: str) -> None:
+    e = fed(ESTIMATORS[name], rows())
+    assert e.to("meta") is e
+    assert {t.device.type for t in tensors_in(e, set())} == {"meta"}
+
+
+@pytest.mark.parametrize(
+    "device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA"))]
+)
+def test_one_that_was_moved_learns_on_as_if_it_was_not(estimator: Estimator, device: str) -> None:
+    here, there = fed(estimator, rows()), fed(estimator, rows())
+    assert there.to(device) is there
+    for e in (here, there):
+        estimator.learn(e, rows(30, seed=1))  # rows from the CPU
+    assert device in {t.device.type for t in tensors_in(there, set())}
+    assert_same_state(there, here, atol=0.0 if device == "cpu" else 1e-4)
+
+
+@pytest.mark.parametrize("sizes", [[1] * 40, [3, 1, 30, 6], [40]])
+def test_statistics_do_not_depend_on_batches_or_their_order(exact: Estimator, sizes: list[int]) -> None:
+    x = rows()
+    shuffled = x[torch.randperm(40, generator=torch.Generator().manual_seed(1))]
+    assert_same_state(fed(exact, *shuffled.split(sizes)), fed(exact, x), atol=1e-10)
+
+
+@pytest.mark.parametrize(("mine", "theirs"), [(0, 20), (20, 0), (20, 1), (1, 20), (1, 1), (20, 30), (0, 1)])
+def test_a_merge_equals_the_whole_and_leaves_the_other_side_alone(exact: Estimator, mine: int, theirs: int) -> None:
+    x = rows(mine + theirs)
+    a, b, untouched = fed(exact, x[:mine]), fed(exact, x[mine:]), fed(exact, x[mine:])
+    assert a.merge(b) is a
+    assert_same_state(a, fed(exact, x), atol=1e-10)
+    exact.learn(a, rows(9, seed=1))
+    for t in tensors_in(a, set()):
+        t.zero_()
+    assert_same_state(b, untouched)
+
+
+def test_two_that_saw_nothing_merge_to_one_that_saw_nothing(exact: Estimator) -> None:
+    assert exact.rows_seen(exact.make().merge(exact.make())) == 0
+
+
+def test_one_that_saw_other_features_is_refused_and_nothing_learned() -> None:
+    other = torch.zeros(3, D + 1, dtype=F64)
+    for e, wider in (
+        (fed(ESTIMATORS["OnlineCovariance"], rows()), OnlineCovariance(D + 1, F64).update(other)),
+        (fed(ESTIMATORS["IncrementalPCA"], rows()), IncrementalPCA(0.9).partial_fit(other)),
+    ):
+        with pytest.raises(ValueError, match="other has 6 features, expected 5"):
+            e.merge(wider)
+        assert e.n_samples_seen_ == 40
+
+
+def test_the_order_of_rows_within_a_batch_does_not_matter_to_kmeans() -> None:
+    x, start = rows(), rows(4, seed=1)
+    turned = MiniBatchKMeans(4, init=start).partial_fit(x.flip(0))
+    assert_same_state(turned, MiniBatchKMeans(4, init=start).partial_fit(x), atol=1e-12)
+
+
+def test_how_rows_are_batched_matters_to_kmeans_only_where_it_changes_their_nearest_centers() -> None:
+    start = 100 * torch.eye(4, D, dtype=F64)  # so far apart that no row's nearest centre ever changes
+    x = start.repeat(10, 1) + rows()
+    whole = MiniBatchKMeans(4, init=start).partial_fit(x)
+    for sizes in ([1] * 40, [3, 1, 30, 6]):
+        split = MiniBatchKMeans(4, init=start)
+        for part in x.flip(0).split(sizes):
+            split.partial_fit(part)
+        assert_same_state(split, whole, atol=1e-10)
+    near = rows(4, seed=1)
+    one, two = MiniBatchKMeans(4, init=near).partial_fit(rows()), MiniBatchKMeans(4, init=near)
+    for part in rows().split(5):
+        two.partial_fit(part)
+    assert not torch.allclose(one.cluster_centers_, two.cluster_centers_, atol=1e-3)  # else this shows nothing
+    assert float(two.counts_.sum()) == float(one.counts_.sum()) == 40
+
+
+# --- scikit-learn's conventions ---
+
+# Skipped by themselves: check_array_api_input, which switches on scikit-learn's own dispatch (tensors are taken without
+# it) by SCIPY_ARRAY_API, and check_sample_weights_pandas_series where pandas is not installed.
+DRAWN = {
+    "check_sample_weight_equivalence_on_dense_data": "centres begin at rows that are drawn, and of rows given twice "
+    "others are drawn than of rows that weigh twice: equal in distribution alone; scikit-learn's own is excused, too"
+}
+
+
+def does_not_apply(estimator: Any) -> dict[str, str]:
+    return DRAWN if getattr(estimator, "init", None) in ("k-means++", "random") else {}
+
+
+@parametrize_with_checks(  # type: ignore[untyped-decorator]  # scikit-learn publishes no types
+    [
+        IncrementalPCA(),
+        IncrementalPCA(2),
+        MiniBatchKMeans(3),
+        MiniBatchKMeans(3, init="k-means++"),
+        MiniBatchKMeans(3, init="random"),
+    ],
+    expected_failed_checks=does_not_apply,
+)
+def test_it_passes_scikit_learns_own_check(estimator: Any, check: Callable[[Any], None]) -> None:
+    check(estimator)
+
+
+@pytest.mark.parametrize(
+    ("e", "methods"),
+    [
+        (IncrementalPCA(3), ["transform", "whiten", "fit_transform"]),
+        (MiniBatchKMeans(3), ["transform", "predict", "fit_transform", "fit_predict"]),
+    ],
+)
+def test_arrays_give_arrays_and_tensors_give_tensors_of_the_same_values_and_type(e: Any, methods: list[str]) -> None:
+    for dtype in (torch.float32, F64):
+        x = rows().to(dtype)
+        for name in methods:
+            from_tensor = getattr(clone(e).fit(x), name)(x)
+            from_array = getattr(clone(e).fit(x.numpy()), name)(x.numpy())
+            assert isinstance(from_tensor, Tensor)
+            assert isinstance(from_array, np.ndarray)
+            np.testing.assert_array_equal(from_tensor, from_array)
+            assert from_tensor.dtype == (dtype if from_tensor.is_floating_point() else torch.int64)
+
+
+@pytest.mark.parametrize("e", [IncrementalPCA(3, F64, "cpu"), MiniBatchKMeans(3, init=rows(3)), MiniBatchKMeans(4)])
+def test_a_clone_has_the_parameters_and_nothing_learned(e: Any) -> None:
+    twin = clone(e.fit(rows()))
+    assert set(vars(twin)) == set(e.get_params())
+    assert repr(twin) == repr(e)
+    with pytest.raises(ValueError, match=r"has seen (0 rows|no batch)"):
+        twin.transform(rows())
+
+
+@pytest.mark.parametrize("e", [IncrementalPCA(3), MiniBatchKMeans(4)])
+def test_fit_forgets_what_was_learned_before(e: Any) -> None:
+    again = clone(e).fit(rows(30, seed=3).repeat(1, 2)).fit(rows())
+    assert_same_state(again, clone(e).fit(rows()))
+    assert again.n_features_in_ == D
+
+
+@pytest.mark.parametrize("e", [IncrementalPCA(3), MiniBatchKMeans(4)])
+def test_a_pickled_one_learns_on(e: Any) -> None:
+    first = clone(e).fit(rows())
+    second = pickle.loads(pickle.dumps(first))  # noqa: S301 - our own bytes
+    for one in (first, second):
+        one.partial_fit(rows(seed=1))
+    assert_same_state(first, second)
+
+
+def test_they_make_a_pipeline_that_names_its_features() -> None:
+    pipeline = make_pipeline(IncrementalPCA(3), MiniBatchKMeans(2))
+    assert pipeline.fit_transform(rows().numpy()).shape == (40, 2)
+    assert pipeline.get_feature_names_out().tolist() == ["minibatchkmeans0", "minibatchkmeans1"]
+    assert pipeline[:-1].get_feature_names_out().tolist() == [f"incrementalpca{i}" for i in range(3)]

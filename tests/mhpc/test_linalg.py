@@ -4,13 +4,17 @@ import torch
 from torch import Tensor
 
 from mhpc.linalg import (
+    CPU_BLOCK,
+    LEAST_ROWS,
     ROWS_PER_BLOCK,
     Moments,
     all_finite,
     batch_moments,
+    blocks,
     check_rows,
     cholesky,
     eigh_descending,
+    k_nearest,
     merge_moments,
     nearest,
 )
@@ -63,6 +67,36 @@ def test_a_singular_matrix_without_jitter_is_refused_with_the_remedy() -> None:
         cholesky(-torch.eye(5), jitter=0.0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("N", "D"), [(2, 2), (3, 3), (5, 6), (8, 10), (40, 40)])
+def test_a_covariance_of_too_few_rows_is_refused_even_where_rounding_makes_it_pass(
+    N: int, D: int, dtype: torch.dtype
+) -> None:
+    passed = 0
+    for seed in range(100):
+        singular = normal(N, D, seed=seed, dtype=dtype).T.cov()  # its rank is N - 1
+        passed += int(torch.linalg.cholesky_ex(singular).info == 0)
+        with pytest.raises(ValueError, match="is not positive definite"):
+            cholesky(singular, jitter=0.0)
+        assert bool(cholesky(singular, jitter=0.01).isfinite().all())
+    assert passed > 0  # else rounding was never put to the test
+
+
+def test_small_variances_beside_large_ones_are_not_taken_for_rounding() -> None:
+    units = torch.tensor([1.0, 1e-9, 1e9, 1e-5, 1.0], dtype=torch.float64)
+    covariance = normal(200, 5).T.cov()
+    torch.testing.assert_close(
+        cholesky(covariance * torch.outer(units, units), jitter=0.0), units[:, None] * cholesky(covariance, jitter=0.0)
+    )
+
+
+def test_a_pivot_below_the_precision_of_the_rows_is_refused_where_that_is_told() -> None:
+    covariance = torch.tensor([[1.0, 1.0], [1.0, 1.0 + 1e-8]], dtype=torch.float64)
+    assert cholesky(covariance, jitter=0.0).shape == (2, 2)
+    with pytest.raises(ValueError, match=r"leading minor 2"):
+        cholesky(covariance, jitter=0.0, precision=torch.float32)
+
+
 @pytest.mark.parametrize("N", [1, 7, ROWS_PER_BLOCK, ROWS_PER_BLOCK + 3])
 def test_nearest_equals_the_full_distance_matrix(N: int) -> None:
     x, centers = normal(N, 6), normal(11, 6, seed=1)
@@ -90,6 +124,45 @@ def test_small_distances_keep_their_digits_in_float32() -> None:
 def test_of_equally_near_centers_the_lowest_index_wins() -> None:
     centers = torch.tensor([[2.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [1.0, 0.0]])
     assert nearest(torch.zeros(3, 2), centers)[1].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(("N", "K", "k"), [(1, 11, 3), (7, 11, 11), (ROWS_PER_BLOCK + 3, 11, 2), (5, 1, 1), (9, 11, 1)])
+def test_the_k_nearest_equal_the_sorted_distance_matrix(N: int, K: int, k: int) -> None:
+    x, centers = normal(N, 6), normal(K, 6, seed=1)
+    expected, index = torch.cdist(x, centers, compute_mode="donot_use_mm_for_euclid_dist").sort(1)
+    distances, found = k_nearest(x, centers, k)
+    assert torch.equal(found, index[:, :k])
+    torch.testing.assert_close(distances, expected[:, :k])
+
+
+def test_the_first_of_the_k_nearest_is_the_nearest() -> None:
+    x, centers = normal(300, 64, dtype=torch.float32) + 30, normal(50, 64, seed=1, dtype=torch.float32) + 30
+    distance, index = nearest(x, centers)
+    distances, indices = k_nearest(x, centers, 4)
+    assert torch.equal(distances[:, 0], distance)
+    assert torch.equal(indices[:, 0], index)
+    assert bool((distances.diff(dim=1) >= 0).all())
+
+
+def test_the_k_nearest_are_in_order_of_index_where_they_are_equally_near() -> None:
+    centers = torch.tensor([[2.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]])
+    distances, index = k_nearest(torch.zeros(2, 2), centers, 4)
+    assert index.tolist() == [[1, 2, 3, 0]] * 2
+    assert distances.tolist() == [[1.0, 1.0, 1.0, 2.0]] * 2
+
+
+@pytest.mark.parametrize("k", [0, 5])
+def test_more_neighbours_than_there_are_centers_are_refused(k: int) -> None:
+    with pytest.raises(ValueError, match=rf"k is {k}, expected 1\.\.4, since there are 4 centers"):
+        k_nearest(torch.zeros(2, 2), torch.zeros(4, 2), k)
+
+
+@pytest.mark.parametrize("columns", [0, 100, 6000, 10**7])
+def test_blocks_are_smaller_where_they_make_long_rows_and_leave_nothing_out(columns: int) -> None:
+    x = normal(10_000, 1)
+    parts = blocks(x, columns)
+    assert torch.equal(torch.cat(parts), x)
+    assert len(parts[0]) == (ROWS_PER_BLOCK if columns < 1000 else max(LEAST_ROWS, CPU_BLOCK // columns))
 
 
 @pytest.mark.parametrize(

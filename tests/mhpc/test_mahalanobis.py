@@ -5,9 +5,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
+from sklearn import covariance as sklearn_covariance
 from torch import Tensor
 
 from mhpc import CovarianceCholesky, IncrementalPCA, OnlineCovariance
+from mhpc.mahalanobis import oas
 
 Matrix = NDArray[np.float64]
 
@@ -147,3 +149,57 @@ def test_cholesky_and_principal_components_whiten_to_the_same_norm() -> None:
 def test_what_is_no_square_matrix_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"covariance has shape \[.*\], expected \[D, D\]"):
         CovarianceCholesky().compute(torch.zeros(shape))
+
+
+def test_a_singular_covariance_is_refused_without_jitter_and_taken_with_one() -> None:
+    cov = OnlineCovariance(9).update(correlated(7, 9).float())
+    with pytest.raises(ValueError, match=r"covariance \[9, 9\] plus jitter 0.0 is not positive definite.*more rows"):
+        CovarianceCholesky().compute(cov.covariance())
+    assert bool(CovarianceCholesky(jitter=0.1).compute(cov.covariance()).isfinite().all())
+
+
+def test_sums_in_float64_of_float32_products_are_no_surer_than_those() -> None:
+    passed = 0
+    for seed in range(30):
+        _, _, scatter = OnlineCovariance(7).update(correlated(7, 7, seed).float()).moments_  # its rank is 6
+        passed += int(torch.linalg.cholesky_ex(scatter).info == 0)
+        with pytest.raises(ValueError, match="is not positive definite"):
+            CovarianceCholesky(precision=torch.float32).compute(scatter)
+    assert passed > 0  # else rounding was never put to the test
+
+
+def test_a_covariance_that_is_not_finite_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"covariance \[2, 2\] holds NaN"):
+        CovarianceCholesky().compute(torch.full((2, 2), torch.nan))
+
+
+@pytest.mark.parametrize(("N", "D"), [(400, 9), (12, 9), (5, 9), (2, 30), (1000, 2), (40, 1)])
+def test_shrinkage_is_scikit_learns(N: int, D: int) -> None:
+    x = correlated(N, D)
+    expected, _ = sklearn_covariance.oas(x.numpy())
+    shrunk = oas(OnlineCovariance(D, torch.float64).update(x).covariance(unbiased=False), N)
+    np.testing.assert_allclose(shrunk, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("S", [torch.eye(4, dtype=torch.float64), torch.zeros(4, 4, dtype=torch.float64)])
+def test_a_multiple_of_the_identity_shrinks_to_itself(S: Tensor) -> None:
+    torch.testing.assert_close(oas(S, 20), S)
+
+
+def test_shrinkage_makes_a_covariance_of_too_few_rows_positive_definite_and_leaves_it_as_it_was() -> None:
+    S = OnlineCovariance(30, torch.float64).update(correlated(6, 30)).covariance(unbiased=False)
+    before = S.clone()
+    assert bool(CovarianceCholesky().compute(oas(S, 6)).isfinite().all())
+    assert torch.equal(S, before)
+
+
+def test_shrinkage_of_no_square_matrix_or_no_rows_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"covariance has shape \[3, 4\], expected \[D, D\]"):
+        oas(torch.zeros(3, 4), 10)
+    with pytest.raises(ValueError, match="n is 0, expected the number of rows"):
+        oas(torch.eye(3), 0)
+
+
+def test_a_state_of_another_number_of_features_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"the state's mean has shape \[4\], expected \[3\]"):
+        OnlineCovariance(3).load_state_dict(OnlineCovariance(4).state_dict())

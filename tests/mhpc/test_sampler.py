@@ -1,115 +1,60 @@
+import io
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from mhpc.sampler import GreedyCoresetSampler, farthest_first
+from mhpc.sampler import (
+    SAMPLERS,
+    ApproximateGreedyCoresetSampler,
+    GreedyCoresetSampler,
+    IdentitySampler,
+    RandomSampler,
+    Sampler,
+    make_sampler,
+)
+from tests.mhpc.test_farthest import Matrix, heavy_tailed, textbook
 
-Matrix = NDArray[np.float64]
+NAMES = ["identity", "random", "greedy_coreset", "approx_greedy_coreset"]
 
 
-def textbook(x: Matrix, n: int, distances: Matrix | None = None, radius: float = 0.0) -> tuple[list[int], Matrix]:
-    """Gonzalez's loop, word for word: the rows chosen, and the distances that they leave."""
+def textbook_approximate(x: Matrix, n: int, starts: list[int]) -> list[int]:
+    """Farthest-first where a row's distance begins as the mean of those to the starting points."""
+    d = np.linalg.norm(x[:, None] - x[starts], axis=2).mean(1)
     chosen: list[int] = []
-    d = distances
-    if d is None:
-        chosen = [int(np.linalg.norm(x - x.mean(0), axis=1).argmax())]
-        d = np.linalg.norm(x - x[chosen[0]], axis=1)
-    while len(chosen) < n and d.max() > radius:
+    for _ in range(n):
         chosen.append(int(d.argmax()))
         d = np.minimum(d, np.linalg.norm(x - x[chosen[-1]], axis=1))
-    return chosen, d
-
-
-def heavy_tailed(N: int, D: int, seed: int = 0) -> Matrix:
-    rng = np.random.default_rng(seed)
-    return rng.standard_normal((N, D)) * rng.gamma(2, 1, (N, 1)) + rng.normal(0, 3, D)
-
-
-@pytest.mark.parametrize("candidates", [1, 7, 64, 2048])
-@pytest.mark.parametrize(("N", "D", "n"), [(2, 3, 2), (100, 1, 30), (400, 5, 120), (150, 64, 150), (5000, 16, 80)])
-def test_the_selection_is_the_textbook_loops(N: int, D: int, n: int, candidates: int) -> None:
-    x = heavy_tailed(N, D)
-    indices, distances = textbook(x, n)
-    found = farthest_first(torch.from_numpy(x), n, candidates=candidates)
-    assert found.indices.tolist() == indices
-    np.testing.assert_allclose(found.radius, distances.max(), atol=1e-6)
-
-
-@pytest.mark.parametrize("candidates", [1, 10, 2048])
-def test_distances_to_a_covered_set_and_a_radius_are_those_of_the_textbook_loop(candidates: int) -> None:
-    x, covered = heavy_tailed(500, 6), heavy_tailed(20, 6, seed=1)
-    distances = np.linalg.norm(x[:, None] - covered, axis=2).min(1)
-    radius = float(np.quantile(distances, 0.6))
-    indices, left = textbook(x, 500, distances, radius)
-    found = farthest_first(torch.from_numpy(x), 500, torch.from_numpy(distances), radius, candidates)
-    assert found.indices.tolist() == indices
-    assert 0 < len(indices) < 500
-    np.testing.assert_allclose(found.radius, left.max(), atol=1e-6)
-    assert found.radius <= radius
-
-
-def test_no_row_is_chosen_when_all_are_covered() -> None:
-    x = torch.from_numpy(heavy_tailed(30, 4))
-    found = farthest_first(x, 10, torch.full((30,), 0.5, dtype=torch.float64), radius=0.5)
-    assert found.indices.tolist() == []
-    assert found.radius == 0.5
-
-
-def test_without_anything_covered_the_lowest_index_comes_first() -> None:
-    x = torch.from_numpy(heavy_tailed(30, 4))
-    found = farthest_first(x, 10, torch.full((30,), torch.inf, dtype=torch.float64), candidates=4)
-    assert found.indices[0] == 0
-    assert len(found.indices) == 10
-
-
-@pytest.mark.parametrize("candidates", [1, 5, 2048])
-def test_ties_go_to_the_lowest_index(candidates: int) -> None:
-    rng = np.random.default_rng(0)
-    half = rng.integers(-3, 4, (60, 3)).astype(np.float64)
-    lattice = np.concatenate([half, -half])  # squares are whole numbers, so the loop's ties are exact
-    indices, _ = textbook(lattice, 40)
-    assert farthest_first(torch.from_numpy(lattice), 40, candidates=candidates).indices.tolist() == indices
-
-
-@pytest.mark.parametrize("candidates", [40, 2048])
-@pytest.mark.parametrize(("N", "D"), [(37, 33), (333, 16), (333, 128)])
-def test_of_equal_rows_the_first_is_chosen(N: int, D: int, candidates: int) -> None:
-    for seed in range(3):
-        x = np.concatenate([heavy_tailed(N, D)] * 3)[np.random.default_rng(seed).permutation(3 * N)]
-        indices, _ = textbook(x, N)
-        assert farthest_first(torch.from_numpy(x), N, candidates=candidates).indices.tolist() == indices
-
-
-def test_rows_that_are_all_equal_are_covered_by_one() -> None:
-    found = farthest_first(torch.full((50, 8), 0.1, dtype=torch.float64), 10)
-    assert found.indices.tolist() == [0]
-    assert found.radius == 0
-
-
-def test_float32_covers_as_well_as_the_textbook_loop() -> None:
-    x = heavy_tailed(3000, 32)
-    _, distances = textbook(x, 100)
-    found = farthest_first(torch.from_numpy(x).float(), 100, candidates=50)
-    covered = torch.cdist(torch.from_numpy(x), torch.from_numpy(x)[found.indices]).amin(1).max()
-    np.testing.assert_allclose(covered, distances.max(), rtol=1e-4)
-    np.testing.assert_allclose(found.radius, covered, rtol=1e-3)
+    return chosen
 
 
 @pytest.mark.parametrize("percentage", [0, 1, -0.1, 1.5, float("nan")])
-def test_a_percentage_outside_0_to_1_is_refused(percentage: float) -> None:
+@pytest.mark.parametrize("kind", [RandomSampler, GreedyCoresetSampler, ApproximateGreedyCoresetSampler])
+def test_a_percentage_outside_0_to_1_is_refused(kind: Any, percentage: float) -> None:
     with pytest.raises(ValueError, match=r"^Percentage value not in \(0, 1\)\.$"):
-        GreedyCoresetSampler(percentage)
+        kind(percentage)
+
+
+def test_numbers_below_one_are_refused() -> None:
+    with pytest.raises(ValueError, match="dimension_to_project_features_to is 0, expected 1 or more"):
+        GreedyCoresetSampler(0.5, dimension_to_project_features_to=0)
+    with pytest.raises(ValueError, match="number_of_starting_points is 0, expected 1 or more"):
+        ApproximateGreedyCoresetSampler(0.5, number_of_starting_points=0)
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="sampler is 'gredy', expected one of identity, random, greedy_coreset"):
+        make_sampler("gredy", 0.1)
 
 
 def test_the_rows_come_back_unprojected_in_the_order_of_selection() -> None:
     x = heavy_tailed(300, 24)
-    chosen = GreedyCoresetSampler(0.1, dimension_to_project_features_to=8).run(x)
-    projected = GreedyCoresetSampler(0.1, dimension_to_project_features_to=8)._projected(torch.from_numpy(x))
-    np.testing.assert_array_equal(chosen, x[textbook(projected.numpy(), 30)[0]])
+    chosen = GreedyCoresetSampler(0.1, dimension_to_project_features_to=8, seed=3).run(x)
+    projection = torch.randn(24, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64) / 8**0.5
+    np.testing.assert_array_equal(chosen, x[textbook(x @ projection.numpy(), 30)[0]])
 
 
 def test_without_projection_the_rows_are_the_textbook_loops() -> None:
@@ -118,16 +63,107 @@ def test_without_projection_the_rows_are_the_textbook_loops() -> None:
     np.testing.assert_array_equal(chosen, x[textbook(x, 30)[0]])
 
 
-@pytest.mark.parametrize("kind", [np.float32, np.float64, torch.float32, torch.float64])
-def test_tensors_give_tensors_and_arrays_give_arrays_of_the_same_type(kind: Any) -> None:
-    x = heavy_tailed(200, 10)
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", [np.float32, np.float64, torch.float32, torch.float64, torch.bfloat16])
+def test_tensors_give_tensors_and_arrays_give_arrays_of_the_same_type(name: str, kind: Any) -> None:
+    x = heavy_tailed(200, 140)
     features: Any = torch.from_numpy(x).to(kind) if isinstance(kind, torch.dtype) else x.astype(kind)
     before = features.clone() if isinstance(features, Tensor) else features.copy()
-    chosen = GreedyCoresetSampler(0.25, dimension_to_project_features_to=4).run(features)
+    sampler = make_sampler(name, 0.25)
+    chosen = sampler.run(features)
     assert type(chosen) is type(features)
     assert chosen.dtype == features.dtype
-    assert chosen.shape == (50, 10)
+    assert chosen.shape == (200 if name == "identity" else 50, 140)
     assert bool((features == before).all())
+    assert bool((chosen == features[sampler.select(features).numpy()]).all())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_selected_are_distinct_rows_by_their_indices(name: str) -> None:
+    indices = make_sampler(name, 0.3).select(heavy_tailed(100, 5))
+    assert indices.dtype == torch.int64
+    assert indices.device.type == "cpu"
+    assert len(indices.unique()) == len(indices)
+    assert 0 <= int(indices.min()) <= int(indices.max()) < 100
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_run_selects_the_same_from_the_same_seed(name: str) -> None:
+    x = heavy_tailed(400, 140)
+    sampler = make_sampler(name, 0.1, seed=5)
+    once = sampler.select(x)
+    assert torch.equal(sampler.select(x), once)
+    assert torch.equal(make_sampler(name, 0.1, seed=5).select(torch.from_numpy(x)), once)
+    if name != "identity":
+        assert not torch.equal(make_sampler(name, 0.1, seed=6).select(x), once)
+
+
+@pytest.mark.parametrize("kind", [RandomSampler, GreedyCoresetSampler, ApproximateGreedyCoresetSampler])
+def test_a_generator_is_drawn_from_run_after_run(kind: Any) -> None:
+    x = heavy_tailed(400, 140)
+    sampler = kind(0.1, generator=torch.Generator().manual_seed(1))
+    first, second = sampler.select(x), sampler.select(x)
+    assert not torch.equal(first, second)
+    again = kind(0.1, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(again.select(x), first)
+    assert torch.equal(again.select(x), second)
+
+
+def test_identity_returns_the_features_themselves() -> None:
+    x = torch.from_numpy(heavy_tailed(20, 3))
+    assert IdentitySampler().run(x) is x
+
+
+def test_random_rows_are_drawn_evenly() -> None:
+    x, counts = torch.zeros(20, 1), torch.zeros(20)
+    sampler = RandomSampler(0.5, generator=torch.Generator().manual_seed(0))
+    for _ in range(400):
+        counts[sampler.select(x)] += 1
+    assert counts.sum() == 400 * 10
+    assert 150 < counts.min() <= counts.max() < 250  # 200 +- 10 expected
+
+
+@pytest.mark.parametrize("starts", [1, 10, 500])
+def test_the_approximate_coreset_is_its_textbook_loops(starts: int) -> None:
+    x = heavy_tailed(400, 24)
+    drawn = torch.randperm(400, generator=torch.Generator().manual_seed(2))[:starts].tolist()
+    sampler = ApproximateGreedyCoresetSampler(0.2, number_of_starting_points=starts, seed=2)
+    assert sampler.select(x).tolist() == textbook_approximate(x, 80, drawn)
+
+
+def test_signatures_are_those_of_patchcore_inspection() -> None:
+    samplers: list[Sampler] = [
+        IdentitySampler(),
+        RandomSampler(0.5),
+        GreedyCoresetSampler(0.5, torch.device("cpu"), 128),
+        ApproximateGreedyCoresetSampler(0.5, torch.device("cpu"), 10, 128),
+    ]
+    assert [type(s) for s in samplers] == [SAMPLERS[name] for name in NAMES]
+
+
+@pytest.mark.parametrize("wide", [None, 24, 1000])
+def test_rows_no_wider_than_the_projection_are_taken_as_they_are(wide: int | None) -> None:
+    x = heavy_tailed(300, 24)
+    chosen = GreedyCoresetSampler(0.1, dimension_to_project_features_to=wide).select(x)
+    assert chosen.tolist() == textbook(x, 30)[0]
+
+
+@pytest.mark.parametrize("kind", [GreedyCoresetSampler, ApproximateGreedyCoresetSampler])
+def test_fewer_rows_are_kept_where_fewer_are_distinct(kind: Any) -> None:
+    x = np.repeat(np.eye(4) * 8, 25, 0)
+    assert sorted(map(tuple, kind(0.5).run(x))) == sorted(map(tuple, np.eye(4) * 8))
+
+
+def test_gradients_do_not_hinder() -> None:
+    x = torch.from_numpy(heavy_tailed(50, 3)).requires_grad_()
+    assert len(GreedyCoresetSampler(0.5).run(x)) == 25
+
+
+def test_no_progress_is_shown_off_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    stderr = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    GreedyCoresetSampler(0.5).run(heavy_tailed(50, 3))
+    assert stderr.getvalue() == ""
 
 
 @pytest.mark.parametrize(("N", "percentage", "n"), [(7, 0.1, 1), (1231, 1000 / 1231, 1000), (10, 0.99, 9)])
@@ -135,7 +171,19 @@ def test_the_share_is_rounded_down_to_one_at_least(N: int, percentage: float, n:
     assert len(GreedyCoresetSampler(percentage).run(heavy_tailed(N, 3))) == n
 
 
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("shape", [(5,), (0, 3), (2, 3, 4)])
-def test_features_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+def test_features_of_another_shape_are_refused(name: str, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"features has shape \[.*\], expected \[N, D\]"):
-        GreedyCoresetSampler(0.5).run(torch.zeros(shape))
+        make_sampler(name, 0.5).run(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_features_that_are_no_finite_floats_are_refused(name: str) -> None:
+    sampler: Any = make_sampler(name, 0.5)
+    with pytest.raises(ValueError, match=r"features \[4, 2\] holds NaN or infinite values"):
+        sampler.run(np.array([[0.0, np.nan]] * 4))
+    with pytest.raises(ValueError, match=r"features is torch\.int64, expected a floating type"):
+        sampler.run(torch.zeros(4, 2, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"features is a list, expected a tensor or an array \[N, D\]"):
+        sampler.run([[0.0, 1.0]])

@@ -1,5 +1,5 @@
+import re
 import sys
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -8,23 +8,16 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from mhpc.core.backbones import BackboneError, BackboneName, backbone_label, hash_parameters, load_backbone
+from mhpc.core.backbones import (
+    BackboneError,
+    BackboneName,
+    backbone_label,
+    default_layers,
+    hash_parameters,
+    load_backbone,
+)
+from mhpc.core.patch_features import PatchFeatures
 from mhpc.core.tiny import TinyBackbone
-
-SMALL = BackboneName.mobilenet_v3_large
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty torch hub cache; downloads go to a port on which nobody listens."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    for scheme in ("http_proxy", "https_proxy"):
-        monkeypatch.setenv(scheme, "http://127.0.0.1:9")
-    monkeypatch.delenv("no_proxy", raising=False)
-    monkeypatch.setattr(urllib.request, "_opener", None)  # it keeps the proxies of its first use
-    checkpoints = tmp_path / "hub" / "checkpoints"
-    checkpoints.mkdir(parents=True)
-    return checkpoints
 
 
 @pytest.fixture
@@ -45,6 +38,44 @@ def test_every_known_name_is_torchvisions_or_the_one_in_the_box() -> None:
     known = set(torchvision.models.list_models())
     assert {name.value for name in BackboneName} - known == {"tiny"}
     assert BackboneName.wideresnet50.value == "wide_resnet50_2"
+
+
+def test_each_family_is_there_whole() -> None:
+    families = r"(wide_)?resnet\d+(_2)?|efficientnet_.*|mobilenet_.*|convnext_.*"
+    known = {name for name in torchvision.models.list_models(torchvision.models) if re.fullmatch(families, name)}
+    assert known == {name.value for name in BackboneName} - {"tiny"}
+    assert all("IMAGENET1K_V1" in torchvision.models.get_model_weights(name).__members__ for name in known)
+
+
+def maps(module: nn.Module, layers: list[str], device: str) -> list[tuple[int, ...]]:
+    """(h, w) of each layer by itself, for one image of 64 x 64 pixels."""
+    image = torch.zeros(1, 3, 64, 64, device=device)
+    return [PatchFeatures(module, [name], device=device)(image)[1] for name in layers]
+
+
+@pytest.mark.parametrize("name", BackboneName)
+def test_default_layers_lie_at_strides_8_and_16(name: BackboneName) -> None:
+    with torch.device("meta"):  # shapes without values: the large ones take seconds to fill
+        module = TinyBackbone() if name is BackboneName.tiny else torchvision.models.get_model(name.value, weights=None)
+    layers = default_layers(name)
+    assert layers == default_layers(name.value)
+    assert maps(module.eval(), layers, "meta") == [(8, 8), (4, 4)]
+
+
+@pytest.mark.parametrize(
+    "name", ["tiny", "resnet18", "efficientnet_b0", "mobilenet_v2", "mobilenet_v3_small", "convnext_tiny"]
+)
+def test_default_layers_of_the_smallest_give_features(name: str) -> None:
+    features, grid = PatchFeatures(load_backbone(name, "random:0"), default_layers(name))(torch.rand(2, 3, 64, 64))
+    assert grid == (8, 8)
+    assert features.isfinite().all()
+    assert (features.std(1) > 0).any(1).all()  # not one value everywhere
+
+
+@pytest.mark.parametrize("own", [nn.ReLU(), "my.package:function"])
+def test_default_layers_of_ones_own_backbone_are_not_guessed(own: nn.Module | str) -> None:
+    with pytest.raises(BackboneError, match=r"the layers of .* are not known; name those to use"):
+        default_layers(own)
 
 
 def test_random_weights_repeat_with_their_seed_and_differ_between_seeds() -> None:
@@ -116,31 +147,22 @@ def test_labels_name_the_backbone_however_it_was_given() -> None:
     assert labels == ["wide_resnet50_2", "my.package:function", "torch.nn.modules.activation.ReLU"]
 
 
-def test_pretrained_weights_are_torch_hubs(hub: Path) -> None:
-    weights = torchvision.models.get_model_weights(SMALL.value).IMAGENET1K_V1
-    original = load_backbone(SMALL, "random:1")
-    torch.save(original.state_dict(), hub / weights.url.rpartition("/")[2])
-    assert hash_parameters(load_backbone(SMALL)) == hash_parameters(original)
+@pytest.mark.parametrize("layout", ["half", "channels_last"])
+def test_the_hash_is_repeatable_in_each_precision_and_layout(layout: str) -> None:
+    def made() -> nn.Module:
+        module = load_backbone("tiny", "random:0")
+        return module.half() if layout == "half" else module.to(memory_format=torch.channels_last)
+
+    plain = hash_parameters(load_backbone("tiny", "random:0"))
+    assert hash_parameters(made()) == hash_parameters(made())
+    assert (hash_parameters(made()) == plain) == (layout == "channels_last")
 
 
-def test_pretrained_weights_that_cannot_be_downloaded_are_one_clear_error(hub: Path) -> None:
-    with pytest.raises(BackboneError) as caught:
-        load_backbone(SMALL)
-    text = str(caught.value)
-    assert "pretrained weights of mobilenet_v3_large cannot be had from https://" in text
-    assert "Connection refused" in text
-    assert "weights = PATH" in text
-    assert 'backbone = "tiny"' in text
-    assert list(hub.iterdir()) == []
-
-
-def test_pretrained_weights_with_a_wrong_hash_are_refused(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    forged = hub.parent / "mobilenet-00000000.pth"
-    torch.save(load_backbone(SMALL, "random:1").state_dict(), forged)
-    weights = torchvision.models.get_model_weights(SMALL.value).IMAGENET1K_V1
-    monkeypatch.setattr(weights.value, "url", forged.as_uri())
-    with pytest.raises(BackboneError, match=r"cannot be had from .*invalid hash value"):
-        load_backbone(SMALL)
+def test_an_empty_tensor_has_a_hash() -> None:
+    module = nn.Module()
+    before = hash_parameters(module)
+    module.register_buffer("nothing", torch.empty(0, 3))
+    assert hash_parameters(module) != before
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,10 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from mhpc.core.calibration import outlier_limit
+from mhpc.core.choices import PatchCoreAggregation, PatchCoreDistance, PatchCoreFeatureReduction
 from mhpc.core.learner import GUARD_AFTER, GUARD_SHARE, RECENT, REFRESH_GROWTH, STEP, OnePassLearner
-from mhpc.core.memory_bank import OVERFULL, Whitening
+from mhpc.core.memory_bank import OVERFULL, MemoryBank, Reservoir
+from mhpc.core.whitening import ZSpace
 
 P, D, K = 16, 8, 60
 
@@ -102,7 +104,7 @@ def test_moments_are_those_of_all_rows_learned_and_mass_sums_to_them() -> None:
     x = pictures(100)
     model = learner()
     model.partial_fit(x)
-    assert model.bank_ is not None
+    assert isinstance(model.bank_, MemoryBank)
     flat = x.reshape(-1, D).double().numpy()
     np.testing.assert_allclose(model.pca_.mean_, flat.mean(0), atol=1e-5)
     scatter = model.pca_.moments_.scatter / (len(flat) - 1)
@@ -113,7 +115,7 @@ def test_moments_are_those_of_all_rows_learned_and_mass_sums_to_them() -> None:
 def test_support_counts_pictures_and_not_steps() -> None:
     model = learner(bank_size=P)
     model.partial_fit(pictures(3 * STEP))
-    assert model.bank_ is not None
+    assert isinstance(model.bank_, MemoryBank)
     assert STEP < int(model.bank_.support.max()) <= 3 * STEP
 
 
@@ -126,7 +128,9 @@ def test_the_bank_stays_bounded_and_is_reduced_when_frozen() -> None:
     model.freeze()
     assert model.bank_ is not None
     assert len(model.bank_) == K
-    current = Whitening.of(model.pca_)
+    current = ZSpace().of_moments(model.pca_.moments_)
+    assert model.bank_.whitening.projection is not None
+    assert current.projection is not None
     assert torch.equal(model.bank_.whitening.projection, current.projection)
     torch.testing.assert_close(model.bank_.images, current(model.bank_.anchors))
 
@@ -265,3 +269,65 @@ def test_nothing_can_be_scored_before_something_was_learned() -> None:
     for call in (lambda: learner().score(pictures(2)), learner().freeze):
         with pytest.raises(ValueError, match="nothing was learned yet: call partial_fit"):
             call()
+
+
+SPACES = [ZSpace(reduction, distance) for reduction in PatchCoreFeatureReduction for distance in PatchCoreDistance]
+
+
+@pytest.mark.filterwarnings("ignore:the reservoir")
+@pytest.mark.parametrize("aggregation", list(PatchCoreAggregation))
+@pytest.mark.parametrize("space", SPACES, ids=lambda space: f"{space.feature_reduction.name}-{space.distance.name}")
+def test_every_space_and_aggregation_learns_tells_defects_and_goes_on_from_its_state(
+    space: ZSpace, aggregation: PatchCoreAggregation
+) -> None:
+    unbroken, broken = (OnePassLearner(K, space, aggregation=aggregation) for _ in range(2))
+    unbroken.partial_fit(pictures(80))
+    broken.partial_fit(pictures(80)[:40])
+    resumed = OnePassLearner(K, space, aggregation=aggregation).load_state_dict(broken.state_dict())
+    resumed.partial_fit(pictures(80)[40:])
+    assert_same(unbroken, resumed)
+    unbroken.freeze()
+    assert unbroken.rows_seen_ == 80 * P
+    assert len(unbroken.memory_) == K
+    scores = torch.cat([unbroken.score(pictures(20, seed=1)), unbroken.score(defective(20, seed=2))])
+    assert roc_auc_score([0] * 20 + [1] * 20, scores) > 0.95
+
+
+@pytest.mark.filterwarnings("ignore:the reservoir")
+@pytest.mark.parametrize("aggregation", list(PatchCoreAggregation))
+@pytest.mark.parametrize("space", SPACES, ids=lambda space: f"{space.feature_reduction.name}-{space.distance.name}")
+def test_three_passes_end_in_the_basis_of_all_rows(space: ZSpace, aggregation: PatchCoreAggregation) -> None:
+    x, passes = pictures(80), []
+
+    def batches() -> list[Tensor]:
+        passes.append(1)
+        return list(x.split(24))
+
+    model = OnePassLearner(K, space, aggregation=aggregation)
+    model.fit_three_passes(batches)
+    assert len(passes) == 1 + space.needs_moments + (space.reduces and space.whitens)
+    assert len(model.memory_) == K
+    assert model.rows_seen_ == 80 * P
+    if space.needs_moments:
+        z = model.whiten(x).reshape(-1, model.memory_.shape[1])[:100].double()
+        expected = space.of_moments(model.pca_.moments_)(x.reshape(-1, D))[:100].double()
+        torch.testing.assert_close(torch.cdist(z, z), torch.cdist(expected, expected), rtol=1e-3, atol=1e-3)
+    scores = torch.cat([model.score(pictures(20, seed=1)), model.score(defective(20, seed=2))])
+    assert roc_auc_score([0] * 20 + [1] * 20, scores) > 0.95
+
+
+def test_a_learner_of_three_passes_goes_on_in_one() -> None:
+    model = learner()
+    model.fit_three_passes(lambda: [pictures(40)])
+    model.partial_fit(pictures(40, seed=1))
+    assert model.rows_seen_ == model.pca_.n_samples_seen_ == 80 * P
+
+
+def test_the_sample_is_another_with_another_seed() -> None:
+    a, b = (OnePassLearner(K, aggregation=PatchCoreAggregation.NONE, seed=seed) for seed in (0, 1))
+    with pytest.warns(UserWarning, match="the reservoir"):
+        a.partial_fit(pictures(20))
+    with pytest.warns(UserWarning, match="the reservoir"):
+        b.partial_fit(pictures(20))
+    assert isinstance(a.bank_, Reservoir)
+    assert not torch.equal(a.memory_, b.memory_)

@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mhpc import CovarianceCholesky, IncrementalPCA, OnlineCovariance
-from mhpc.core.memory_bank import OVERFULL, MemoryBank, Whitening
+from mhpc import IncrementalPCA
+from mhpc.core.memory_bank import OVERFULL, MemoryBank, Reservoir
+from mhpc.core.whitening import Whitening, ZSpace
 
 D, K, P = 6, 40, 25
 
@@ -15,7 +16,8 @@ def rows(N: int, seed: int = 0) -> Tensor:
 
 
 def basis(x: Tensor, n_components: int | float | None = 4) -> Whitening:
-    return Whitening.of(IncrementalPCA(n_components).partial_fit(x))
+    pca = IncrementalPCA(n_components).partial_fit(x)
+    return ZSpace().of_components(pca.mean_, pca.components_, pca.deviations_)
 
 
 def learn(bank: MemoryBank, x: Tensor) -> None:
@@ -43,15 +45,6 @@ def with_anchors(x: Tensor, radius: float) -> MemoryBank:
     learn(bank, x)
     bank.radius = radius
     return bank
-
-
-def test_whitening_is_the_inverse_cholesky_factor_of_the_projected_covariance() -> None:
-    x = rows(400).double()
-    pca = IncrementalPCA(4, torch.float64).partial_fit(x)
-    L = CovarianceCholesky().compute(OnlineCovariance(4, torch.float64).update(pca.transform(x)).covariance())
-    expected = torch.linalg.solve_triangular(L, pca.components_, upper=False)
-    torch.testing.assert_close(Whitening.of(pca).projection, expected, rtol=1e-8, atol=1e-8)
-    torch.testing.assert_close(Whitening.of(pca)(x), pca.whiten(x))
 
 
 def test_mass_sums_to_the_rows_seen_and_the_bank_stays_bounded() -> None:
@@ -154,6 +147,7 @@ def test_a_bank_that_is_not_overfull_is_not_reduced() -> None:
 def test_a_new_basis_scales_the_radius_as_it_scales_distances() -> None:
     bank = learned(6)
     radius, images = bank.radius, bank.images.clone()
+    assert bank.whitening.projection is not None
     bank.refresh(Whitening(bank.whitening.mean, 3 * bank.whitening.projection))
     torch.testing.assert_close(bank.images, 3 * images, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(bank.radius, 3 * radius, rtol=1e-2, atol=0)
@@ -182,3 +176,53 @@ def test_the_rows_given_stay_as_they_were() -> None:
     before = [tensor.clone() for tensor in given]
     bank.learn(*given)
     assert all(torch.equal(now, then) for now, then in zip(given, before, strict=True))
+
+
+def sampled(steps: int, seed: int = 0) -> Reservoir:
+    bank = Reservoir(K, D, torch.device("cpu"), seed)
+    bank.refresh(basis(rows(500)))
+    for step in range(steps):
+        x = rows(8 * P, step)
+        x[:, 0] = torch.arange(8 * P) + step * 8 * P  # which row it is
+        none = torch.zeros(len(x), dtype=torch.int64)
+        bank.learn(x, bank.whiten(x), none.float(), none, none)
+    return bank
+
+
+def test_anchors_that_do_not_move_are_rows_that_were_seen() -> None:
+    bank = MemoryBank(K, D, torch.device("cpu"), moving=False)
+    bank.refresh(basis(rows(500)))
+    for seed in range(4):
+        learn(bank, rows(8 * P, seed))
+    seen = torch.cat([rows(8 * P, seed) for seed in range(4)])
+    assert bool((bank.anchors[:, None] == seen).all(2).any(1).all())
+    assert int(bank.mass.sum()) == len(seen)
+    assert int(bank.moves.max()) == 1
+
+
+@pytest.mark.filterwarnings("ignore:the reservoir")
+def test_a_reservoir_is_a_uniform_sample_of_the_rows() -> None:
+    kept = torch.cat([sampled(5, seed).anchors[:, 0] for seed in range(100)])
+    assert len(kept) == 100 * K
+    assert len(sampled(5).anchors[:, 0].unique()) == K
+    share = torch.histc(kept, 5, 0, 5 * 8 * P) / len(kept)  # by the step in which a row came
+    torch.testing.assert_close(share, torch.full((5,), 0.2), atol=0.03, rtol=0)  # 4 deviations of a fair draw are 0.025
+
+
+@pytest.mark.filterwarnings("ignore:the reservoir")
+def test_a_reservoir_draws_the_same_from_its_state() -> None:
+    unbroken, broken = sampled(3), sampled(2)
+    again = Reservoir(K, D, torch.device("cpu"), 0)
+    again.load_state_dict(broken.state_dict())
+    x = rows(8 * P, 2)
+    x[:, 0] = torch.arange(8 * P) + 2 * 8 * P
+    none = torch.zeros(len(x), dtype=torch.int64)
+    again.learn(x, again.whiten(x), none.float(), none, none)
+    assert torch.equal(again.anchors, unbroken.anchors)
+    assert torch.equal(again.images, unbroken.images)
+
+
+def test_a_full_reservoir_warns_once_of_what_it_misses() -> None:
+    with pytest.warns(UserWarning, match=f"bank_size = {K} rows is full.*GREEDY or KMEANS") as caught:
+        sampled(3)
+    assert len(caught) == 1

@@ -1,6 +1,10 @@
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
@@ -41,6 +45,24 @@ def test_features_equal_the_naive_computation(resnet: nn.Module, layers: list[st
     torch.testing.assert_close(features, naive(resnet, layers, patchsize, images), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"patchsize": 2}, "patchsize is 2, expected an odd number"),
+        ({"patchsize": 0}, "patchsize is 0, expected an odd number"),
+        ({"patchsize": -1}, "patchsize is -1, expected an odd number"),
+        ({"patchsize": 3.5}, "patchsize is 3.5, expected an odd number"),
+        ({"patchstride": 0}, "patchstride is 0, expected a whole number of at least 1"),
+        ({"pretrain_embed_dimension": 0}, "pretrain_embed_dimension is 0, expected a whole number of at least 1"),
+        ({"target_embed_dimension": -3}, "target_embed_dimension is -3, expected a whole number of at least 1"),
+        ({"target_embed_dimension": 2.5}, "target_embed_dimension is 2.5, expected a whole number of at least 1"),
+    ],
+)
+def test_sizes_without_meaning_are_refused(resnet: nn.Module, options: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        PatchFeatures(resnet, ["layer2"], **options)
+
+
 def test_patches_are_row_major_on_the_largest_grid(resnet: nn.Module) -> None:
     features, grid = PatchFeatures(resnet, ["layer2", "layer3"])(pictures(2, 64, 96))
     assert grid == (8, 12)
@@ -78,6 +100,80 @@ def test_the_pass_ends_after_the_last_layer(resnet: nn.Module) -> None:
     assert called in (["layer2"], ["layer2", "layer3"])  # the hook that ends the pass may come before this one
 
 
+def hidden(resnet: nn.Module, name: str, images: Tensor) -> Tensor:
+    """What a layer gives at its first call, as fx traces it."""
+    with torch.inference_mode():
+        layer: Tensor = create_feature_extractor(resnet, [name])(images)[name]
+        return layer.flatten(2).transpose(1, 2)
+
+
+def test_a_module_that_runs_twice_counts_with_its_first_output(resnet: nn.Module) -> None:
+    images = pictures(2)
+    name = "layer2.0.relu"  # after the first convolution, and after the sum
+    alone, _ = PatchFeatures(resnet, [name], patchsize=1)(images)
+    beside, _ = PatchFeatures(resnet, [name, "layer2"], patchsize=1)(images)
+    torch.testing.assert_close(alone, hidden(resnet, name, images), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(beside[..., :128], alone)
+
+
+def test_what_later_layers_write_in_place_does_not_reach_a_map(resnet: nn.Module) -> None:
+    images = pictures(2)
+    alone, _ = PatchFeatures(resnet, ["layer2.0.bn2"], patchsize=1)(images)
+    beside, _ = PatchFeatures(resnet, ["layer2.0.bn2", "layer2.1"], patchsize=1)(images)
+    assert alone.min() < 0  # before the residual sum and the ReLU, which are both in place
+    torch.testing.assert_close(beside[..., :128], alone)
+
+
+def test_a_layer_within_another_one_is_taken_beside_it(resnet: nn.Module) -> None:
+    images = pictures(2)
+    names = ["layer2", "layer2.0", "layer2.1", "layer2.0.conv1"]
+    together, _ = PatchFeatures(resnet, names)(images)
+    parts = [PatchFeatures(resnet, [name])(images)[0] for name in names]
+    torch.testing.assert_close(together, torch.cat(parts, -1))
+    torch.testing.assert_close(parts[0], parts[2])
+
+
+def test_a_module_with_two_names_goes_by_either() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(3, 3, 3, padding=1)
+            self.second = self.first
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.second(self.first(x))
+            return y
+
+    features, _ = PatchFeatures(Twice().eval(), ["first", "second"])(pictures(1))
+    torch.testing.assert_close(features[..., :3], features[..., 3:])
+
+
+def test_a_backbone_that_catches_every_exception_gives_the_same(resnet: nn.Module) -> None:
+    class Careful(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = resnet
+
+        def forward(self, x: Tensor) -> Tensor:
+            try:
+                return self.inner(x)  # type: ignore[no-any-return]  # Module's call is untyped
+            except Exception:
+                return self.inner(x + 1)  # type: ignore[no-any-return]  # and it runs the layers again
+
+    images = pictures(1)
+    expected, _ = PatchFeatures(resnet, ["layer2", "layer3"])(images)
+    torch.testing.assert_close(PatchFeatures(Careful().eval(), ["inner.layer2", "inner.layer3"])(images)[0], expected)
+
+
+def test_a_backbone_in_half_precision_gives_float32_features(resnet: nn.Module) -> None:
+    half = load_backbone("resnet18", "random:0").to(torch.bfloat16)
+    images = pictures(2)
+    features, _ = PatchFeatures(half, ["layer2"])(images)
+    expected, _ = PatchFeatures(resnet, ["layer2"])(images)
+    assert features.dtype == torch.float32
+    assert (features - expected).norm() / expected.norm() < 0.03  # bfloat16 has eight bits
+
+
 def test_no_hook_is_left_behind_even_after_an_error(resnet: nn.Module) -> None:
     PatchFeatures(resnet, ["layer2"])(pictures(1))
     with pytest.raises(ValueError, match="expected a map"):
@@ -90,6 +186,46 @@ def test_layers_that_are_not_there_are_refused_with_the_names_that_are(resnet: n
     with pytest.raises(BackboneError, match=r"expected distinct names of ResNet: conv1, .*layer2, .*fc") as caught:
         PatchFeatures(resnet, layers)
     assert str(layers) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("layer22", "did you mean layer2 for layer22?"),
+        ("Layer3", "did you mean layer3 for Layer3?"),
+        ("layer2.0.bn", "did you mean layer2.0.bn2 for layer2.0.bn?"),
+    ],
+)
+def test_the_closest_layer_is_suggested(resnet: nn.Module, name: str, hint: str) -> None:
+    with pytest.raises(BackboneError) as caught:
+        PatchFeatures(resnet, ["layer2", name])
+    assert str(caught.value).endswith(hint)
+
+
+def test_a_name_close_to_none_gets_no_suggestion(resnet: nn.Module) -> None:
+    with pytest.raises(BackboneError) as caught:
+        PatchFeatures(resnet, ["encoder"])
+    assert "did you mean" not in str(caught.value)
+
+
+def test_the_known_layers_are_told_two_levels_deep_and_numbered_ones_in_short() -> None:
+    with pytest.raises(BackboneError, match=r"features, features.0 ... features.18, classifier, classifier.0, "):
+        PatchFeatures(load_backbone("mobilenet_v2", "random:0"), ["layer2"])
+    with pytest.raises(BackboneError, match=r"of Sequential: 0 ... 3$"):
+        PatchFeatures(nn.Sequential(*(nn.Conv2d(3, 3, 3) for _ in range(4))), ["layer2"])
+
+
+def test_one_name_that_is_no_list_is_refused(resnet: nn.Module) -> None:
+    with pytest.raises(BackboneError, match=r"layers is 'layer2', expected a list of names: \['layer2'\]"):
+        PatchFeatures(resnet, "layer2")
+
+
+def test_a_transformers_tokens_are_no_map() -> None:
+    with torch.device("meta"):
+        transformer = torchvision.models.vit_b_32(weights=None).eval()
+    extract = PatchFeatures(transformer, ["encoder.layers.encoder_layer_3"], device="meta")
+    with pytest.raises(ValueError, match=r"gives \[2, 50, 768\], expected a map \[B, C, h, w\]"):
+        extract(torch.zeros(2, 3, 224, 224))
 
 
 def test_a_layer_that_gives_no_map_is_refused(resnet: nn.Module) -> None:
@@ -116,3 +252,9 @@ def test_images_of_another_shape_are_refused(resnet: nn.Module, shape: tuple[int
     with pytest.raises(ValueError, match=r"images have shape \[.*\], expected \[B, 3, H, W\] .*H, W >= 32") as caught:
         PatchFeatures(resnet, ["layer2"])(torch.zeros(shape))
     assert str(list(shape)) in str(caught.value)
+
+
+@pytest.mark.parametrize("images", [torch.zeros(1, 3, 64, 64, dtype=torch.uint8), np.zeros((1, 3, 64, 64))])
+def test_images_that_are_no_floating_tensor_are_refused(resnet: nn.Module, images: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"images are (torch.uint8|ndarray), expected a floating tensor, normalised"):
+        PatchFeatures(resnet, ["layer2"])(images)

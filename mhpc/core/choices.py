@@ -1,0 +1,80 @@
+"""The four choices that make a PatchCore, every one of whose 24 combinations runs, and what rules what out."""
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any
+
+from mhpc.sampler import SAMPLERS
+
+
+class PatchCoreAlgorithm(Enum):
+    """How the model is learned.
+
+    VANILLA: from the patch features of all images at once, as published (Roth et al., 2022).
+    ONLINE: from a stream, in one pass or three; no image is kept, memory is bounded by `bank_size`.
+    """
+
+    VANILLA = "vanilla"
+    ONLINE = "online"
+
+
+class PatchCoreAggregation(Enum):
+    """How the memory bank is formed.
+
+    GREEDY: farthest-first selection; on a stream, rows beyond a covering radius, reduced when there are too many.
+    KMEANS: mini-batch k-means; on a stream seeded by GREEDY.
+    NONE: all rows; on a stream, a uniform sample of them.
+    """
+
+    GREEDY = "greedy"
+    KMEANS = "kmeans"
+    NONE = "none"
+
+
+class PatchCoreFeatureReduction(Enum):
+    """PCA keeps the components that explain `pca_variance_ratio` of the variance; NONE all features."""
+
+    NONE = "none"
+    PCA = "pca"
+
+
+class PatchCoreDistance(Enum):
+    """EUCLIDEAN between features; MAHALANOBIS: Euclidean in the whitened Z-space."""
+
+    EUCLIDEAN = "euclidean"
+    MAHALANOBIS = "mahalanobis"
+
+
+CHOICES: dict[str, type[Enum]] = {
+    "algorithm": PatchCoreAlgorithm,
+    "aggregation": PatchCoreAggregation,
+    "feature_reduction": PatchCoreFeatureReduction,
+    "distance": PatchCoreDistance,
+}
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """Raise ValueError for an argument of MHPatchCore that is out of range, or that a choice rules out."""
+    for name, choice in CHOICES.items():
+        if not isinstance(config[name], choice):
+            known = ", ".join(f"{choice.__name__}.{member.name}" for member in choice)
+            raise ValueError(f"{name} is {config[name]!r}, expected one of {known}")
+    for name, least in (("bank_size", 1), ("anomaly_score_num_nn", 1), ("top_k", 1), ("reweighting_num_nn", 0)):
+        if not isinstance(config[name], int) or config[name] < least:
+            raise ValueError(f"{name} is {config[name]!r}, expected a whole number >= {least}")
+    ratio, jitter = config["pca_variance_ratio"], config["jitter"]
+    if not 0 < ratio < 1:
+        raise ValueError(f"pca_variance_ratio is {ratio}, expected a share in (0, 1)")
+    if jitter is not None and not 0 <= jitter < float("inf"):
+        raise ValueError(f"jitter is {jitter}, expected a number >= 0, or None for shrinkage")
+    if config["reweighting_num_nn"] == 1:
+        raise ValueError("reweighting_num_nn is 1, with which every score is 0; expected 0 for none, or at least 2")
+    if config["reweighting_num_nn"] and config["top_k"] > 1:
+        raise ValueError(f"top_k is {config['top_k']} beside re-weighting, which is defined for the maximum: top_k=1")
+    if not 0 < config["coreset_percentage"] < 1:
+        raise ValueError("Percentage value not in (0, 1).")
+    vanilla_greedy = (PatchCoreAlgorithm.VANILLA, PatchCoreAggregation.GREEDY)
+    if config["sampler"] not in SAMPLERS:
+        raise ValueError(f"sampler is {config['sampler']!r}, expected one of {', '.join(SAMPLERS)}")
+    if config["sampler"] != "greedy_coreset" and (config["algorithm"], config["aggregation"]) != vanilla_greedy:
+        raise ValueError(f"sampler {config['sampler']!r} is for VANILLA + GREEDY alone; leave it out")

@@ -1,0 +1,133 @@
+"""From patch features to the space in which distances are Euclidean: all, or principal, directions; whitened or not."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.decomposition import PCA
+from torch import Tensor
+
+from mhpc.core.choices import PatchCoreDistance, PatchCoreFeatureReduction
+from mhpc.decomposition import IncrementalPCA, deviations
+from mhpc.linalg import Moments, all_finite
+from mhpc.mahalanobis import CovarianceCholesky, oas
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """z = (x - mean) projection^T, for mean [D] and projection [d, D]; without a projection, z = x.
+
+    For MAHALANOBIS the covariance of z is I, so Euclidean distances between z are Mahalanobis distances between x.
+    """
+
+    mean: Tensor
+    projection: Tensor | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x if self.projection is None else (x - self.mean) @ self.projection.T
+
+    def to(self, device: torch.device) -> "Whitening":
+        return Whitening(self.mean.to(device), None if self.projection is None else self.projection.to(device))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        state = {"whitening_mean": self.mean}
+        return state if self.projection is None else state | {"whitening_projection": self.projection}
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Tensor]) -> "Whitening":
+        return cls(state["whitening_mean"], state.get("whitening_projection"))
+
+
+@dataclass(frozen=True)
+class ZSpace:
+    """Which space is asked for; `whitening` finds it from moments.
+
+    Args:
+        pca_variance_ratio: share of the variance that PCA keeps, in (0, 1).
+        jitter: added to the covariance's diagonal. None: nothing with PCA, whose small directions are left out; without
+            PCA, Oracle Approximating Shrinkage.
+    """
+
+    feature_reduction: PatchCoreFeatureReduction = PatchCoreFeatureReduction.PCA
+    distance: PatchCoreDistance = PatchCoreDistance.MAHALANOBIS
+    pca_variance_ratio: float = 0.99
+    jitter: float | None = None
+
+    @property
+    def reduces(self) -> bool:
+        return self.feature_reduction is PatchCoreFeatureReduction.PCA
+
+    @property
+    def whitens(self) -> bool:
+        return self.distance is PatchCoreDistance.MAHALANOBIS
+
+    @property
+    def needs_moments(self) -> bool:
+        return self.reduces or self.whitens
+
+    def identity(self, D: int) -> Whitening:
+        """Where no moments are needed: z = x."""
+        return Whitening(torch.zeros(D), None)
+
+    def of_moments(self, moments: Moments) -> Whitening:
+        """From n, mean and scatter alone: one pass.
+
+        Raises:
+            ValueError: a covariance that is singular, with a jitter of 0.
+        """
+        if self.reduces:
+            pca = IncrementalPCA(self.pca_variance_ratio).restore(moments)
+            return self.of_components(pca.mean_, pca.components_, pca.deviations_)
+        return Whitening(moments.mean.float(), self._inverse_factor(moments).float())
+
+    def of_rows(self, x: NDArray[np.float32]) -> Whitening:
+        """By scikit-learn's PCA, from all rows x [N, D] at once."""
+        N, D = x.shape
+        # Both are exact; the covariance needs D x D beside the rows, the SVD a copy of them.
+        pca = PCA(self.pca_variance_ratio, svd_solver="covariance_eigh" if N >= D else "full").fit(x)
+        mean, components, variance = (
+            torch.from_numpy(learned).float() for learned in (pca.mean_, pca.components_, pca.explained_variance_)
+        )
+        return self.of_components(mean, components, deviations(variance, mean))
+
+    def of_projected(self, pca: IncrementalPCA, moments: Moments) -> Whitening:
+        """The second of three passes: from the moments of the rows as `pca` projects them, by their Cholesky factor."""
+        inverse = self._inverse_factor(moments)
+        U = pca.components_.double()  # [d, D]
+        return Whitening((pca.mean_.double() + moments.mean @ U).float(), (inverse @ U).float())
+
+    def of_components(self, mean: Tensor, components: Tensor, deviations: Tensor) -> Whitening:
+        """In the components' own coordinates the covariance is diagonal: L = diag(deviations)."""
+        if not self.whitens:
+            return Whitening(mean, components)
+        L = (deviations.square() + (self.jitter or 0.0)).sqrt()
+        return Whitening(mean, components / L[:, None])
+
+    def _inverse_factor(self, moments: Moments) -> Tensor:
+        """L^-1 [D, D] float64, with L L^T the covariance, shrunk or with jitter."""
+        n, _, scatter = moments
+        shrunk = self.jitter is None and not self.reduces
+        covariance = oas(scatter / n, n) if shrunk else scatter / (n - 1)
+        # Float32 rows cannot tell a smaller pivot from none; what was shrunk or has jitter is positive by construction.
+        bare = self.jitter == 0 or (self.jitter is None and self.reduces)
+        L = CovarianceCholesky(self.jitter or 0.0, torch.float32 if bare else None).compute(covariance)
+        identity = torch.eye(len(L), dtype=L.dtype, device=L.device)
+        inverse: Tensor = torch.linalg.solve_triangular(L, identity, upper=False)
+        return inverse.contiguous()
+
+
+def check_features(features: Tensor, D: int | None = None) -> Tensor:
+    """Return patch features that are [B, P, D] and finite.
+
+    Raises:
+        ValueError: what came and what was expected.
+    """
+    if features.ndim != 3 or 0 in features.shape or (D is not None and features.shape[2] != D):
+        raise ValueError(f"features have shape {list(features.shape)}, expected [B, P, {D or 'D'}] with B, P >= 1")
+    if not all_finite(features):
+        raise ValueError(
+            f"features {list(features.shape)} hold NaN or infinite values; is the backbone's output sound?"
+        )
+    return features

@@ -1,0 +1,1 @@
+"""How well it works: the MVTec layout, figures, ablations, pictures; `mhpc evaluate`, `ablate` and `coverage`."""

@@ -1,6 +1,8 @@
 """Farthest-first selection, exact, blocked and lazy."""
 
 import math
+import sys
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -9,13 +11,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from mhpc.linalg import blocks
+
 Floats = NDArray[np.floating]
 Indices = NDArray[np.int64]
 
-CANDIDATES = 2048  # rows kept exact while choosing among them, at most
-ACTIVE = 5  # one row in so many has its bound looked into in a round
+CANDIDATES = 512  # rows kept exact while choosing among them, at most
+KNOWN = 1024  # rows, spread evenly, whose distances are always known: they tell how the others' must look
+MEMBERS = 200  # rows among which a round is to choose
 SAMPLE = 256  # of the active rows, to tell which chosen ones cover most of them
-FIRST, MOST = 16, 512  # chosen rows that the active ones are held against at first, doubled up to this many
+FIRST, MOST = 32, 512  # chosen rows that the active ones are held against at first, doubled up to this many
 BLOCK = 2048  # rows gathered at once: what fits a core's cache
 TIE = 16  # machine epsilons: what rounding sets equal rows apart by
 
@@ -43,9 +48,9 @@ def farthest_first(
     shrinks, so an old distance is an upper bound that needs no update while it is not among the largest (Minoux, 1978,
     "Accelerated greedy algorithms for maximizing submodular set functions"). In rounds:
 
-    1. Set a level that a fifth of the bounds reach.
-    2. Hold those rows against the chosen ones, and let go of a row as soon as its bound falls below the level. Few
-       chosen rows cover most of the others; those come first, as a sample tells, so most rows are let go of after 16.
+    1. Set a level that some 200 distances reach, as a sample of rows tells whose distances are always known.
+    2. Hold the rows whose bounds reach it against the chosen ones, and let go of a row as soon as its bound falls below.
+       Few chosen rows cover most of the others; those come first, as a sample tells, so most are let go of after 32.
        What stays at or above the level has met every chosen row: its bound is its distance.
     3. Choose among those, kept exact, until the best of them falls below the level.
 
@@ -59,14 +64,15 @@ def farthest_first(
         progress: show a bar on a terminal, once it takes 2 s.
     """
     search = _Search(x, n, radius, distances, x.device if device is None else torch.device(device))
-    with tqdm(total=len(search.chosen), desc="coreset", delay=2, disable=None if progress else True) as bar:
+    shown = progress and sys.stderr.isatty()  # even one that is not shown takes 5 ms to make
+    with tqdm(total=len(search.chosen), desc="coreset", delay=2) if shown else nullcontext() as bar:
         while search.unfinished():
-            members, outside = search.exact(max(candidates, len(x) // ACTIVE))  # 1, 2
-            if len(members):
-                search.choose(*search.largest(members, outside, candidates))  # 3
-            bar.update(search.count - bar.n)
+            members, outside = search.exact()  # 1, 2
+            search.choose(*search.largest(members, outside, candidates))  # 3
+            if bar is not None:
+                bar.update(search.count - bar.n)
     indices = torch.from_numpy(search.chosen[: search.count]).to(x.device)
-    return Selection(indices, search.radius(max(candidates, len(x) // ACTIVE)))
+    return Selection(indices, search.radius())
 
 
 class _Search:
@@ -80,6 +86,7 @@ class _Search:
         squares [N]: ||x'||^2.
         bounds [N]: squared; -1 for a chosen row, below all others.
         current [N]: whether a bound is known to be the distance to all chosen so far.
+        known: rows whose bounds are always current, and `known_rows` of x.
         centers [n, D]: c' of the `count` rows chosen so far, and constants [n] = ||c'||^2 + 2 m.c'.
         floor: largest squared distance among the last candidates; the covering radius is no less.
     """
@@ -88,9 +95,12 @@ class _Search:
         N, D = x.shape
         self.x, self.device = x, device
         self.block = torch.empty(min(BLOCK, N), D, dtype=x.dtype, device=x.device)  # reused: fresh memory is slow
+        self.products = torch.empty(min(BLOCK, N) * MOST, dtype=x.dtype, device=device)  # the same
         self.chosen = np.empty(min(n, N), np.int64)
         self.count = 0
         self.current = np.zeros(N, bool)
+        self.known = np.arange(0, N, -(-N // KNOWN))
+        self.known_rows = x[torch.from_numpy(self.known).to(x.device)].to(device)
         self.mean = x.mean(0)
         self.offset = float(self.mean.norm())  # GPU sync
         self.squares = self._squares()
@@ -103,8 +113,9 @@ class _Search:
             return
         self.bounds = self.squares
         first = int((self.bounds >= self._tied(np.arange(N))).argmax())
-        self._add(np.array([first]))
-        self.bounds = self.squares + self._nearest(np.arange(N), torch.zeros(1, dtype=torch.int64))
+        self._add(np.array([first]), (x[first : first + 1] - self.mean).to(device))
+        products = [rows.to(device) @ self.centers[0] for rows in blocks(x)]
+        self.bounds = self.squares + (self.constants[0] - 2 * torch.cat(products)).cpu().numpy()  # GPU sync
         self.bounds[first] = -1
 
     def _squares(self) -> Floats:
@@ -118,29 +129,33 @@ class _Search:
     def unfinished(self) -> bool:
         return self.count < len(self.chosen) and bool(self.bounds.max() > self.stop)
 
-    def exact(self, n: int) -> tuple[Indices, float]:
-        """Steps 1 and 2: rows whose bounds are exact, ascending, and what no bound outside of them exceeds.
-
-        None may be left where all of some n with the largest bounds turn out to be closer; the next call looks deeper.
-        """
-        level = self._level(n, self.stop)
+    def exact(self) -> tuple[Indices, float]:
+        """Steps 1 and 2: rows whose bounds are exact, ascending, and what no bound outside of them exceeds."""
+        level = self._level()
         members = self._lowered(level)
         if len(members) and (tied := self._tied(members)) < level:
             # A tied row outside may have the lower index.
-            tied = max(tied, self._level(len(self.bounds), self.stop))
+            tied = max(tied, self._above(self.stop))
             members, level = np.sort(np.append(members, self._lowered(tied, level))), tied
         return members, float(np.nextafter(self.bounds.dtype.type(level), -np.inf))
 
-    def _level(self, n: int, stop: float) -> float:
-        """What the n largest bounds reach and all are above `stop`."""
-        N = len(self.bounds)
-        above = float(np.nextafter(self.bounds.dtype.type(stop), np.inf))
-        return above if n >= N else max(above, float(np.partition(self.bounds, N - n)[N - n]))
+    def _level(self) -> float:
+        """What about MEMBERS distances reach, one of them for sure, and all are above `stop`."""
+        known = self.bounds[self.known]
+        rank = min(len(known), max(1, round(len(known) * MEMBERS / len(self.bounds))))
+        level = float(np.partition(known, len(known) - rank)[len(known) - rank])
+        return max(level, self._above(self.stop))
+
+    def _above(self, distance: float) -> float:
+        return float(np.nextafter(self.bounds.dtype.type(distance), np.inf))
 
     def _lowered(self, level: float, below: float = math.inf) -> Indices:
         """Rows whose distance reaches `level`, of those whose bound does (but not `below`); bounds are brought down."""
-        active = np.flatnonzero((self.bounds >= level) & ((self.bounds < below) | (below == math.inf)))
-        known, active = active[self.current[active]], active[~self.current[active]]
+        active = np.flatnonzero(self.bounds >= level)
+        if below < math.inf:
+            active = active[self.bounds[active] < below]
+        current = self.current[active]
+        known, active = active[current], active[~current]
         squares, bounds = self.squares[active], self.bounds[active]
         order = self._by_coverage(active, level)
         start, size = 0, FIRST
@@ -177,9 +192,9 @@ class _Search:
         centers, constants = self.centers[which].T, self.constants[which]
         nearest = torch.empty(len(index), dtype=self.x.dtype, device=self.device)
         for start in range(0, len(index), BLOCK):
-            every = len(index) == len(self.x)
-            rows = self.x[start : start + BLOCK].to(self.device) if every else self._rows(index[start : start + BLOCK])
-            torch.amin(torch.addmm(constants, rows, centers, alpha=-2), 1, out=nearest[start : start + BLOCK])
+            rows = self._rows(index[start : start + BLOCK])
+            out = self.products[: len(rows) * len(which)].view(len(rows), -1)
+            torch.amin(torch.addmm(constants, rows, centers, alpha=-2, out=out), 1, out=nearest[start : start + BLOCK])
         array: Floats = nearest.cpu().numpy()  # GPU sync
         return array
 
@@ -204,43 +219,42 @@ class _Search:
 
     def choose(self, members: Indices, outside: float) -> None:
         """Step 3: members [M] are exact, and no other row is farther than `outside`."""
-        block = (self.x[torch.from_numpy(members).to(self.x.device)] - self.mean).cpu().numpy()
-        exact, squares = self.bounds[members], self.squares[members, None]
-        ones = np.ones_like(squares)
-        left = np.concatenate([block, squares, ones], 1)  # left . right = ||a||^2 + ||b||^2 - 2 a.b
-        right = np.concatenate([-2 * block, ones, squares], 1)
-        distances = np.empty_like(exact)
+        rows = (self.x[torch.from_numpy(members).to(self.x.device)] - self.mean).to(self.device)
+        exact, squares = self.bounds[members], self.squares[members]
+        apart = torch.addmm(torch.from_numpy(squares).to(self.device), rows, rows.T, alpha=-2).cpu().numpy()
+        apart += squares[:, None]  # [M, M] squared distances
         chosen: list[int] = []
         while self.count + len(chosen) < len(self.chosen):
             farthest = int(exact.argmax())
-            tied = self._tied_with(float(exact[farthest]), float(squares[farthest, 0]))
+            tied = self._tied_with(float(exact[farthest]), float(squares[farthest]))
             # Rows outside may tie, except for the first choice, whose ties are all members or of higher index.
             if exact[farthest] <= self.stop or (chosen and tied <= outside):
                 break
             i = int((exact >= max(tied, 0)).argmax())
             chosen.append(i)
-            np.minimum(exact, np.dot(left, right[i], out=distances), out=exact)
+            np.minimum(exact, apart[i], out=exact)
             exact[i] = -1  # chosen once
         self.bounds[members] = exact
         self.floor = max(0.0, float(exact.max()))
-        self._add(members[chosen])
-        self.current[members] = True
+        new = self._add(members[chosen], rows[chosen])
+        nearest = torch.addmm(self.constants[new], self.known_rows, self.centers[new].T, alpha=-2).amin(1).cpu().numpy()
+        self.bounds[self.known] = np.minimum(self.bounds[self.known], self.squares[self.known] + nearest)
+        self.current[members] = self.current[self.known] = True
 
-    def _add(self, fresh: Indices) -> None:
+    def _add(self, fresh: Indices, rows: Tensor) -> slice:
+        """Choose `fresh` [k], whose centred rows are `rows` [k, D]; where they stand among the centers."""
         new = slice(self.count, self.count + len(fresh))
-        rows = self.x[torch.from_numpy(fresh).to(self.x.device)] - self.mean
         self.chosen[new] = fresh
         self.centers[new] = rows
-        self.constants[new] = rows.square().sum(1) + 2 * (rows @ self.mean)
+        self.constants[new] = rows.square().sum(1) + 2 * (rows @ self.mean.to(rows))
         self.count += len(fresh)
         self.current[:] = False
+        return new
 
-    def radius(self, n: int) -> float:
-        """The covering radius; n bounds are looked into at once."""
+    def radius(self) -> float:
+        """The covering radius."""
         if not self.count:
             return math.sqrt(max(float(self.bounds.max()), 0.0))
-        while True:
-            level = max(self.floor, self._level(n, 0.0))
-            exact = self._lowered(level)
-            if len(exact) or level <= max(self.floor, self._level(len(self.bounds), 0.0)):
-                return math.sqrt(max(self.floor, float(self.bounds[exact].max(initial=0))))
+        level = max(self.floor, float(self.bounds[self.known].max()))
+        farther = self._lowered(level)
+        return math.sqrt(max(level, float(self.bounds[farther].max(initial=0))))

@@ -64,12 +64,13 @@ def evaluate(
     """Accuracy and cost of a model on each category of a folder."""
     from mhpc.core.mh_patch_core import MHPatchCore
     from mhpc.evaluation.evaluate import evaluate_model, mean_figures, split_category
-    from mhpc.evaluation.models import check_used, model_arguments
+    from mhpc.evaluation.models import check_used, model_arguments, settled
     from mhpc.evaluation.mvtec import read_categories
     from mhpc.evaluation.tables import COST, MERIT, Column, check_output, figures_table, report
 
     with refusals("evaluate"):
         check_output(output)
+        choices = settled(choices, sampling)
         check_used(choices, bounds, sampling)
         protocol.start()
         arguments = model_arguments(bounds, features, scoring, sampling, choices)
@@ -150,7 +151,7 @@ def coverage(
     The percentage is also that of the bank that makes the heat maps, where the algorithm is vanilla.
     """
     from mhpc.core.mh_patch_core import MHPatchCore
-    from mhpc.evaluation.models import check_used, model_arguments
+    from mhpc.evaluation.models import check_used, model_arguments, settled
     from mhpc.evaluation.mvtec import read_categories
 
     with refusals("coverage"):
@@ -159,6 +160,7 @@ def coverage(
         except ModuleNotFoundError as error:
             package = str(error.name).partition(".")[0]
             raise ValueError(f"pictures need {package}: pip install 'mhpc[plots]'") from None
+        choices = settled(choices, Sampling())
         check_used(choices, bounds, Sampling())
         protocol.start()
         arguments = model_arguments(bounds, features, scoring, Sampling(percentage=percentage), choices)

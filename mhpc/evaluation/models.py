@@ -1,10 +1,20 @@
 """From options to MHPatchCore: what its arguments are, and which options would have no effect."""
 
+from dataclasses import replace
 from typing import Any
 
 from mhpc.core.backbones import BackboneName, default_layers
 from mhpc.core.choices import PatchCoreAggregation, PatchCoreAlgorithm, PatchCoreDistance, PatchCoreFeatureReduction
 from mhpc.evaluation.options import Bounds, Choices, Features, SamplerName, Sampling, Scoring
+
+
+def settled(choices: Choices, sampling: Sampling) -> Choices:
+    """The choices, with those that were not given: a coreset is vanilla's, and vanilla's bank is a coreset."""
+    coreset = sampling.sampler is not None or sampling.percentage is not None
+    algorithm = choices.algorithm or (PatchCoreAlgorithm.VANILLA if coreset else PatchCoreAlgorithm.ONLINE)
+    vanilla = algorithm is PatchCoreAlgorithm.VANILLA
+    aggregation = choices.aggregation or (PatchCoreAggregation.GREEDY if vanilla else PatchCoreAggregation.KMEANS)
+    return replace(choices, algorithm=algorithm, aggregation=aggregation)
 
 
 def check_used(choices: Choices, bounds: Bounds, sampling: Sampling) -> None:

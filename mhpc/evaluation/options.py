@@ -48,12 +48,16 @@ def _option(panel: str, metavar: str | None = None, *names: str, default: str | 
 class Choices:
     """The model's four choices, and what bounds it."""
 
-    algorithm: Annotated[PatchCoreAlgorithm, _option("Model", help="All features at once, or a stream.")] = (
-        PatchCoreAlgorithm.ONLINE
-    )
-    aggregation: Annotated[PatchCoreAggregation, _option("Model", help="How the bank is formed.")] = (
-        PatchCoreAggregation.KMEANS
-    )
+    algorithm: Annotated[
+        PatchCoreAlgorithm | None,
+        _option(
+            "Model", help="All features at once, or a stream.", default="online; vanilla with --sampler or --percentage"
+        ),
+    ] = None
+    aggregation: Annotated[
+        PatchCoreAggregation | None,
+        _option("Model", help="How the bank is formed.", default="greedy for vanilla, kmeans for online"),
+    ] = None
     reduction: Annotated[PatchCoreFeatureReduction, _option("Model", help="Of the features.")] = (
         PatchCoreFeatureReduction.PCA
     )

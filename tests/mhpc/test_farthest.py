@@ -114,7 +114,7 @@ def test_float32_covers_as_well_as_the_textbook_loop() -> None:
 
 
 @pytest.mark.parametrize("make", [heavy_tailed, clustered, far_from_the_origin])
-@pytest.mark.parametrize("active", [1, 50, 2000])
+@pytest.mark.parametrize("members", [1, 50, 2000])
 def test_looking_at_few_rows_in_a_round_changes_nothing(make: Any, members: int, monkeypatch: Any) -> None:
     monkeypatch.setattr(farthest, "MEMBERS", members)
     monkeypatch.setattr(farthest, "FIRST", 2)

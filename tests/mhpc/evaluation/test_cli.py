@@ -81,6 +81,25 @@ def test_every_sampler_of_the_library_has_its_option(plates: Path, sampler: Samp
     assert rows == (8 * 64 if sampler is SamplerName.identity else 51)
 
 
+@pytest.mark.parametrize(
+    ("options", "algorithm", "aggregation"),
+    [
+        ((), "online", "kmeans"),
+        (("--sampler", "approx_greedy_coreset", "-p", "0.1"), "vanilla", "greedy"),
+        (("-p", "0.1"), "vanilla", "greedy"),
+        (("--algorithm", "vanilla"), "vanilla", "greedy"),
+        (("--aggregation", "kmeans", "-p", "0.1"), "vanilla", "kmeans"),
+    ],
+)
+def test_a_coreset_is_vanillas_and_vanillas_bank_is_a_coreset_unless_said_otherwise(
+    plates: Path, options: tuple[str, ...], algorithm: str, aggregation: str
+) -> None:
+    result = mhpc("evaluate", plates, *SMALL, *options, "--json", "-")
+    assert result.exit_code == 0, result.output
+    model = json.loads(result.stdout)["model"]
+    assert [model["algorithm"], model["aggregation"]] == [algorithm, aggregation]
+
+
 def test_the_options_reach_the_model(plates: Path) -> None:
     options = ("--algorithm", "vanilla", "--aggregation", "kmeans", "--reduction", "none", "--distance", "mahalanobis")
     more = ("-p", "0.2", "--jitter", "0.5", "--num-nn", "2", "--top-k", "3", "--patchsize", "5", "--patchstride", "2")
@@ -100,11 +119,11 @@ def test_the_options_reach_the_model(plates: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (("--sampler", "random"), "--sampler would have no effect: it is for --algorithm vanilla"),
-        (("-p", "0.1"), "--percentage would have no effect: it is for --algorithm vanilla; online is bounded by"),
+        (("--algorithm", "online", "--sampler", "random"), "--sampler would have no effect: it is for --algorithm van"),
+        (("--algorithm", "online", "-p", "0.1"), "it is for --algorithm vanilla; online is bounded by --bank-size"),
         (("--algorithm", "vanilla", "--bank-size", "9"), "--bank-size would have no effect"),
         (("--algorithm", "vanilla", "--passes", "3"), "--passes 3 would have no effect"),
-        (("--algorithm", "vanilla", "--sampler", "random"), "it is for --aggregation greedy"),
+        (("--aggregation", "kmeans", "--sampler", "random"), "it is for --aggregation greedy"),
         (("--algorithm", "vanilla", "--aggregation", "none", "-p", "0.1"), "none keeps every patch"),
         ((*VANILLA, "--sampler", "identity", "-p", "0.1"), "identity keeps every patch"),
         (("--reduction", "none", "--pca-variance-ratio", "0.9"), "it is for --reduction pca"),

@@ -179,7 +179,13 @@ SAMPLERS: dict[str, type[Sampler]] = {
 }
 
 
-def make_sampler(name: str, percentage: float, device: torch.device | str = "cpu", seed: int = 0) -> Sampler:
+def make_sampler(
+    name: str,
+    percentage: float,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    dimension_to_project_features_to: int | None = 128,
+) -> Sampler:
     """The sampler of that name in SAMPLERS, with what it takes of the other arguments.
 
     Raises:
@@ -191,7 +197,7 @@ def make_sampler(name: str, percentage: float, device: torch.device | str = "cpu
     if name != "identity":
         taken |= {"percentage": percentage, "seed": seed}
     if name.endswith("greedy_coreset"):
-        taken |= {"device": device}
+        taken |= {"device": device, "dimension_to_project_features_to": dimension_to_project_features_to}
     return SAMPLERS[name](**taken)
 
 

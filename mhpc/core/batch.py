@@ -14,6 +14,11 @@ from mhpc.linalg import blocks
 from mhpc.mahalanobis import OnlineCovariance
 from mhpc.sampler import make_sampler
 
+PROJECTED = 128  # dimensions, PatchCore's own choice
+PROJECT_FROM = (
+    6 * PROJECTED
+)  # narrower rows are selected from as they are: their projection would be a large share of them
+
 
 class BatchLearner:
     """The memory bank of VANILLA: from the patch features of all images, which are held in memory once.
@@ -75,7 +80,8 @@ class BatchLearner:
 
     def _aggregate(self, z: Tensor) -> Tensor:
         if self.aggregation is PatchCoreAggregation.GREEDY:
-            return make_sampler(self.sampler, self.percentage, self.device, self.seed).run(z)
+            dimension = PROJECTED if z.shape[1] >= PROJECT_FROM else None
+            return make_sampler(self.sampler, self.percentage, self.device, self.seed, dimension).run(z)
         if self.aggregation is PatchCoreAggregation.KMEANS:
             n_clusters = max(1, int(len(z) * self.percentage))
             kmeans = MiniBatchKMeans(n_clusters, random_state=self.seed).fit(z.numpy())

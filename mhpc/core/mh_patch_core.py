@@ -36,7 +36,7 @@ __all__ = [
     "Prediction",
 ]
 
-BATCH = 8  # images of a tensor that are taken through the backbone together
+BATCH = 32  # images of a tensor that are taken through the backbone together
 
 
 class Prediction(NamedTuple):
@@ -200,7 +200,7 @@ class MHPatchCore:
             ValueError: nothing was learned, or a wrong shape.
         """
         if isinstance(images, Tensor):
-            return self._predict(images)
+            return _joined([self._predict(batch) for batch in images.split(BATCH)])
         predictions, labels, masks = [], [], []
         for batch, truth in _batches(images):
             predictions.append(self._predict(batch))
@@ -208,8 +208,7 @@ class MHPatchCore:
             masks += list(truth.get("mask", ()))
         if not predictions:
             raise ValueError("the loader gave no batch, expected at least one")
-        scores, maps = (torch.cat(part) for part in zip(*predictions, strict=True))
-        return LabelledPrediction(scores, maps, labels, masks)
+        return LabelledPrediction(*_joined(predictions), labels, masks)
 
     def save(self, path: str | Path) -> None:
         """Write the model as one safetensors file; the backbone is named and hashed, not contained.
@@ -284,6 +283,11 @@ def make_learner(config: Mapping[str, Any], device: torch.device) -> BatchLearne
     if config["algorithm"] is PatchCoreAlgorithm.VANILLA:
         return BatchLearner(config["coreset_percentage"], config["sampler"], device, space, aggregation, seed)
     return OnePassLearner(config["bank_size"], space, config["top_k"], device, aggregation, seed)
+
+
+def _joined(predictions: list[Prediction]) -> Prediction:
+    scores, masks = zip(*predictions, strict=True)
+    return Prediction(torch.cat(scores), torch.cat(masks))
 
 
 def _batches(loader: Tensor | Iterable[Tensor | Mapping[str, Any]]) -> Iterator[tuple[Tensor, Mapping[str, Any]]]:

@@ -21,7 +21,7 @@ KNOWN = 1024  # rows, spread evenly, whose distances are always known: they tell
 MEMBERS = 200  # rows among which a round is to choose
 SAMPLE = 256  # of the active rows, to tell which chosen ones cover most of them
 FIRST, MOST = 32, 512  # chosen rows that the active ones are held against at first, doubled up to this many
-BLOCK, PRODUCTS = 4096, 4096 * 128  # rows gathered and products made at once, at most: what fits the cores' caches
+BLOCK = 2048  # rows gathered at once: what fits a core's cache
 TIE = 16  # machine epsilons: what rounding sets equal rows apart by
 
 
@@ -49,7 +49,7 @@ def farthest_first(
     "Accelerated greedy algorithms for maximizing submodular set functions"). In rounds:
 
     1. Set a level that some 200 distances reach, as a sample of rows tells whose distances are always known.
-    2. Hold the rows whose bounds reach it against the chosen ones, and let go of a row as soon as its bound falls below.
+    2. Hold the rows whose bounds reach it against the chosen ones; let go of a row as soon as its bound falls below.
        Few chosen rows cover most of the others; those come first, as a sample tells, so most are let go of after 32.
        What stays at or above the level has met every chosen row: its bound is its distance.
     3. Choose among those, kept exact, until the best of them falls below the level.
@@ -95,12 +95,12 @@ class _Search:
         N, D = x.shape
         self.x, self.device = x, device
         self.block = torch.empty(min(BLOCK, N), D, dtype=x.dtype, device=x.device)  # reused: fresh memory is slow
-        self.products = torch.empty(max(PRODUCTS, MOST), dtype=x.dtype, device=device)  # the same
+        self.products = torch.empty(min(BLOCK, N) * MOST, dtype=x.dtype, device=device)  # the same
         self.chosen = np.empty(min(n, N), np.int64)
-        self.count, self.swept = 0, 0
+        self.count = 0
         self.current = np.zeros(N, bool)
         self.known = np.arange(0, N, -(-N // KNOWN))
-        self.known_rows = x.index_select(0, torch.from_numpy(self.known).to(x.device)).to(device)
+        self.known_rows = x[torch.from_numpy(self.known).to(x.device)].to(device)
         self.mean = x.mean(0)
         self.offset = float(self.mean.norm())  # GPU sync
         self.squares = self._squares()
@@ -111,11 +111,11 @@ class _Search:
         if distances is not None:
             self.bounds: Floats = distances.square().cpu().numpy()
             return
-        self.bounds = self.squares  # from the mean
+        self.bounds = self.squares
         first = int((self.bounds >= self._tied(np.arange(N))).argmax())
-        self._add(np.array([first]), x[first : first + 1].to(device) - self.mean.to(device))
-        self.bounds = np.full_like(self.squares, np.inf)
-        self._sweep()
+        self._add(np.array([first]), (x[first : first + 1] - self.mean).to(device))
+        products = [rows.to(device) @ self.centers[0] for rows in blocks(x)]
+        self.bounds = self.squares + (self.constants[0] - 2 * torch.cat(products)).cpu().numpy()  # GPU sync
         self.bounds[first] = -1
 
     def _squares(self) -> Floats:
@@ -132,9 +132,6 @@ class _Search:
     def exact(self) -> tuple[Indices, float]:
         """Steps 1 and 2: rows whose bounds are exact, ascending, and what no bound outside of them exceeds."""
         level = self._level()
-        if self.count - self.swept <= FIRST and 2 * np.count_nonzero(self.bounds >= level) > len(self.bounds):
-            self._sweep()
-            level = self._level()
         members = self._lowered(level)
         if len(members) and (tied := self._tied(members)) < level:
             # A tied row outside may have the lower index.
@@ -144,20 +141,13 @@ class _Search:
 
     def _level(self) -> float:
         """What about MEMBERS distances reach, one of them for sure, and all are above `stop`."""
-        known = self.bounds if self.swept == self.count else self.bounds[self.known]
+        known = self.bounds[self.known]
         rank = min(len(known), max(1, round(len(known) * MEMBERS / len(self.bounds))))
         level = float(np.partition(known, len(known) - rank)[len(known) - rank])
         return max(level, self._above(self.stop))
 
     def _above(self, distance: float) -> float:
         return float(np.nextafter(self.bounds.dtype.type(distance), np.inf))
-
-    def _sweep(self) -> None:
-        """Hold all rows against the chosen ones that not all have met."""
-        if self.swept < self.count:
-            np.minimum(self.bounds, self.squares + self._nearest(None, torch.arange(self.swept, self.count)), out=self.bounds)
-            self.swept = self.count
-            self.current[:] = True
 
     def _lowered(self, level: float, below: float = math.inf) -> Indices:
         """Rows whose distance reaches `level`, of those whose bound does (but not `below`); bounds are brought down."""
@@ -169,7 +159,7 @@ class _Search:
         squares, bounds = self.squares[active], self.bounds[active]
         order = self._by_coverage(active, level)
         start, size = 0, FIRST
-        while start < len(order) and len(active):
+        while start < self.count and len(active):
             np.minimum(bounds, squares + self._nearest(active, order[start : start + size]), out=bounds)
             self.bounds[active] = bounds
             left = bounds >= level
@@ -180,34 +170,31 @@ class _Search:
 
     def _by_coverage(self, active: Indices, level: float) -> Tensor:
         """The chosen rows [count], those that cover most of the active ones first."""
-        if self.count - self.swept <= FIRST or not len(active):
-            return torch.arange(self.swept, self.count)
+        if self.count <= FIRST or not len(active):
+            return torch.arange(self.count)
         sample = active[:: -(-len(active) // SAMPLE)]
         rows, within = self._rows(sample), (level - self.squares[sample])[:, None]
-        covered = np.empty(self.count - self.swept, np.int16)
-        for start in range(self.swept, self.count, MOST):
+        covered = np.empty(self.count, np.int16)
+        for start in range(0, self.count, MOST):
             part = slice(start, min(start + MOST, self.count))
             products = torch.addmm(self.constants[part], rows, self.centers[part].T, alpha=-2).cpu().numpy()  # GPU sync
-            covered[start - self.swept : part.stop - self.swept] = (products < within).sum(0, dtype=np.int16)
-        return torch.from_numpy(self.swept + np.argsort(-covered, kind="stable"))
+            covered[part] = (products < within).sum(0, dtype=np.int16)
+        return torch.from_numpy(np.argsort(-covered, kind="stable"))
 
     def _rows(self, index: Indices) -> Tensor:
         """Rows of x at index [k <= BLOCK], on the device, in memory that the next call writes to."""
         at = torch.from_numpy(index).to(self.x.device)
         return torch.index_select(self.x, 0, at, out=self.block[: len(index)]).to(self.device)
 
-    def _nearest(self, index: Indices | None, which: Tensor) -> Floats:
+    def _nearest(self, index: Indices, which: Tensor) -> Floats:
         """Squared distances [k] of the rows at index [k] to the nearest of the chosen ones `which`, less ||x'||^2."""
-        k = len(self.x) if index is None else len(index)
         which = which.to(self.device)
         centers, constants = self.centers[which].T, self.constants[which]
-        nearest = torch.empty(k, dtype=self.x.dtype, device=self.device)
-        size = min(BLOCK, len(self.products) // len(which))
-        for start in range(0, k, size):
-            part = slice(start, start + size)
-            rows = self.x[part].to(self.device) if index is None else self._rows(index[part])
+        nearest = torch.empty(len(index), dtype=self.x.dtype, device=self.device)
+        for start in range(0, len(index), BLOCK):
+            rows = self._rows(index[start : start + BLOCK])
             out = self.products[: len(rows) * len(which)].view(len(rows), -1)
-            torch.amin(torch.addmm(constants, rows, centers, alpha=-2, out=out), 1, out=nearest[part])
+            torch.amin(torch.addmm(constants, rows, centers, alpha=-2, out=out), 1, out=nearest[start : start + BLOCK])
         array: Floats = nearest.cpu().numpy()  # GPU sync
         return array
 
@@ -232,7 +219,7 @@ class _Search:
 
     def choose(self, members: Indices, outside: float) -> None:
         """Step 3: members [M] are exact, and no other row is farther than `outside`."""
-        rows = self._rows(members) - self.mean.to(self.device)
+        rows = (self.x[torch.from_numpy(members).to(self.x.device)] - self.mean).to(self.device)
         exact, squares = self.bounds[members], self.squares[members]
         apart = torch.addmm(torch.from_numpy(squares).to(self.device), rows, rows.T, alpha=-2).cpu().numpy()
         apart += squares[:, None]  # [M, M] squared distances
@@ -250,9 +237,7 @@ class _Search:
         self.bounds[members] = exact
         self.floor = max(0.0, float(exact.max()))
         new = self._add(members[chosen], rows[chosen])
-        # [k, known]: the smallest over the first axis is found faster.
-        products = torch.addmm(self.constants[new, None], self.centers[new], self.known_rows.T, alpha=-2)
-        nearest = products.amin(0).cpu().numpy()  # GPU sync
+        nearest = torch.addmm(self.constants[new], self.known_rows, self.centers[new].T, alpha=-2).amin(1).cpu().numpy()
         self.bounds[self.known] = np.minimum(self.bounds[self.known], self.squares[self.known] + nearest)
         self.current[members] = self.current[self.known] = True
 
@@ -261,7 +246,7 @@ class _Search:
         new = slice(self.count, self.count + len(fresh))
         self.chosen[new] = fresh
         self.centers[new] = rows
-        self.constants[new] = rows.square().sum(1) + 2 * (rows @ self.mean.to(self.device))
+        self.constants[new] = rows.square().sum(1) + 2 * (rows @ self.mean.to(rows))
         self.count += len(fresh)
         self.current[:] = False
         return new

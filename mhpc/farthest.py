@@ -104,6 +104,8 @@ class _Search:
         self.mean = x.mean(0)
         self.offset = float(self.mean.norm())  # GPU sync
         self.squares = self._squares()
+        if not np.isfinite(self.squares).all():
+            raise ValueError(f"rows {list(x.shape)} {x.dtype} reach {float(x.abs().max()):.1e}, whose square overflows")
         self.centers = torch.empty(len(self.chosen), D, dtype=x.dtype, device=device)
         self.constants = torch.empty(len(self.chosen), dtype=x.dtype, device=device)
         self.slack = TIE * torch.finfo(x.dtype).eps
@@ -230,16 +232,29 @@ class _Search:
             # Rows outside may tie, except for the first choice, whose ties are all members or of higher index.
             if exact[farthest] <= self.stop or (chosen and tied <= outside):
                 break
-            i = int((exact >= max(tied, 0)).argmax())
+            i = int((exact >= tied).argmax())
+            if tied <= 0:  # all of it may be rounding, between equal rows
+                i, exact[farthest] = farthest, self._by_difference(members, farthest, chosen, exact)
+                if exact[i] <= self.stop:
+                    continue
             chosen.append(i)
             np.minimum(exact, apart[i], out=exact)
             exact[i] = -1  # chosen once
         self.bounds[members] = exact
-        self.floor = max(0.0, float(exact.max()))
-        new = self._add(members[chosen], rows[chosen])
-        nearest = torch.addmm(self.constants[new], self.known_rows, self.centers[new].T, alpha=-2).amin(1).cpu().numpy()
-        self.bounds[self.known] = np.minimum(self.bounds[self.known], self.squares[self.known] + nearest)
+        if chosen:
+            new = self._add(members[chosen], rows[chosen])
+            products = torch.addmm(self.constants[new], self.known_rows, self.centers[new].T, alpha=-2)
+            nearest = self.squares[self.known] + products.amin(1).cpu().numpy()  # GPU sync
+            self.bounds[self.known] = np.minimum(self.bounds[self.known], nearest)
+        self.floor = max(0.0, float(self.bounds[members].max()))
         self.current[members] = self.current[self.known] = True
+
+    def _by_difference(self, members: Indices, i: int, fresh: list[int], exact: Floats) -> float:
+        """Squared distance of member i to the chosen ones, those of this round included, where rows may be equal."""
+        chosen = np.append(self.chosen[: self.count], members[fresh])
+        rows = self.x[torch.from_numpy(chosen).to(self.x.device)] - self.x[int(members[i])]
+        squares = rows.square().sum(1)
+        return min(float(exact[i]), float(squares.min())) if len(squares) else float(exact[i])  # GPU sync
 
     def _add(self, fresh: Indices, rows: Tensor) -> slice:
         """Choose `fresh` [k], whose centred rows are `rows` [k, D]; where they stand among the centers."""

@@ -168,7 +168,9 @@ class ApproximateGreedyCoresetSampler(GreedyCoresetSampler):
         # By differences: equal rows must be at equal distances, and there are few starts.
         mode = "donot_use_mm_for_euclid_dist"
         distances = [torch.cdist(b.to(self.device), starts, compute_mode=mode).mean(1) for b in blocks(x)]
-        return farthest_first(x, n, torch.cat(distances), device=self.device, progress=True)
+        found = farthest_first(x, n, torch.cat(distances), device=self.device, progress=True)
+        # Where all rows are equal none is at a distance; one stands for them.
+        return found if len(found.indices) else Selection(torch.zeros(1, dtype=torch.int64), found.radius)
 
 
 SAMPLERS: dict[str, type[Sampler]] = {

@@ -113,6 +113,22 @@ def test_float32_covers_as_well_as_the_textbook_loop() -> None:
     np.testing.assert_allclose(found.radius, covered, rtol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_of_equal_rows_one_is_chosen_whatever_rounding_says(dtype: torch.dtype) -> None:
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        distinct = torch.randn(95, 20, generator=generator, dtype=dtype)
+        x = distinct.repeat(8, 1)[torch.randperm(760, generator=generator)]
+        found = farthest_first(x, 382)
+        assert len(found.indices) == len(x[found.indices].unique(dim=0)) == 95
+        assert found.radius == pytest.approx(0, abs=1e-2)
+
+
+def test_rows_whose_squares_overflow_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"rows \[20, 4\] torch.float32 reach .*e\+2\d, whose square overflows"):
+        farthest_first(torch.randn(20, 4, generator=torch.Generator().manual_seed(0)) * 1e20, 5)
+
+
 @pytest.mark.parametrize("make", [heavy_tailed, clustered, far_from_the_origin])
 @pytest.mark.parametrize("members", [1, 50, 2000])
 def test_looking_at_few_rows_in_a_round_changes_nothing(make: Any, members: int, monkeypatch: Any) -> None:

@@ -187,3 +187,9 @@ def test_features_that_are_no_finite_floats_are_refused(name: str) -> None:
         sampler.run(torch.zeros(4, 2, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"features is a list, expected a tensor or an array \[N, D\]"):
         sampler.run([[0.0, 1.0]])
+
+
+@pytest.mark.parametrize("features", [torch.ones(50, 4), torch.randn(1, 4)])
+@pytest.mark.parametrize("sampler", [GreedyCoresetSampler, ApproximateGreedyCoresetSampler])
+def test_of_rows_that_are_all_equal_one_is_kept(sampler: type[GreedyCoresetSampler], features: torch.Tensor) -> None:
+    assert torch.equal(sampler(0.1).run(features), features[:1])

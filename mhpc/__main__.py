@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from mhpc.evaluation import cli
+from mhpc.evaluation.failures import check_device, refusals
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 
@@ -48,11 +49,12 @@ def train(
         seed=seed,
         teacher_bfloat16=teacher_bfloat16,
     )
-    try:
-        digest = run(recipe, output, resume=resume, device=device)
-    except (ValueError, FileNotFoundError) as error:
-        typer.echo(f"mhpc train: {error}", err=True)
-        raise typer.Exit(2) from error
+    with refusals("train"):
+        check_device(device)
+        try:
+            digest = run(recipe, output, resume=resume, device=device)
+        except FileNotFoundError as error:  # a path that was given names nothing
+            raise ValueError(str(error)) from error
     typer.echo(f"{output}  sha256 {digest}")
 
 

@@ -13,7 +13,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils import check_random_state
 from torch import Tensor
 
-from mhpc.linalg import Array, as_rows, check_rows, check_state, like, nearest
+from mhpc.linalg import Array, all_or_nothing, as_rows, check_rows, check_state, like, nearest
 from mhpc.sampler import farthest_first
 
 SEEDING_SAMPLE = 3  # times the larger of batch_size and n_clusters: rows that k-means++ looks at, as in scikit-learn
@@ -88,6 +88,7 @@ class MiniBatchKMeans(
         self.max_iter = max_iter
         self.tol = tol
 
+    @all_or_nothing
     def fit(self, X: Array, y: object = None, sample_weight: Array | None = None) -> "MiniBatchKMeans":
         """Start anew, with batches of the rows X [N, D] in random order, epoch after epoch.
 
@@ -119,6 +120,7 @@ class MiniBatchKMeans(
         distances, labels = nearest(x, self.cluster_centers_)
         return self._note(X, labels, _inertia(distances, weights))
 
+    @all_or_nothing
     def partial_fit(self, X: Array, y: object = None, sample_weight: Array | None = None) -> "MiniBatchKMeans":
         """Assign the rows X [N, D] to their nearest centres and move those.
 
@@ -164,6 +166,7 @@ class MiniBatchKMeans(
         state = {"cluster_centers": self.cluster_centers_, "counts": self.counts_}
         return {name: value.to("cpu", copy=True) for name, value in state.items()}
 
+    @all_or_nothing
     def load_state_dict(self, state: Mapping[str, Tensor]) -> "MiniBatchKMeans":
         """Continue from another one's `state_dict`, on the state's device.
 
@@ -231,7 +234,7 @@ class MiniBatchKMeans(
             self._enough(len(chosen), "distinct ")
             self.cluster_centers_ = x[chosen]
         else:
-            centers = torch.as_tensor(self.init)
+            centers = self._given()
             if centers.shape != (self.n_clusters, x.shape[1]):
                 raise ValueError(
                     f"init has shape {list(centers.shape)}, expected [{self.n_clusters}, {x.shape[1]}] for "
@@ -239,6 +242,15 @@ class MiniBatchKMeans(
                 )
             self.cluster_centers_ = check_rows(centers.to(x, copy=True), name="init").detach()
         self.counts_ = torch.zeros(self.n_clusters, dtype=torch.float64, device=x.device)
+
+    def _given(self) -> Tensor:
+        try:
+            return torch.as_tensor(self.init)
+        except (TypeError, ValueError, RuntimeError) as error:  # torch's, for what holds no numbers
+            raise ValueError(self._unknown_init("D")) from error
+
+    def _unknown_init(self, D: int | str) -> str:
+        return f'init is {self.init!r}, expected "k-center", "k-means++", "random" or centres [{self.n_clusters}, {D}]'
 
     def _choose(self, x: Tensor, weights: Tensor | None, draw: RandomState) -> Tensor:
         """Indices [K] of the rows x [N, D] at which centres begin; fewer if fewer are distinct."""
@@ -252,9 +264,7 @@ class MiniBatchKMeans(
             sample = draw.permutation(N)[: SEEDING_SAMPLE * max(self.batch_size, K)]
             rows, weighed = x.cpu().numpy()[sample], None if share is None else share[sample]
             return torch.from_numpy(sample[kmeans_plusplus(rows, K, sample_weight=weighed, random_state=draw)[1]])
-        raise ValueError(
-            f'init is {self.init!r}, expected "k-center", "k-means++", "random" or centres [{K}, {x.shape[1]}]'
-        )
+        raise ValueError(self._unknown_init(x.shape[1]))
 
 
 def _farthest(x: Tensor, n: int, weights: Tensor | None) -> Tensor:

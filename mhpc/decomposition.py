@@ -5,13 +5,12 @@ from functools import cached_property
 from numbers import Integral, Real
 from typing import Any
 
-import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.exceptions import NotFittedError
 from torch import Tensor
 
-from mhpc.linalg import Array, Moments, as_rows, blocks, check_rows, check_state, eigh_descending, like
+from mhpc.linalg import Array, Moments, all_or_nothing, as_rows, as_tensor, blocks, check_state, eigh_descending, like
 from mhpc.mahalanobis import OnlineCovariance
 
 
@@ -69,6 +68,7 @@ class IncrementalPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self.dtype = dtype
         self.device = device
 
+    @all_or_nothing
     def fit(self, X: Array, y: object = None) -> "IncrementalPCA":
         """Start anew, with rows X [N, D].
 
@@ -83,6 +83,7 @@ class IncrementalPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self._fitted()
         return self
 
+    @all_or_nothing
     def partial_fit(self, X: Array, y: object = None) -> "IncrementalPCA":
         """Add rows X [N, D].
 
@@ -96,6 +97,7 @@ class IncrementalPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self.covariance_.add(x)
         return self._learned()
 
+    @all_or_nothing
     def merge(self, other: "IncrementalPCA") -> "IncrementalPCA":
         """Add all that `other` has seen, exactly; `other` stays as it is and shares no memory with this one."""
         if other._begun:
@@ -106,6 +108,7 @@ class IncrementalPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             self._learned()
         return self
 
+    @all_or_nothing
     def restore(self, moments: Moments) -> "IncrementalPCA":
         """Continue from moments that another one held; they are shared, and never changed.
 
@@ -134,6 +137,7 @@ class IncrementalPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         covariance = self.covariance_
         return covariance.state_dict() | {"rows": torch.empty(0, covariance.num_features, dtype=covariance.dtype)}
 
+    @all_or_nothing
     def load_state_dict(self, state: Mapping[str, Tensor]) -> "IncrementalPCA":
         """Continue from another one's `state_dict`, on this one's `device`, or else on the CPU.
 
@@ -157,10 +161,8 @@ class IncrementalPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
     def inverse_transform(self, Z: Array) -> Any:
         """Rows [N, D] back from the components' coordinates [N, d]."""
-        rows = check_rows(Z if isinstance(Z, Tensor) else torch.from_numpy(np.array(Z)), self.n_components_, "Z").to(
-            self.mean_
-        )
-        return like(Z, rows @ self.components_ + self.mean_)
+        mean = self.mean_
+        return like(Z, as_tensor(Z, self.n_components_, "Z").to(mean) @ self.components_ + mean)
 
     def whiten(self, X: Array) -> Any:
         """Rows with unit variance along each component, [N, d]; ||z|| is the Mahalanobis distance in the kept space."""

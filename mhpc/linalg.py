@@ -1,21 +1,28 @@
 """Batch moments and their merge, distances, Cholesky with jitter, the check of rows: functions without state."""
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.utils.validation import validate_data
+from sklearn.utils.validation import check_array, validate_data
 from torch import Tensor
 
 Array: TypeAlias = Tensor | NDArray[np.floating]  # what estimators take, and give back in the same kind
+
+Estimator = TypeVar("Estimator")
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
 
 ROWS_PER_BLOCK = 4096  # of a distance matrix that is reduced at once
 CPU_BLOCK = 2**22  # its entries on the CPU: 16 MB, which the allocator reuses; larger ones are fresh pages each time
 PIVOT_ROUNDING = 16  # eps of float32: pivots of too few rows came to 2 at most, real features' to 4,000 at least
 GPU_BLOCK = 2**28  # and elsewhere: 1 GiB
 LEAST_ROWS = 256  # below which the product itself becomes slow
+
+AS_FLOATS = {"dtype": [np.float64, np.float32], "order": "C", "force_writeable": True}  # how scikit-learn reads arrays
 
 
 class Moments(NamedTuple):
@@ -159,11 +166,12 @@ def blocks(x: Tensor, columns: int = 0) -> tuple[Tensor, ...]:
 
 
 def check_rows(x: Tensor, num_features: int | None = None, name: str = "X") -> Tensor:
-    """Return x if it is [N, D], floating and finite with N >= 1 (and D as given).
+    """Return x if it is a tensor [N, D], floating and finite with N >= 1 (and D as given).
 
     Raises:
         ValueError: what came and what was expected.
     """
+    check_tensor(x, name)
     expected = f"[N, {num_features or 'D'}]"
     if x.ndim != 2 or x.shape[0] == 0 or (num_features is not None and x.shape[1] != num_features):
         raise ValueError(f"{name} has shape {list(x.shape)}, expected {expected} with N >= 1")
@@ -174,9 +182,23 @@ def check_rows(x: Tensor, num_features: int | None = None, name: str = "X") -> T
     return x
 
 
+def check_tensor(x: object, name: str) -> None:
+    """For those who ignore type hints: an array or a list is named here, not by an AttributeError further in."""
+    if not isinstance(x, Tensor):
+        came = f"{type(x).__module__}.{type(x).__qualname__}".removeprefix("builtins.")
+        raise ValueError(f"{name} is a {came}, expected a torch.Tensor: convert it by torch.as_tensor")
+
+
 def all_finite(x: Tensor) -> bool:
     """Whether x holds neither NaN nor infinity; the sum settles it in one fast pass unless it overflows."""
     return bool(torch.isfinite(x.sum())) or bool(torch.isfinite(x).all())  # GPU sync
+
+
+def as_tensor(X: Array, num_features: int, name: str) -> Tensor:
+    """X [N, num_features] as a checked tensor: `as_rows` for what is no estimator's input and has no names."""
+    if not isinstance(X, Tensor):
+        X = torch.from_numpy(check_array(X, input_name=name, **AS_FLOATS))
+    return check_rows(X, num_features, name).detach()
 
 
 def as_rows(estimator: Any, X: Array, first: bool) -> Tensor:
@@ -191,13 +213,32 @@ def as_rows(estimator: Any, X: Array, first: bool) -> Tensor:
         ValueError: another shape than [N, D] with N >= 1, not floating, or not finite.
     """
     if not isinstance(X, Tensor):
-        kinds = [np.float64, np.float32]
-        valid = validate_data(estimator, X, reset=first, dtype=kinds, order="C", force_writeable=True)
-        return torch.from_numpy(valid)
+        return torch.from_numpy(validate_data(estimator, X, reset=first, **AS_FLOATS))
     x = check_rows(X, None if first else estimator.n_features_in_).detach()
     if first:
         estimator.n_features_in_ = x.shape[1]
     return x
+
+
+def all_or_nothing(
+    learn: Callable[Concatenate[Estimator, Given], Result],
+) -> Callable[Concatenate[Estimator, Given], Result]:
+    """Decorate a method that learns: where it raises, the estimator's attributes are what they were before.
+
+    It is the attributes that are put back; so the method may set them to other values, but not change those in place.
+    """
+
+    @wraps(learn)
+    def learn_or_restore(estimator: Estimator, /, *args: Given.args, **kwargs: Given.kwargs) -> Result:
+        before = dict(vars(estimator))
+        try:
+            return learn(estimator, *args, **kwargs)
+        except BaseException:  # an interrupt, too, leaves no half of a model
+            vars(estimator).clear()
+            vars(estimator).update(before)
+            raise
+
+    return learn_or_restore
 
 
 def like(X: Array, result: Tensor) -> Any:

@@ -1,11 +1,14 @@
 """Mean and covariance of a stream of rows, mergeable, and the Cholesky factor that whitens by them."""
 
 from collections.abc import Mapping
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
-from mhpc.linalg import Moments, batch_moments, check_rows, check_state, cholesky, merge_moments
+from mhpc.linalg import Moments, batch_moments, check_rows, check_state, check_tensor, cholesky, merge_moments
+
+ASYMMETRY = torch.finfo(torch.float32).eps ** 0.5  # of correlations: half of float32's digits; X^T X errs by 1e-7
 
 
 class OnlineCovariance:
@@ -16,12 +19,18 @@ class OnlineCovariance:
 
     Args:
         num_features: D.
-        dtype: of the rows as they are multiplied and of what is read; float64 is exact to 1e-10.
+        dtype: of the rows as they are multiplied (in float32 at least) and of what is read; float64 is exact to 1e-10.
+
+    Raises:
+        ValueError: num_features is no int of 1 or more, or the dtype is not floating.
     """
 
     def __init__(
         self, num_features: int, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
     ) -> None:
+        _check_num_features(num_features)
+        if not dtype.is_floating_point:
+            raise ValueError(f"dtype is {dtype}, expected a floating type: float32, or float64 to be exact")
         self.num_features = num_features
         self.dtype = dtype
         zero = torch.zeros(num_features, num_features, dtype=torch.float64, device=device)
@@ -39,14 +48,16 @@ class OnlineCovariance:
         """Add a batch [N, features...]; the dimensions behind the first are flattened to num_features.
 
         Raises:
-            ValueError: another number of features, no rows, or values that are not finite.
+            ValueError: no tensor, another number of features, no rows, or values that are not finite.
         """
+        check_tensor(batch, "batch")
         rows = batch.flatten(1) if batch.ndim > 2 else batch
         return self.add(check_rows(rows, self.num_features, "batch"))
 
     def add(self, rows: Tensor) -> "OnlineCovariance":
         """`update` for rows [N, num_features] that were checked already."""
-        x = rows.detach().to(self.moments_.mean.device, self.dtype)
+        # Half a float's products overflow from 256^2 on, and a mean of such rows has three digits.
+        x = rows.detach().to(self.moments_.mean.device, torch.promote_types(self.dtype, torch.float32))
         self.moments_ = merge_moments(self.moments_, batch_moments(x))
         return self
 
@@ -101,6 +112,11 @@ class OnlineCovariance:
         return (self.moments_.scatter / divisor).to(self.dtype)
 
 
+def _check_num_features(num_features: object) -> None:
+    if not isinstance(num_features, Integral) or isinstance(num_features, bool) or int(num_features) < 1:
+        raise ValueError(f"num_features is {num_features!r}, expected an int of 1 or more")
+
+
 def oas(covariance: Tensor, n: int) -> Tensor:
     """Shrink a biased covariance [D, D] of n rows towards mu I, mu its mean variance: (1 - rho) S + rho mu I.
 
@@ -109,9 +125,9 @@ def oas(covariance: Tensor, n: int) -> Tensor:
     number of rows that are not all equal.
 
     Raises:
-        ValueError: not square, or no rows.
+        ValueError: not a square tensor, not finite, or no rows.
     """
-    _check_square(covariance)
+    covariance = _checked_square(covariance)
     if n < 1:
         raise ValueError(f"n is {n}, expected the number of rows, at least 1, that the covariance is of")
     D, _ = covariance.shape
@@ -140,16 +156,41 @@ class CovarianceCholesky:
         self.precision = precision
 
     def compute(self, covariance: Tensor) -> Tensor:
-        """L [D, D] with L L^T = covariance + jitter I.
+        """L [D, D] with L L^T = covariance + jitter I, in float32 at least.
 
         Raises:
-            ValueError: not square, not finite, or singular: not positive definite by more than rounding.
+            ValueError: no square tensor, not finite, asymmetric by more than rounding, or singular: not positive
+                definite by more than rounding.
         """
-        _check_square(covariance)
-        return cholesky(covariance, self.jitter, self.precision)
+        came = covariance
+        covariance = _checked_square(came)
+        _check_symmetric(covariance, self.jitter, came.dtype)
+        # What came in half precision is no surer of its pivots for being widened.
+        coarser = [dtype for dtype in (self.precision, came.dtype) if dtype is not None]
+        return cholesky(covariance, self.jitter, max(coarser, key=lambda dtype: torch.finfo(dtype).eps))
 
 
-def _check_square(covariance: Tensor) -> None:
+def _checked_square(covariance: Tensor) -> Tensor:
+    """The covariance in float32 at least: no factorisation is made in half precision."""
+    check_tensor(covariance, "covariance")
     if covariance.ndim != 2 or covariance.shape[0] != covariance.shape[1]:
         raise ValueError(f"covariance has shape {list(covariance.shape)}, expected [D, D]")
-    check_rows(covariance, name="covariance")
+    return check_rows(covariance, name="covariance").to(torch.promote_types(covariance.dtype, torch.float32))
+
+
+def _check_symmetric(covariance: Tensor, jitter: float, dtype: torch.dtype) -> None:
+    """Refuse S where |S_ij - S_ji| exceeds rounding of sigma_i sigma_j, so that features' units do not count.
+
+    Sums in float64 may be of products in float32: rounding is float32's, or that of a coarser dtype that S came in.
+    """
+    D, _ = covariance.shape
+    sigma = (covariance.diagonal() + jitter).clamp_min(0).sqrt()
+    difference = (covariance - covariance.T).abs()
+    beyond = difference - max(ASYMMETRY, torch.finfo(dtype).eps ** 0.5) * torch.outer(sigma, sigma)
+    i, j = divmod(int(beyond.argmax()), D)  # GPU sync
+    if beyond[i, j] > 0:  # GPU sync
+        raise ValueError(
+            f"covariance [{D}, {D}] is asymmetric: [{i}, {j}] is {float(covariance[i, j]):.6g}, [{j}, {i}] is "
+            f"{float(covariance[j, i]):.6g}, a difference of {float(difference[i, j]):.3g}, more than rounding makes; "
+            "expected S = S^T, of which only the lower triangle would be read: give (S + S^T) / 2 if that is meant"
+        )

@@ -73,7 +73,7 @@ class RandomSampler(Sampler):
 
     def select(self, features: Tensor | NDArray[np.floating]) -> Tensor:
         N, _ = _checked(features).shape
-        return _drawn(N, _share(N, self.percentage), _generator(self.generator, self.seed))
+        return _drawn(N, share(N, self.percentage), _generator(self.generator, self.seed))
 
 
 class GreedyCoresetSampler(Sampler):
@@ -115,7 +115,7 @@ class GreedyCoresetSampler(Sampler):
     def select(self, features: Tensor | NDArray[np.floating]) -> Tensor:
         x = _checked(features)
         generator = _generator(self.generator, self.seed)
-        n = _share(len(x), self.percentage)
+        n = share(len(x), self.percentage)
         return self._farthest(self._projected(x, generator), n, generator).indices.cpu()
 
     def _farthest(self, x: Tensor, n: int, generator: torch.Generator) -> Selection:
@@ -214,7 +214,8 @@ def _check_percentage(percentage: float) -> None:
         raise ValueError("Percentage value not in (0, 1).")
 
 
-def _share(N: int, percentage: float) -> int:
+def share(N: int, percentage: float) -> int:
+    """How many of N rows a percentage in (0, 1) keeps: rounded down, but one at least."""
     return max(1, int(N * percentage + 1e-9))  # 1000 / N * N may fall a hair short of 1000
 
 

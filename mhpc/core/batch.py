@@ -12,12 +12,18 @@ from mhpc.core.choices import PatchCoreAggregation
 from mhpc.core.whitening import Whitening, ZSpace, check_features
 from mhpc.linalg import blocks
 from mhpc.mahalanobis import OnlineCovariance
-from mhpc.sampler import make_sampler
+from mhpc.sampler import make_sampler, share
 
 PROJECTED = 128  # dimensions, PatchCore's own choice
-PROJECT_FROM = (
-    6 * PROJECTED
-)  # narrower rows are selected from as they are: their projection would be a large share of them
+PROJECT_FROM = 6 * PROJECTED
+
+
+def projection_dimension(D: int) -> int | None:
+    """To which rows of D features are projected before a coreset is selected; None: as they are.
+
+    The projection of narrow rows would be a large share of them in memory, and saves little.
+    """
+    return PROJECTED if D >= PROJECT_FROM else None
 
 
 class BatchLearner:
@@ -59,12 +65,12 @@ class BatchLearner:
         Raises:
             ValueError: no batch, another shape, values that are not finite, or a covariance that is singular.
         """
-        rows, self.images_learned_ = collect(batches)
-        self.whitening_ = self._find_whitening(rows)
-        z = _whitened(rows, self.whitening_)
+        rows, images = collect(batches)
+        whitening = self._find_whitening(rows)
+        z = _whitened(rows, whitening)
         del rows  # where z is narrower, the features end here
         self.bank_ = self._aggregate(z).to(self.device)
-        self.whitening_ = self.whitening_.to(self.device)
+        self.whitening_, self.images_learned_ = whitening.to(self.device), images
         return self
 
     def _find_whitening(self, rows: NDArray[np.float32]) -> Whitening:
@@ -80,11 +86,10 @@ class BatchLearner:
 
     def _aggregate(self, z: Tensor) -> Tensor:
         if self.aggregation is PatchCoreAggregation.GREEDY:
-            dimension = PROJECTED if z.shape[1] >= PROJECT_FROM else None
+            dimension = projection_dimension(z.shape[1])
             return make_sampler(self.sampler, self.percentage, self.device, self.seed, dimension).run(z)
         if self.aggregation is PatchCoreAggregation.KMEANS:
-            n_clusters = max(1, int(len(z) * self.percentage))
-            kmeans = MiniBatchKMeans(n_clusters, random_state=self.seed).fit(z.numpy())
+            kmeans = MiniBatchKMeans(share(len(z), self.percentage), random_state=self.seed).fit(z.numpy())
             return torch.from_numpy(kmeans.cluster_centers_)
         return z
 
@@ -118,10 +123,12 @@ class BatchLearner:
             ValueError: a tensor is missing.
         """
         try:
+            self.bank_ = self.whitening_ = None
             self.images_learned_ = int(state["images_learned"])
             if self.images_learned_:
                 self.bank_ = state["bank"].to(self.device)
                 self.whitening_ = Whitening.of_state(state).to(self.device)
+                self.whitening_.check(self.bank_)
         except KeyError as error:
             raise ValueError(f"the state has no tensor {error}; it holds {', '.join(sorted(state))}") from None
         return self

@@ -1,9 +1,11 @@
 """The four choices that make a PatchCore, every one of whose 24 combinations runs, and what rules what out."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
+from numbers import Integral, Real
 from typing import Any
 
+from mhpc.core.patch_features import MIN_SIDE
 from mhpc.sampler import SAMPLERS
 
 
@@ -52,6 +54,24 @@ CHOICES: dict[str, type[Enum]] = {
     "distance": PatchCoreDistance,
 }
 
+LEAST = {"bank_size": 1, "anomaly_score_num_nn": 1, "top_k": 1, "reweighting_num_nn": 0, "seed": 0}
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _real(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def check_shape(input_shape: Any) -> tuple[int, int]:
+    """(H, W) as whole numbers; raises ValueError for anything else."""
+    given = tuple(input_shape) if isinstance(input_shape, Sequence) else ()
+    if len(given) != 2 or not all(_whole(side) and side >= MIN_SIDE for side in given):
+        raise ValueError(f"input_shape is {input_shape!r}, expected (H, W), each a whole number >= {MIN_SIDE}")
+    return int(given[0]), int(given[1])
+
 
 def check_config(config: Mapping[str, Any]) -> None:
     """Raise ValueError for an argument of MHPatchCore that is out of range, or that a choice rules out."""
@@ -59,22 +79,23 @@ def check_config(config: Mapping[str, Any]) -> None:
         if not isinstance(config[name], choice):
             known = ", ".join(f"{choice.__name__}.{member.name}" for member in choice)
             raise ValueError(f"{name} is {config[name]!r}, expected one of {known}")
-    for name, least in (("bank_size", 1), ("anomaly_score_num_nn", 1), ("top_k", 1), ("reweighting_num_nn", 0)):
-        if not isinstance(config[name], int) or config[name] < least:
+    for name, least in LEAST.items():
+        if not _whole(config[name]) or config[name] < least:
             raise ValueError(f"{name} is {config[name]!r}, expected a whole number >= {least}")
     ratio, jitter = config["pca_variance_ratio"], config["jitter"]
-    if not 0 < ratio < 1:
-        raise ValueError(f"pca_variance_ratio is {ratio}, expected a share in (0, 1)")
-    if jitter is not None and not 0 <= jitter < float("inf"):
-        raise ValueError(f"jitter is {jitter}, expected a number >= 0, or None for shrinkage")
+    if not _real(ratio) or not 0 < ratio < 1:
+        raise ValueError(f"pca_variance_ratio is {ratio!r}, expected a share in (0, 1)")
+    if jitter is not None and (not _real(jitter) or not 0 <= jitter < float("inf")):
+        raise ValueError(f"jitter is {jitter!r}, expected a number >= 0, or None for shrinkage (with PCA for nothing)")
     if config["reweighting_num_nn"] == 1:
         raise ValueError("reweighting_num_nn is 1, with which every score is 0; expected 0 for none, or at least 2")
     if config["reweighting_num_nn"] and config["top_k"] > 1:
         raise ValueError(f"top_k is {config['top_k']} beside re-weighting, which is defined for the maximum: top_k=1")
-    if not 0 < config["coreset_percentage"] < 1:
+    percentage = config["coreset_percentage"]
+    if not _real(percentage) or not 0 < percentage < 1:
         raise ValueError("Percentage value not in (0, 1).")
     vanilla_greedy = (PatchCoreAlgorithm.VANILLA, PatchCoreAggregation.GREEDY)
-    if config["sampler"] not in SAMPLERS:
+    if not isinstance(config["sampler"], str) or config["sampler"] not in SAMPLERS:
         raise ValueError(f"sampler is {config['sampler']!r}, expected one of {', '.join(SAMPLERS)}")
     if config["sampler"] != "greedy_coreset" and (config["algorithm"], config["aggregation"]) != vanilla_greedy:
         raise ValueError(f"sampler {config['sampler']!r} is for VANILLA + GREEDY alone; leave it out")

@@ -113,6 +113,8 @@ class OnePassLearner:
             projected = OnlineCovariance(self.pca_.n_components_, device=self.device)
             for features in batches():
                 projected.update(self.pca_.transform(self._checked(features).flatten(0, 1)))
+            if projected.n_samples_seen_ == 0:
+                raise ValueError("the second pass gave no patches: the loader cannot be gone through again")
             whitening = self.space.of_projected(self.pca_, projected.moments_)
         elif self.space.needs_moments:
             whitening = self.space.of_moments(self.pca_.moments_)
@@ -121,6 +123,11 @@ class OnePassLearner:
         for features in batches():
             for part in self._checked(features).split(STEP):
                 self._fill_bank(part, whitening)
+        if self.space.needs_moments and self.rows_seen_ != self.pca_.n_samples_seen_:
+            raise ValueError(
+                f"the last pass gave {self.rows_seen_} patches, the first {self.pca_.n_samples_seen_}: the loader "
+                "cannot be gone through again, or is another each time"
+            )
         self.rows_at_refresh_ = self.rows_seen_
         self._bank().reduce()
 

@@ -57,6 +57,7 @@ class Bank:
         for name in self.STATE:
             setattr(self, name, state[name])
         self.whitening = Whitening.of_state(state)
+        self.whitening.check(self.images)
 
 
 class Reservoir(Bank):

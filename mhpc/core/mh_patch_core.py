@@ -1,7 +1,7 @@
 """MHPatchCore: images in, scores and anomaly maps out. Wiring only; the learning is in `batch` and `learner`."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,8 +20,10 @@ from mhpc.core.choices import (
     PatchCoreDistance,
     PatchCoreFeatureReduction,
     check_config,
+    check_shape,
 )
 from mhpc.core.learner import OnePassLearner
+from mhpc.core.loading import BATCH, Loader, batches, joined_truth
 from mhpc.core.patch_features import PatchFeatures
 from mhpc.core.scoring import anomaly_maps, image_scores, patch_scores, reweighted_scores
 from mhpc.core.whitening import ZSpace
@@ -35,8 +37,6 @@ __all__ = [
     "PatchCoreFeatureReduction",
     "Prediction",
 ]
-
-BATCH = 32  # images of a tensor that are taken through the backbone together
 
 
 class Prediction(NamedTuple):
@@ -109,10 +109,11 @@ class MHPatchCore:
         reweighting_num_nn: int = 0,
         seed: int = 0,
     ) -> None:
+        height, width = check_shape(input_shape)
         self.config: dict[str, Any] = {
             "backbone": backbone_label(backbone),
             "embedding_layers": list(embedding_layers),
-            "input_shape": list(input_shape),
+            "input_shape": [height, width],
             "pretrain_embed_dimension": pretrain_embed_dimension,
             "target_embed_dimension": target_embed_dimension,
             "patchsize": patchsize,
@@ -133,20 +134,13 @@ class MHPatchCore:
             "seed": seed,
         }
         check_config(self.config)
-        self.input_shape = tuple(input_shape)
+        self.input_shape = (height, width)
         self.device = torch.device(device)
-        self.extractor = PatchFeatures(
-            load_backbone(backbone, weights),
-            embedding_layers,
-            patchsize,
-            device,
-            patchstride,
-            pretrain_embed_dimension,
-            target_embed_dimension,
-        )
+        module, dimensions = load_backbone(backbone, weights), (pretrain_embed_dimension, target_embed_dimension)
+        self.extractor = PatchFeatures(module, embedding_layers, patchsize, device, patchstride, *dimensions)
         self.learner_ = make_learner(self.config, self.device)
 
-    def fit(self, loader: Tensor | Iterable[Tensor | Mapping[str, Any]], passes: int = 1) -> "MHPatchCore":
+    def fit(self, loader: Loader, passes: int = 1) -> "MHPatchCore":
         """Learn from batches [B, 3, H, W] or maps with "image", normalised with ImageNet's mean and deviation.
 
         What was learned before is forgotten.
@@ -162,20 +156,22 @@ class MHPatchCore:
                 f"the loader is a {type(loader).__name__}, spent after one pass; passes=3 wants one that can be gone "
                 "through again, such as a DataLoader or a list"
             )
-        return self.fit_features(lambda: (self.extract(images)[0] for images, _ in _batches(loader)), passes)
+        return self.fit_features(lambda: (self.extract(batch.images)[0] for batch in batches(loader)), passes)
 
-    def fit_features(self, batches: Callable[[], Iterable[Tensor]], passes: int = 1) -> "MHPatchCore":
-        """`fit` from patch features: each call of `batches` goes through them all, [B, P, D] at a time."""
+    def fit_features(self, passing: Callable[[], Iterable[Tensor]], passes: int = 1) -> "MHPatchCore":
+        """`fit` from patch features: each call of `passing` goes through them all, [B, P, D] at a time."""
         learner = make_learner(self.config, self.device)
         if isinstance(learner, BatchLearner):
             if passes != 1:
                 raise ValueError(f"passes is {passes}, expected 1: VANILLA sees all images at once")
-            learner.fit(batches())
+            learner.fit(passing())
         elif passes == 3:
-            learner.fit_three_passes(batches)
+            learner.fit_three_passes(passing)
         elif passes == 1:
-            for features in batches():
+            for features in passing():
                 learner.partial_fit(features)
+            if not learner.images_seen_:
+                raise ValueError("the loader gave no batch, expected at least one")
             learner.freeze()
         else:
             raise ValueError(f"passes is {passes}, expected 1 or 3")
@@ -190,25 +186,27 @@ class MHPatchCore:
         """
         if isinstance(self.learner_, BatchLearner):
             raise ValueError("VANILLA learns from all images at once: call fit, or choose algorithm=ONLINE")
-        self.learner_.partial_fit(self.extract(images)[0])
+        for part in images.split(BATCH):
+            self.learner_.partial_fit(self.extract(part)[0])
         return self
 
-    def predict(self, images: Tensor | Iterable[Tensor | Mapping[str, Any]]) -> Prediction | LabelledPrediction:
+    def predict(self, images: Loader) -> Prediction | LabelledPrediction:
         """Score images [B, 3, H, W], or a loader of them (or of maps with "image", "is_anomaly"?, "mask"?).
 
         Raises:
             ValueError: nothing was learned, or a wrong shape.
         """
-        if isinstance(images, Tensor):
-            return _joined([self._predict(batch) for batch in images.split(BATCH)])
         predictions, labels, masks = [], [], []
-        for batch, truth in _batches(images):
-            predictions.append(self._predict(batch))
-            labels += [int(v) for v in truth.get("is_anomaly", ())]
-            masks += list(truth.get("mask", ()))
+        for batch in batches(images):
+            predictions.append(self._predict(batch.images))
+            labels.append(batch.labels)
+            masks.append(batch.masks)
         if not predictions:
             raise ValueError("the loader gave no batch, expected at least one")
-        return LabelledPrediction(*_joined(predictions), labels, masks)
+        joined = _joined(predictions)
+        if isinstance(images, Tensor):
+            return joined
+        return LabelledPrediction(*joined, joined_truth("is_anomaly", labels), joined_truth("mask", masks))
 
     def save(self, path: str | Path) -> None:
         """Write the model as one safetensors file; the backbone is named and hashed, not contained.
@@ -217,6 +215,8 @@ class MHPatchCore:
         """
         named = {name: value.name if isinstance(value, Enum) else value for name, value in self.config.items()}
         metadata = {"mhpc": json.dumps({**named, "backbone_hash": hash_parameters(self.extractor.backbone)})}
+        if not Path(path).parent.is_dir() or Path(path).is_dir():
+            raise ValueError(f"{path} cannot be written: expected a file in a folder that exists")
         partial = Path(f"{path}.partial")
         try:
             save_file(self.learner_.state_dict(), partial, metadata)
@@ -247,7 +247,10 @@ class MHPatchCore:
         if backbone is None and "." in config["backbone"] and ":" not in config["backbone"]:
             raise ValueError(f"{path} was made with a module, {config['backbone']}; give that as backbone=")
         config["backbone"] = config["backbone"] if backbone is None else backbone
-        model = cls(**config, device=device)
+        try:
+            model = cls(**config, device=device)
+        except TypeError as error:
+            raise ValueError(f"{path} was saved by another version of mhpc, with other options: {error}") from None
         if (found := hash_parameters(model.extractor.backbone)) != expected:
             raise ValueError(f"{path} was learned with a backbone of hash {expected}, the one given has {found}")
         model.learner_.load_state_dict(state)
@@ -264,6 +267,9 @@ class MHPatchCore:
         """`predict` from what `extract` gives."""
         z = self.learner_.whiten(features)
         bank, config = self.learner_.memory_, self.config
+        option = max("anomaly_score_num_nn", "reweighting_num_nn", key=lambda name: int(config[name]))
+        if config[option] > len(bank):
+            raise ValueError(f"{option} is {config[option]}, expected at most the bank's {len(bank)} rows")
         patches = patch_scores(z, bank, config["anomaly_score_num_nn"])
         if neighbours := config["reweighting_num_nn"]:
             scores = reweighted_scores(z, patches, bank, neighbours)
@@ -288,13 +294,3 @@ def make_learner(config: Mapping[str, Any], device: torch.device) -> BatchLearne
 def _joined(predictions: list[Prediction]) -> Prediction:
     scores, masks = zip(*predictions, strict=True)
     return Prediction(torch.cat(scores), torch.cat(masks))
-
-
-def _batches(loader: Tensor | Iterable[Tensor | Mapping[str, Any]]) -> Iterator[tuple[Tensor, Mapping[str, Any]]]:
-    for batch in loader.split(BATCH) if isinstance(loader, Tensor) else loader:
-        if isinstance(batch, Tensor):
-            yield batch, {}
-        elif isinstance(batch, Mapping) and isinstance(batch.get("image"), Tensor):
-            yield batch["image"], batch
-        else:
-            raise ValueError(f'a batch is a {type(batch).__name__}, expected [B, 3, H, W] or a map with "image"')

@@ -31,6 +31,12 @@ class Whitening:
     def to(self, device: torch.device) -> "Whitening":
         return Whitening(self.mean.to(device), None if self.projection is None else self.projection.to(device))
 
+    def check(self, z: Tensor) -> None:
+        """Raise ValueError unless rows z [K, d] can be what this gives."""
+        d = len(self.mean) if self.projection is None else len(self.projection)
+        if z.ndim != 2 or z.shape[1] != d:
+            raise ValueError(f"the state's bank has shape {list(z.shape)}, its space {d} dimensions: it is damaged")
+
     def state_dict(self) -> dict[str, Tensor]:
         state = {"whitening_mean": self.mean}
         return state if self.projection is None else state | {"whitening_projection": self.projection}
@@ -107,7 +113,9 @@ class ZSpace:
 
     def _inverse_factor(self, moments: Moments) -> Tensor:
         """L^-1 [D, D] float64, with L L^T the covariance, shrunk or with jitter."""
-        n, _, scatter = moments
+        n, mean, scatter = moments
+        if self.jitter is None and not bool(scatter.diagonal().any()):  # GPU sync; all rows are equal
+            return torch.eye(len(mean), dtype=scatter.dtype, device=scatter.device)
         shrunk = self.jitter is None and not self.reduces
         covariance = oas(scatter / n, n) if shrunk else scatter / (n - 1)
         # Float32 rows cannot tell a smaller pivot from none; what was shrunk or has jitter is positive by construction.

@@ -140,6 +140,11 @@ def equal_share(split: Split, bank_size: int) -> float:
     return min(bank_size / (len(split.learn) * h * w), MOST)
 
 
+def distinct_notes(outcomes: Iterable[Outcome]) -> list[str]:
+    """Why figures are missing, each note of a category once: most hold for every variation."""
+    return list(dict.fromkeys(f"{f.category}: {note}" for o in outcomes for f in o.figures for note in f.notes))
+
+
 def by_auroc(outcomes: Iterable[Outcome]) -> list[Outcome]:
     """The best first."""
     return sorted(outcomes, key=lambda outcome: -float(outcome.mean["image_auroc"]))

@@ -1,8 +1,5 @@
 """The commands `mhpc evaluate`, `mhpc ablate` and `mhpc coverage`. Thin; what is heavy is imported when it is run."""
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
@@ -10,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mhpc.evaluation.failures import refusals
 from mhpc.evaluation.options import Bounds, Choices, Features, Output, Plane, Protocol, Sampling, Scoring, grouped
 
 FolderArgument = Annotated[Path, typer.Argument(help="In the MVTec layout: a category, or a folder of them.")]
@@ -31,23 +29,6 @@ BANK_NOTE = (
     "Banks of vanilla have as many rows as online's, unless -p says otherwise or nothing is aggregated. Peak memory is "
     "the model's, beside the backbone's and the features'; seconds count the backbone."
 )
-
-
-@contextmanager
-def refusals(command: str) -> Iterator[None]:
-    """What cannot be used becomes one line on stderr and exit code 2; warnings are lines there, too."""
-
-    def warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-        kind = "" if category is UserWarning else f"{category.__name__}: "
-        typer.echo(f"mhpc {command}: {kind}{message}", err=True)
-
-    try:
-        with warnings.catch_warnings():
-            warnings.showwarning = warn
-            yield
-    except ValueError as error:
-        typer.echo(f"mhpc {command}: {' '.join(str(error).split())}", err=True)
-        raise typer.Exit(2) from error
 
 
 @grouped
@@ -129,7 +110,8 @@ def ablate(
         ]
         document = {**described("ablate", arguments, protocol), "ablation": grid, "sampling": sampled}
         table_of = [{"table": "ablation", **row} for row in grid] + [{"table": "sampling", **row} for row in sampled]
-        report(tables, [FULL_ROW_NOTE if full else ROW_NOTE, BANK_NOTE], table_of, document, output)
+        notes = [FULL_ROW_NOTE if full else ROW_NOTE, BANK_NOTE, *ablation.distinct_notes(outcomes)]
+        report(tables, notes, table_of, document, output)
 
 
 @grouped

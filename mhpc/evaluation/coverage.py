@@ -9,6 +9,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from torch import Tensor
 
+from mhpc.core.batch import projection_dimension
 from mhpc.evaluation.options import Plane
 from mhpc.linalg import nearest
 from mhpc.sampler import make_sampler
@@ -47,12 +48,13 @@ class Projection:
 
 
 def cover(rows: Tensor, sampler: str, percentage: float, device: str = "cpu", seed: int = 0) -> Coverage:
-    """What a sampler chooses of rows [N, D], and how far all rows are from it.
+    """What a sampler chooses of rows [N, D], and how far all rows are from it; it projects them where VANILLA does.
 
     Raises:
         ValueError: an unknown sampler, or a percentage outside (0, 1).
     """
-    indices = make_sampler(sampler, percentage, device, seed).select(rows)
+    _, D = rows.shape
+    indices = make_sampler(sampler, percentage, device, seed, projection_dimension(D)).select(rows)
     distances = nearest(rows.to(device), rows[indices].to(device))[0].cpu()  # GPU sync
     return Coverage(sampler, indices.numpy(), distances.numpy())
 

@@ -1,11 +1,13 @@
 """One category, one model: learn, calibrate, score; figures of merit and of cost."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from mhpc.core.calibration import MIN_TAIL, fit_threshold
 from mhpc.core.mh_patch_core import MHPatchCore, Prediction
@@ -16,6 +18,9 @@ from mhpc.evaluation.options import Protocol
 from mhpc.evaluation.patches import Extract, PatchSource
 
 LEAST = 2 * MIN_TAIL  # scores that a threshold is fitted to, at least
+
+
+Done = TypeVar("Done")
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,13 @@ class Figures:
     notes: tuple[str, ...] = ()
 
 
+class Cost(NamedTuple):
+    """Seconds, and the most memory held in MiB, or None where that is not known."""
+
+    seconds: float
+    peak_mib: float | None
+
+
 class Split(NamedTuple):
     """A category's pictures: to learn from, held out to calibrate (or None, and `note` says why), and to score."""
 
@@ -73,11 +85,11 @@ def split_category(
     """Draw by protocol.seed what is held out of train/good; the same seed draws the same, whatever the model."""
     n = len(category.train)
     order = np.random.default_rng(protocol.seed).permutation(n)
-    held = max(LEAST, round(n * protocol.calibration_share)) if protocol.calibration_share else 0
-    note = "" if held else "no threshold: --calibration-share 0 holds no picture out"
-    if 2 * held > n:
-        note = f"no threshold: {n} pictures in train/{GOOD}, {2 * LEAST} are needed to hold {LEAST} out"
-        held = 0
+    held, note = min(max(LEAST, round(n * protocol.calibration_share)), n // 2), ""
+    if not protocol.calibration_share:
+        held, note = 0, "no threshold: --calibration-share 0 holds no picture out"
+    elif held < LEAST:
+        held, note = 0, f"no threshold: {n} pictures in train/{GOOD}, {2 * LEAST} are needed to hold {LEAST} out"
     learn, calibrate = order[: n - held][: protocol.images], order[n - held :]
 
     def source(samples: list[Sample], stage: str) -> PatchSource:
@@ -96,45 +108,50 @@ def evaluate_model(
     model: MHPatchCore, category: Category, split: Split, protocol: Protocol, passes: int = 1
 ) -> tuple[Figures, Run]:
     """Learn, calibrate and score with a model whose features are those of `split`."""
-    read, spared = split.learn.read_seconds, split.learn.spared_seconds
-    with Meter(model.device) as fitting:
-        model.fit_features(lambda: split.learn, passes)
-    fit_seconds = fitting.seconds - (split.learn.read_seconds - read) + split.learn.spared_seconds - spared
+    _, fitting = _metered(lambda: model.fit_features(lambda: split.learn, passes), split.learn, model.device)
     threshold = None
     if split.calibrate is not None:
         scores = _predict(model, split.calibrate).scores.double().numpy()
         threshold = fit_threshold(scores, protocol.false_positive_rate).value
-    test = split.test
-    read, spared = test.read_seconds, test.spared_seconds
-    with Meter(model.device) as scoring:
-        prediction = _predict(model, test)
-    score_seconds = scoring.seconds - (test.read_seconds - read) + test.spared_seconds - spared
+    prediction, scoring = _metered(lambda: _predict(model, split.test), split.test, model.device)
     run = Run(prediction.scores.double().numpy(), prediction.masks.numpy(), threshold)
-    pixel_auroc, aupro, notes = _pixel(run.maps, test)
-    decided = None if threshold is None else decisions(run.scores, test.labels, threshold)
-    peaks = (fitting.peak_mib, scoring.peak_mib)
-    bank = model.learner_.memory_
-    figures = Figures(
-        category=category.name,
-        image_auroc=image_auroc(run.scores, test.labels),
-        image_average_precision=image_average_precision(run.scores, test.labels),
+    return _figures(category.name, split, run, model.learner_.memory_, fitting, scoring), run
+
+
+def _metered(work: Callable[[], Done], source: PatchSource, device: torch.device) -> tuple[Done, Cost]:
+    """What the work gives, and its cost as if it had read nothing and the backbone had run on the whole source."""
+    read, spared = source.read_seconds, source.spared_seconds
+    with Meter(device) as meter:
+        done = work()
+    seconds = meter.seconds - (source.read_seconds - read) + source.spared_seconds - spared
+    return done, Cost(seconds, meter.peak_mib)
+
+
+def _figures(category: str, split: Split, run: Run, bank: Tensor, fitting: Cost, scoring: Cost) -> Figures:
+    labels = split.test.labels
+    pixel_auroc, aupro, pixel_note = _pixel(run.maps, split.test)
+    decided = None if run.threshold is None else decisions(run.scores, labels, run.threshold)
+    peaks = [cost.peak_mib for cost in (fitting, scoring) if cost.peak_mib is not None]
+    return Figures(
+        category=category,
+        image_auroc=image_auroc(run.scores, labels),
+        image_average_precision=image_average_precision(run.scores, labels),
         pixel_auroc=pixel_auroc,
         aupro=aupro,
         f1=None if decided is None else decided.f1,
         false_positive_rate=None if decided is None else decided.false_positive_rate,
-        threshold=threshold,
+        threshold=run.threshold,
         bank_rows=len(bank),
         bank_mib=bank.nbytes / MIB,
-        peak_mib=None if None in peaks else max(peak for peak in peaks if peak is not None),
-        fit_seconds=fit_seconds,
-        ms_per_image=1000 * score_seconds / len(test),
+        peak_mib=max(peaks) if len(peaks) == 2 else None,
+        fit_seconds=fitting.seconds,
+        ms_per_image=1000 * scoring.seconds / len(split.test),
         learned=len(split.learn),
         calibrated=0 if split.calibrate is None else len(split.calibrate),
-        good=int((~test.labels).sum()),
-        defective=int(test.labels.sum()),
-        notes=tuple(note for note in (split.note, notes) if note),
+        good=int((~labels).sum()),
+        defective=int(labels.sum()),
+        notes=tuple(note for note in (split.note, pixel_note) if note),
     )
-    return figures, run
 
 
 def mean_figures(rows: list[Figures]) -> dict[str, float | None]:

@@ -18,6 +18,7 @@ from mhpc.core.choices import (
     PatchCoreDistance,
     PatchCoreFeatureReduction,
 )
+from mhpc.evaluation.failures import check_device
 
 
 class SamplerName(Enum):
@@ -100,7 +101,9 @@ class Sampling:
     ] = None
     jitter: Annotated[
         float | None,
-        _option("Model", "VALUE", min=0, help="On the covariance's diagonal.", default="shrinkage"),
+        _option(
+            "Model", "VALUE", min=0, help="On the covariance's diagonal.", default="shrinkage without PCA, else none"
+        ),
     ] = None
 
 
@@ -167,17 +170,18 @@ class Protocol:
     threads: Annotated[int | None, _option("Run", "N", min=1, help="On the CPU.", default="as many as cores")] = None
 
     def start(self) -> None:
-        """Check, and take what the machine offers; raises ValueError where there is no such device."""
+        """Check, and take what the machine offers.
+
+        Raises:
+            ValueError: a rate outside (0, 1).
+            DeviceError: there is no such device.
+        """
         if not 0 < self.false_positive_rate < 1:
             raise ValueError(f"--false-positive-rate is {self.false_positive_rate}, expected a value in (0, 1)")
         if self.threads is not None:
             torch.set_num_threads(self.threads)
             threadpool_limits(self.threads)  # NumPy's and scikit-learn's
-        try:
-            torch.zeros(1, device=self.device)
-        except (RuntimeError, AssertionError) as error:
-            problem = str(error).splitlines()[0]
-            raise ValueError(f"device {self.device!r} cannot be used ({problem}); give cpu, cuda or cuda:N") from None
+        check_device(self.device)
 
 
 @dataclass(frozen=True)

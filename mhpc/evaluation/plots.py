@@ -87,14 +87,17 @@ def draw_heat_maps(path: Path, name: str, tiles: Sequence[Tile], threshold: floa
     columns = 2 * PER_GROUP
     figure = Figure(figsize=(1.85 * columns, 2.05 * len(groups) + 1.2), dpi=DPI, layout="constrained")
     axes: Any = figure.subplots(len(groups), columns, squeeze=False)
-    norm = Normalize(*_heat_range(tiles, threshold))
+    lowest, highest = _heat_range(tiles, threshold)
+    norm = Normalize(lowest, highest)
     for row, (title, members) in zip(axes, groups, strict=True):
         for axis in row:
             axis.axis("off")
         row[0].text(-0.12, 0.5, title, transform=row[0].transAxes, rotation=90, ha="center", va="center", fontsize=12)
         for i, tile in enumerate(members):
             heat = _draw_tile(row[2 * i], row[2 * i + 1], tile, threshold, norm)
-    bar = figure.colorbar(heat, ax=list(axes.flat), shrink=0.6, pad=0.01)
+    saturated = max(float(tile.heat.max()) for _, members in groups for tile in members) > highest
+    extend = "max" if saturated else "neither"
+    bar = figure.colorbar(heat, ax=list(axes.flat), shrink=0.6, pad=0.01, extend=extend)
     line = "" if threshold is None else f" (line: the image score's threshold, {threshold:.3g})"
     bar.set_label(f"anomaly map{line}", fontsize=12)
     if threshold is not None:
@@ -109,14 +112,17 @@ def draw_heat_maps(path: Path, name: str, tiles: Sequence[Tile], threshold: floa
 
 
 def _groups(tiles: Sequence[Tile]) -> list[tuple[str, list[Tile]]]:
+    """The rows of the sheet. None stands in two: of few pictures, the better half at most is the best."""
     by_score = sorted(tiles, key=lambda tile: tile.score)
     bad, good = [t for t in by_score if t.is_anomaly], [t for t in by_score if not t.is_anomaly]
-    return [
-        ("worst: defective,\nlowest scores", bad[:PER_GROUP]),
-        ("worst: good,\nhighest scores", good[::-1][:PER_GROUP]),
-        ("best: defective,\nhighest scores", bad[::-1][:PER_GROUP]),
-        ("best: good,\nlowest scores", good[:PER_GROUP]),
+    n_bad, n_good = len(bad) // 2, len(good) // 2  # the best
+    groups = [
+        ("worst: defective,\nlowest scores", bad[: len(bad) - n_bad][:PER_GROUP]),
+        ("worst: good,\nhighest scores", good[n_good:][::-1][:PER_GROUP]),
+        ("best: defective,\nhighest scores", bad[len(bad) - n_bad :][::-1][:PER_GROUP]),
+        ("best: good,\nlowest scores", good[:n_good][:PER_GROUP]),
     ]
+    return [(title, members) for title, members in groups if members]
 
 
 def _heat_range(tiles: Sequence[Tile], threshold: float | None) -> tuple[float, float]:

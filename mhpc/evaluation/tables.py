@@ -73,7 +73,7 @@ def report(tables: Sequence[Table], notes: Sequence[str], rows: Sequence[Row], d
     """Print the tables and notes, and write what `output` asks for; on stderr where stdout takes a document.
 
     Raises:
-        ValueError: JSON and CSV were both asked for on stdout, or a file cannot be written.
+        OSError: a file cannot be written.
     """
     aside = "-" in (str(output.json), str(output.csv))
     console = Console(stderr=aside, highlight=False)
@@ -114,4 +114,4 @@ def _write(path: Path, text: str) -> None:
     try:
         path.write_text(text)
     except OSError as error:
-        raise ValueError(f"{path} cannot be written: {error.strerror}") from None
+        raise OSError(f"{path} cannot be written: {error.strerror}") from None

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import sklearn.cluster
@@ -182,6 +184,19 @@ def test_a_start_that_cannot_be_made_is_refused(kmeans: MiniBatchKMeans, batch: 
     for learn in (kmeans.partial_fit, kmeans.fit):
         with pytest.raises(ValueError, match=text):
             learn(batch)
+
+
+@pytest.mark.parametrize(
+    ("init", "text"),
+    [
+        (lambda x, k, random_state: x[:k], r"init is <function .*, expected .* or centres \[5, D\]"),
+        (None, r"init is None, expected .* or centres \[5, D\]"),
+        ({"a": 1}, r"init is {'a': 1}, expected .* or centres \[5, D\]"),
+        (3, r"init has shape \[\], expected \[5, 4\]"),
+    ],
+)
+def test_what_are_no_centers_is_refused(init: Any, text: str) -> None:
+    test_a_start_that_cannot_be_made_is_refused(MiniBatchKMeans(5, init), blobs(), text)
 
 
 def test_fit_refuses_fewer_rows_than_clusters_even_where_centers_are_given() -> None:

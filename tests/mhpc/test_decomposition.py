@@ -72,6 +72,20 @@ def test_all_components_give_the_rows_back() -> None:
         pca.inverse_transform(x[:, :3])
 
 
+def test_whole_numbers_are_taken_by_all_methods_as_scikit_learn_takes_them() -> None:
+    x = (10 * parts_with_spread(D=3)).round().long().numpy()
+    pca = IncrementalPCA(3).fit(x)
+    coordinates = pca.transform(x).round().astype(int)
+    expected = pca.inverse_transform(coordinates.astype(float))
+    np.testing.assert_array_equal(pca.inverse_transform(coordinates), expected)
+    np.testing.assert_array_equal(pca.inverse_transform(coordinates.tolist()), expected)
+    np.testing.assert_allclose(expected, x, atol=2)
+    with pytest.raises(ValueError, match=r"Z has shape \[500, 2\], expected \[N, 3\]"):
+        pca.inverse_transform(coordinates[:, :2])
+    with pytest.raises(ValueError, match=r"Z is torch\.int64, expected a floating type"):
+        pca.inverse_transform(torch.from_numpy(coordinates))
+
+
 def test_the_norm_of_whitened_rows_is_the_mahalanobis_distance() -> None:
     x = parts_with_spread()
     pca = fed(IncrementalPCA(dtype=torch.float64), x, 64)

@@ -1,20 +1,11 @@
-"""One contract for all that learns from a stream of rows, and scikit-learn's own checks where they apply.
-
-OnlineCovariance takes part in the first alone: it is told D, `update`s and has no `fit`. OnePassLearner learns from
-pictures, [B, P, D], which scikit-learn's checks do not make.
-"""
+"""One contract for all that learns from a stream of rows; scikit-learn's is put to the test in test_sklearn_checks."""
 
 import copy
-import pickle
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import numpy as np
 import pytest
 import torch
-from sklearn.base import clone
-from sklearn.pipeline import make_pipeline
-from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import Tensor
 
 from mhpc import IncrementalPCA, MiniBatchKMeans, OnlineCovariance
@@ -177,6 +168,15 @@ def test_a_state_without_one_of_its_tensors_is_refused_by_name(estimator: Estima
             estimator.make().load_state_dict({key: value for key, value in whole.items() if key != name})
 
 
+@pytest.mark.parametrize("name", ["OnlineCovariance", "IncrementalPCA", "MiniBatchKMeans"])
+def test_a_state_that_is_refused_leaves_what_was_learned(name: str) -> None:
+    e, same = fed(ESTIMATORS[name], rows()), fed(ESTIMATORS[name], rows())
+    for missing in e.state_dict():
+        with pytest.raises(ValueError, match="the state has no tensor"):
+            e.load_state_dict({key: torch.ones_like(v) for key, v in e.state_dict().items() if key != missing})
+        assert_same_state(e, same)
+
+
 @pytest.mark.parametrize("name", WHOLLY_MOVABLE)
 def test_every_tensor_moves_to_another_device(name: str) -> None:
     e = fed(ESTIMATORS[name], rows())
@@ -251,82 +251,3 @@ def test_how_rows_are_batched_matters_to_kmeans_only_where_it_changes_their_near
         two.partial_fit(part)
     assert not torch.allclose(one.cluster_centers_, two.cluster_centers_, atol=1e-3)  # else this shows nothing
     assert float(two.counts_.sum()) == float(one.counts_.sum()) == 40
-
-
-# --- scikit-learn's conventions ---
-
-# Skipped by themselves: check_array_api_input, which switches on scikit-learn's own dispatch (tensors are taken without
-# it) by SCIPY_ARRAY_API, and check_sample_weights_pandas_series where pandas is not installed.
-DRAWN = {
-    "check_sample_weight_equivalence_on_dense_data": "centres begin at rows that are drawn, and of rows given twice "
-    "others are drawn than of rows that weigh twice: equal in distribution alone; scikit-learn's own is excused, too"
-}
-
-
-def does_not_apply(estimator: Any) -> dict[str, str]:
-    return DRAWN if getattr(estimator, "init", None) in ("k-means++", "random") else {}
-
-
-@parametrize_with_checks(  # type: ignore[untyped-decorator]  # scikit-learn publishes no types
-    [
-        IncrementalPCA(),
-        IncrementalPCA(2),
-        MiniBatchKMeans(3),
-        MiniBatchKMeans(3, init="k-means++"),
-        MiniBatchKMeans(3, init="random"),
-    ],
-    expected_failed_checks=does_not_apply,
-)
-def test_it_passes_scikit_learns_own_check(estimator: Any, check: Callable[[Any], None]) -> None:
-    check(estimator)
-
-
-@pytest.mark.parametrize(
-    ("e", "methods"),
-    [
-        (IncrementalPCA(3), ["transform", "whiten", "fit_transform"]),
-        (MiniBatchKMeans(3), ["transform", "predict", "fit_transform", "fit_predict"]),
-    ],
-)
-def test_arrays_give_arrays_and_tensors_give_tensors_of_the_same_values_and_type(e: Any, methods: list[str]) -> None:
-    for dtype in (torch.float32, F64):
-        x = rows().to(dtype)
-        for name in methods:
-            from_tensor = getattr(clone(e).fit(x), name)(x)
-            from_array = getattr(clone(e).fit(x.numpy()), name)(x.numpy())
-            assert isinstance(from_tensor, Tensor)
-            assert isinstance(from_array, np.ndarray)
-            np.testing.assert_array_equal(from_tensor, from_array)
-            assert from_tensor.dtype == (dtype if from_tensor.is_floating_point() else torch.int64)
-
-
-@pytest.mark.parametrize("e", [IncrementalPCA(3, F64, "cpu"), MiniBatchKMeans(3, init=rows(3)), MiniBatchKMeans(4)])
-def test_a_clone_has_the_parameters_and_nothing_learned(e: Any) -> None:
-    twin = clone(e.fit(rows()))
-    assert set(vars(twin)) == set(e.get_params())
-    assert repr(twin) == repr(e)
-    with pytest.raises(ValueError, match=r"has seen (0 rows|no batch)"):
-        twin.transform(rows())
-
-
-@pytest.mark.parametrize("e", [IncrementalPCA(3), MiniBatchKMeans(4)])
-def test_fit_forgets_what_was_learned_before(e: Any) -> None:
-    again = clone(e).fit(rows(30, seed=3).repeat(1, 2)).fit(rows())
-    assert_same_state(again, clone(e).fit(rows()))
-    assert again.n_features_in_ == D
-
-
-@pytest.mark.parametrize("e", [IncrementalPCA(3), MiniBatchKMeans(4)])
-def test_a_pickled_one_learns_on(e: Any) -> None:
-    first = clone(e).fit(rows())
-    second = pickle.loads(pickle.dumps(first))  # noqa: S301 - our own bytes
-    for one in (first, second):
-        one.partial_fit(rows(seed=1))
-    assert_same_state(first, second)
-
-
-def test_they_make_a_pipeline_that_names_its_features() -> None:
-    pipeline = make_pipeline(IncrementalPCA(3), MiniBatchKMeans(2))
-    assert pipeline.fit_transform(rows().numpy()).shape == (40, 2)
-    assert pipeline.get_feature_names_out().tolist() == ["minibatchkmeans0", "minibatchkmeans1"]
-    assert pipeline[:-1].get_feature_names_out().tolist() == [f"incrementalpca{i}" for i in range(3)]

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from mhpc.linalg import (
     ROWS_PER_BLOCK,
     Moments,
     all_finite,
+    all_or_nothing,
     batch_moments,
     blocks,
     check_rows,
@@ -178,6 +181,36 @@ def test_blocks_are_smaller_where_they_make_long_rows_and_leave_nothing_out(colu
 def test_unusable_rows_are_refused_with_what_came(x: Tensor, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         check_rows(x, 3)
+
+
+@pytest.mark.parametrize(("x", "came"), [(np.zeros((2, 3)), "numpy.ndarray"), ([[0.0]], "list"), (None, "NoneType")])
+def test_rows_that_are_no_tensor_are_refused_by_their_type(x: Any, came: str) -> None:
+    with pytest.raises(ValueError, match=f"X is a {came}, expected a torch.Tensor: convert it by torch.as_tensor"):
+        check_rows(x)
+
+
+class Counter:
+    def __init__(self) -> None:
+        self.n = 1
+
+    @all_or_nothing
+    def learn(self, n: int, *, error: type[BaseException] | None = None) -> int:
+        """Doc."""
+        self.n, self.seen = n, True
+        if error:
+            raise error
+        return n
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_what_fails_half_way_leaves_every_attribute_as_it_was(error: type[BaseException]) -> None:
+    counter = Counter()
+    with pytest.raises(error):
+        counter.learn(2, error=error)
+    assert vars(counter) == {"n": 1}
+    assert counter.learn(n=3) == 3
+    assert vars(counter) == {"n": 3, "seen": True}
+    assert Counter.learn.__doc__ == "Doc."
 
 
 @pytest.mark.parametrize(

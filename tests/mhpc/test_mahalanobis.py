@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -166,6 +168,69 @@ def test_sums_in_float64_of_float32_products_are_no_surer_than_those() -> None:
         with pytest.raises(ValueError, match="is not positive definite"):
             CovarianceCholesky(precision=torch.float32).compute(scatter)
     assert passed > 0  # else rounding was never put to the test
+
+
+@pytest.mark.parametrize("given", [np.eye(3), np.eye(3).tolist()])
+def test_what_is_no_tensor_is_refused_by_its_type(given: Any) -> None:
+    for take, name in (
+        (OnlineCovariance(3).update, "batch"),
+        (CovarianceCholesky().compute, "covariance"),
+        (lambda S: oas(S, 9), "covariance"),
+    ):
+        with pytest.raises(ValueError, match=rf"{name} is a (numpy\.ndarray|list), expected a torch\.Tensor"):
+            take(given)
+
+
+@pytest.mark.parametrize("num_features", [0, -1, 2.0, True, "3"])
+def test_a_number_of_features_that_cannot_be_is_refused(num_features: Any) -> None:
+    with pytest.raises(ValueError, match=rf"num_features is '?{num_features}'?, expected an int of 1 or more"):
+        OnlineCovariance(num_features)
+    with pytest.raises(ValueError, match=r"dtype is torch\.int64, expected a floating type"):
+        OnlineCovariance(3, torch.int64)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_factored_in_float32(dtype: torch.dtype) -> None:
+    S = torch.tensor([[4.0, 1.0], [1.0, 9.0]])
+    for factor in (CovarianceCholesky().compute(S.to(dtype)), CovarianceCholesky(0.0, torch.float32).compute(S)):
+        assert factor.dtype == torch.float32
+        torch.testing.assert_close(factor @ factor.T, S)
+    assert oas(S.to(dtype), 20).dtype == torch.float32
+    close = torch.tensor([[1.0, 1.0], [1.0, 1.0 + torch.finfo(dtype).eps]])  # a pivot of one unit in the last place
+    with pytest.raises(ValueError, match="is not positive definite"):
+        CovarianceCholesky().compute(close.to(dtype))
+    assert CovarianceCholesky().compute(close).shape == (2, 2)
+
+
+def test_half_precision_rows_are_multiplied_in_float32() -> None:
+    x = (300 * correlated(50, 3)).half()  # their squares are beyond float16
+    cov = OnlineCovariance(3, torch.float16).update(x)
+    np.testing.assert_allclose(cov.moments_.scatter / 49, np.cov(x.double().T.numpy()), rtol=1e-5)
+    assert cov.mean_.dtype == torch.float16
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("unit", [1.0, 1e-6, 1e6])
+def test_an_asymmetric_matrix_is_refused_with_how_much_it_is(dtype: torch.dtype, unit: float) -> None:
+    S = torch.tensor([[4.0, 1.0, 0.0], [1.0, 9.0, 2.0], [0.0, 2.5, 16.0]], dtype=dtype) * unit
+    assert torch.linalg.cholesky_ex(S).info == 0  # its lower triangle alone is fine
+    for jitter in (0.0, 0.1 * unit):
+        with pytest.raises(ValueError, match=r"covariance \[3, 3\] is asymmetric: \[1, 2\] is 2\S*, \[2, 1\] is 2\.5"):
+            CovarianceCholesky(jitter).compute(S)
+    assert CovarianceCholesky().compute((S + S.T) / 2).shape == (3, 3)
+    L = CovarianceCholesky().compute((S + S.T) / 2)
+    with pytest.raises(ValueError, match="is asymmetric"):
+        CovarianceCholesky(jitter=unit).compute(L)  # the factor by mistake for the covariance
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_asymmetry_of_float32_rounding_is_no_matter_in_any_units(dtype: torch.dtype) -> None:
+    units = torch.tensor([1.0, 1e-6, 1e6, 1.0], dtype=torch.float64)
+    S = correlated(5000, 4).T.cov()
+    S = S * (1 + 1e-5 * torch.rand(4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    assert float((S - S.T).abs().max()) > 0
+    S = (S * torch.outer(units, units)).to(dtype)
+    assert bool(CovarianceCholesky().compute(S).isfinite().all())
 
 
 def test_a_covariance_that_is_not_finite_is_refused() -> None:

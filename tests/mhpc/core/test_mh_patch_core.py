@@ -222,8 +222,9 @@ def test_predicting_before_learning_is_refused() -> None:
 def test_a_loader_without_a_batch_is_refused(trained: MHPatchCore) -> None:
     with pytest.raises(ValueError, match="the loader gave no batch, expected at least one"):
         trained.predict([])
-    with pytest.raises(ValueError, match="nothing was learned yet"):
-        made().fit([])
+    for options in ({}, VANILLA):
+        with pytest.raises(ValueError, match=r"the loader (gave no batch|empty)"):
+            made(**options).fit([])
 
 
 @pytest.mark.parametrize("batch", [[1, 2], {"picture": torch.zeros(1, 3, 64, 64)}, {"image": "a.png"}])
@@ -409,3 +410,34 @@ def test_a_file_that_cannot_be_written_leaves_the_one_that_was_there(
         trained.save(tmp_path / "model")
     assert (tmp_path / "model").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"coreset_percentage": None}, "Percentage value not in"),
+        ({"pca_variance_ratio": "0.9"}, "pca_variance_ratio is '0.9'"),
+        ({"jitter": "a"}, "jitter is 'a'"),
+        ({"bank_size": True}, "bank_size is True"),
+        ({"seed": None}, "seed is None"),
+        ({"input_shape": 64}, r"input_shape is 64, expected \(H, W\)"),
+        ({"input_shape": (64, 64, 3)}, "expected \\(H, W\\)"),
+        ({"sampler": ["random"]}, "sampler is \\['random'\\]"),
+    ],
+)
+def test_values_of_another_type_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        made(**options)
+
+
+def test_a_model_is_not_saved_where_no_file_can_be(trained: MHPatchCore, tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "nowhere" / "model"):
+        with pytest.raises(ValueError, match="cannot be written: expected a file in a folder that exists"):
+            trained.save(path)
+
+
+def test_constant_images_are_learned_by_every_distance() -> None:
+    for distance in PatchCoreDistance:
+        for reduction in PatchCoreFeatureReduction:
+            model = made(distance=distance, feature_reduction=reduction).fit(torch.zeros(4, 3, SIDE, SIDE))
+            assert predicted(model, parts(2)).scores.isfinite().all()

@@ -6,7 +6,7 @@ import pytest
 from mhpc.core.backbones import load_backbone
 from mhpc.core.choices import PatchCoreAggregation, PatchCoreAlgorithm, PatchCoreDistance, PatchCoreFeatureReduction
 from mhpc.core.mh_patch_core import MHPatchCore
-from mhpc.evaluation.ablation import PROPOSED, Variation, ablate, by_auroc, full_grid, grid, sampling
+from mhpc.evaluation.ablation import PROPOSED, Variation, ablate, by_auroc, distinct_notes, full_grid, grid, sampling
 from mhpc.evaluation.evaluate import evaluate_model, split_category
 from mhpc.evaluation.mvtec import read_category
 from mhpc.evaluation.options import Protocol
@@ -79,6 +79,13 @@ def test_rows_are_sorted_by_their_auroc_and_flat_for_a_table(few: Path) -> None:
     assert row["images_per_second"] == pytest.approx(1000 / row["ms_per_image"])
     assert row["categories"][0]["category"] == "few"
     assert row["algorithm"] in ("vanilla", "online")
+
+
+def test_why_a_figure_is_missing_is_said_once_for_each_category(few: Path) -> None:
+    backbone, category = load_backbone("tiny", "bundled"), read_category(few)
+    outcomes = ablate(grid()[:2], [category], backbone, ARGUMENTS, Protocol())
+    assert outcomes[0].mean["f1"] is None
+    assert distinct_notes(outcomes) == ["few: no threshold: 6 pictures in train/good, 40 are needed to hold 20 out"]
 
 
 def test_what_a_row_refuses_names_the_row(plates: Path) -> None:

@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_info, threadpool_limits  # type: ignore[imp
 from typer.testing import CliRunner, Result
 
 from mhpc.__main__ import app
+from mhpc.core.mh_patch_core import MHPatchCore
 from mhpc.evaluation.options import SamplerName
 from mhpc.sampler import make_sampler
 from tests.mhpc.evaluation.parts import SIDE, write_category
@@ -25,9 +26,9 @@ def mhpc(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "80"})
 
 
-def refusal(*arguments: object) -> str:
+def refusal(*arguments: object, code: int = 2) -> str:
     result = mhpc(*arguments)
-    assert result.exit_code == 2, result.output
+    assert result.exit_code == code, result.output
     assert result.stdout == ""
     assert result.stderr.count("\n") == 1, result.stderr
     return result.stderr
@@ -130,10 +131,6 @@ def test_the_options_reach_the_model(plates: Path) -> None:
         (("--distance", "euclidean", "--jitter", "0.1"), "it is for --distance mahalanobis"),
         (("--passes", "2"), "--passes is 2, expected 1 or 3"),
         (("--weights", "x", "--backbone", "a.b:c"), "brings its own"),
-        (("--backbone", "a.b:c"), "the layers of a.b:c are not known"),
-        (("--backbone", "resnet19"), "backbone 'resnet19' is unknown"),
-        (("--layers", "layer9"), "layer9"),
-        (("--device", "abacus"), "device 'abacus' cannot be used"),
         (("--false-positive-rate", "1"), "expected a value in (0, 1)"),
         ((*VANILLA, "-p", "1.5"), "Percentage value not in (0, 1)."),
         (("--json", "-", "--csv", "-"), 'both ask for stdout ("-")'),
@@ -147,6 +144,57 @@ def test_options_that_cannot_be_used_are_refused_in_one_line(
     said = refusal("evaluate", plates, *options)
     assert said.startswith("mhpc evaluate: ")
     assert complaint in said
+
+
+@pytest.mark.parametrize("command", [("evaluate",), ("ablate",), ("coverage", "--output", "unused")])
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (("--backbone", "a.b:c"), "the layers of a.b:c are not known"),
+        (("--backbone", "a.b:c", "--layers", "x"), "No module named 'a'"),
+        (("--backbone", "resnet19"), "backbone 'resnet19' is unknown"),
+        (("--layers", "layer9"), "layer9"),
+        (("--weights", "nowhere.safetensors"), "weights 'nowhere.safetensors' cannot be read"),
+    ],
+)
+def test_a_model_that_cannot_be_used_ends_a_command_with_4(
+    plates: Path, command: tuple[str, ...], options: tuple[str, ...], complaint: str
+) -> None:
+    said = refusal(*command, plates, *options, code=4)
+    assert said.startswith(f"mhpc {command[0]}: ")
+    assert complaint in said
+
+
+@pytest.mark.parametrize("command", [("evaluate",), ("ablate",), ("coverage", "--output", "unused")])
+def test_a_device_that_is_not_there_ends_a_command_with_5(plates: Path, command: tuple[str, ...]) -> None:
+    said = refusal(*command, plates, "--device", "abacus", code=5)
+    assert said.startswith(f"mhpc {command[0]}: device 'abacus' cannot be used (")
+
+
+def test_a_device_that_runs_out_of_memory_ends_a_command_with_5(plates: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation.")
+
+    monkeypatch.setattr(MHPatchCore, "extract", full)
+    assert refusal("evaluate", plates, *QUICK, code=5) == (
+        "mhpc evaluate: the device failed (CUDA out of memory. Tried to allocate 2.00 GiB.); give it less at a time, "
+        "or another --device\n"
+    )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device that is always full")
+@pytest.mark.parametrize("option", ["--json", "--csv"])
+def test_a_full_disk_ends_a_command_with_1(plates: Path, option: str) -> None:
+    result = mhpc("evaluate", plates, *QUICK, option, "/dev/full")
+    assert result.exit_code == 1
+    assert result.stderr == "mhpc evaluate: /dev/full cannot be written: No space left on device\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device that is always full")
+def test_a_full_disk_ends_the_drawing_of_pictures_with_1(plates: Path, tmp_path: Path) -> None:
+    (tmp_path / "plates-coverage.png").symlink_to("/dev/full")
+    said = refusal("coverage", plates, *QUICK, "--plane", "pca", "--output", tmp_path, code=1)
+    assert "No space left on device" in said
 
 
 @pytest.mark.parametrize("command", [("evaluate",), ("ablate",), ("coverage", "--output", "unused")])
@@ -175,6 +223,7 @@ def test_ablate_prints_the_grid_sorted_and_the_sampling_table(few: Path, tmp_pat
     assert [row["table"] for row in rows] == ["ablation"] * 8 + ["sampling"] * 4
     assert [rows[-1]["sampler"], rows[0]["sampler"]] == ["random", ""]
     assert "online proposed" in result.stdout
+    assert " ".join(result.stdout.split()).count("few: no threshold: 6 pictures in train/good, 40 are needed") == 1
     assert max(len(line.rstrip()) for line in result.stdout.splitlines()) <= 80
 
 

@@ -1,14 +1,19 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from mhpc.core.batch import PROJECT_FROM, PROJECTED, BatchLearner
+from mhpc.core.choices import PatchCoreDistance, PatchCoreFeatureReduction
+from mhpc.core.whitening import ZSpace
 from mhpc.evaluation.coverage import SHOWN, SHOWN_CHOSEN, cover, project
 from mhpc.evaluation.options import Plane
-from mhpc.evaluation.plots import Tile, draw_coverage, draw_heat_maps
+from mhpc.evaluation.plots import Tile, _groups, draw_coverage, draw_heat_maps
 from mhpc.sampler import GreedyCoresetSampler
 
 
@@ -25,6 +30,14 @@ def test_coverage_is_the_distance_to_the_nearest_chosen_row() -> None:
     assert np.allclose(found.distances, expected.numpy(), atol=1e-4)
     assert found.radius == pytest.approx(float(expected.max()), abs=1e-4)
     assert found.distances[found.worst] == found.distances.max()
+
+
+@pytest.mark.parametrize("d", [PROJECTED + 1, PROJECT_FROM])
+def test_the_coreset_is_the_bank_of_vanilla_projected_or_not(d: int) -> None:
+    x = rows(200, d)
+    as_they_are = ZSpace(PatchCoreFeatureReduction.NONE, PatchCoreDistance.EUCLIDEAN)
+    vanilla = BatchLearner(0.1, space=as_they_are, seed=3).fit([x[None]])
+    assert torch.equal(x[cover(x, "greedy_coreset", 0.1, seed=3).indices], vanilla.memory_)
 
 
 def test_a_greedy_coreset_covers_with_a_smaller_radius_than_a_random_sample() -> None:
@@ -69,6 +82,34 @@ def tiles(good: int, bad: int) -> list[Tile]:
              rng.random((32, 32), dtype=np.float32) + (i < bad), float(i), i < bad)
         for i in range(good + bad)
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("n", "worst", "best"), [(1, 1, 0), (2, 1, 1), (5, 3, 2), (7, 4, 3), (8, 4, 4), (20, 4, 4)])
+def test_no_picture_stands_among_the_worst_and_the_best(n: int, worst: int, best: int) -> None:
+    groups = {title.replace("\n", " "): [tile.score for tile in tiles] for title, tiles in _groups(tiles(n, n))}
+    bad, good = [float(i) for i in range(n)], [float(n + i) for i in range(n)]
+    expected = {
+        "worst: defective, lowest scores": bad[:worst],
+        "worst: good, highest scores": good[::-1][:worst],
+        "best: defective, highest scores": bad[::-1][:best],
+        "best: good, lowest scores": good[:best],
+    }
+    assert groups == {title: scores for title, scores in expected.items() if scores}
+
+
+@pytest.mark.parametrize(("threshold", "extend"), [(None, "max"), (10.0, "neither")])
+def test_the_colour_bar_is_pointed_where_maps_go_beyond_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threshold: float | None, extend: str
+) -> None:
+    said, colorbar = [], Figure.colorbar
+
+    def spy(*given: Any, **named: Any) -> Any:
+        said.append(named["extend"])
+        return colorbar(*given, **named)
+
+    monkeypatch.setattr(Figure, "colorbar", spy)
+    draw_heat_maps(tmp_path / "sheet.png", "plates", tiles(3, 3), threshold)
+    assert said == [extend]
 
 
 @pytest.mark.parametrize(("good", "bad", "threshold"), [(9, 9, 10.0), (1, 2, None)])

@@ -85,6 +85,14 @@ def test_a_sixth_of_the_good_pictures_and_at_least_twenty_are_held_out(tmp_path:
     assert names(split_of(plates, model, Protocol(seed=1)))[1] != calibrate
 
 
+@pytest.mark.parametrize(("train", "share", "held"), [(43, 0.5, 21), (41, 0.1, 20), (40, 0.5, 20)])
+def test_half_of_the_good_pictures_at_most_are_held_out(tmp_path: Path, train: int, share: float, held: int) -> None:
+    folder = write_category(tmp_path / "plates", train=train, good=1, defective=1)
+    split = split_of(folder, made(), Protocol(calibration_share=share))
+    assert [len(part) for part in names(split)] == [train - held, held]
+    assert split.note == ""
+
+
 def test_a_cap_on_the_pictures_learned_leaves_the_held_out_as_they_are(plates: Path) -> None:
     learn, calibrate = names(split_of(plates, made(), Protocol()))
     assert names(split_of(plates, made(), Protocol(images=5))) == (learn[:5], calibrate)

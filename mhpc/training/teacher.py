@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
+from mhpc.core.backbones import BackboneError
+
 
 class Teacher:
     """Maps of `layers`, standardised per channel once `standardise` has seen some images."""
@@ -15,7 +17,7 @@ class Teacher:
         missing = [layer for layer in layers if layer not in known]
         if missing:
             children = ", ".join(name for name, _ in network.named_children())
-            raise ValueError(f"teacher has no layer {', '.join(missing)}; its children are {children}")
+            raise BackboneError(f"teacher has no layer {', '.join(missing)}; its children are {children}")
         self.layers = layers
         self.network = create_feature_extractor(network.eval(), list(layers)).to(device)
         self.network.requires_grad_(False).to(memory_format=torch.channels_last)
@@ -50,11 +52,11 @@ def load_teacher(reference: str) -> nn.Module:
     """
     module_name, _, function_name = reference.partition(":")
     if not module_name or not function_name:
-        raise ValueError(f'teacher {reference!r}: expected "package.module:function"')
+        raise BackboneError(f'teacher {reference!r}: expected "package.module:function"')
     try:
         network = getattr(importlib.import_module(module_name), function_name)()
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"teacher {reference!r} cannot be loaded: {error}; is its folder on PYTHONPATH?") from error
+        raise BackboneError(f"teacher {reference!r} cannot be loaded: {error}; is its folder on PYTHONPATH?") from error
     if not isinstance(network, nn.Module):
-        raise ValueError(f"teacher {reference!r} gave {type(network).__name__}, expected a torch.nn.Module")
+        raise BackboneError(f"teacher {reference!r} gave {type(network).__name__}, expected a torch.nn.Module")
     return network

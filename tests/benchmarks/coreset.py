@@ -5,10 +5,12 @@ else of rendered discs.
 """
 
 import importlib.util
+import io
 import sys
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import redirect_stderr
 
 import torch
 from torch import Tensor
@@ -104,5 +106,6 @@ def _against_anomalib(x: Tensor, k: int = 784) -> None:
         import anomalib
         from anomalib.models.components.sampling import KCenterGreedy
     ours = seconds(lambda: sampler(len(x), k).run(x), 3)
-    theirs = seconds(lambda: KCenterGreedy(x, sampling_ratio=k / len(x)).sample_coreset())
+    with redirect_stderr(io.StringIO()):  # its progress bar
+        theirs = seconds(lambda: KCenterGreedy(x, sampling_ratio=k / len(x)).sample_coreset())
     print(f"  {k} chosen: {theirs / ours:.0f} times the speed of anomalib {anomalib.__version__}'s KCenterGreedy")

@@ -31,8 +31,8 @@ def does_not_apply(estimator: Any) -> dict[str, str]:
     return DRAWN if getattr(estimator, "init", None) in ("k-means++", "random") else {}
 
 
-# 3 clusters, not the default's 8: check_sample_weights_shape and check_sample_weights_not_overwritten give rows of which
-# 4 are distinct, and init="k-center" refuses more clusters than that (k-means++ repeats a row).
+# 3 clusters, not the default's 8: check_sample_weights_shape and check_sample_weights_not_overwritten give rows of
+# which 4 are distinct, and init="k-center" refuses more clusters than that (k-means++ repeats a row).
 @parametrize_with_checks(  # type: ignore[untyped-decorator]  # scikit-learn publishes no types
     [
         IncrementalPCA(),

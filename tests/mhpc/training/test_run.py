@@ -41,7 +41,6 @@ def test_resuming_a_finished_run_writes_the_same_weights(tmp_path: Path) -> None
         (("--crop", "40"), "expected a multiple of 16"),
         (("--resume",), "there is no checkpoint"),
         (("--teacher-layers", "fine"), "1 teacher layers given; expected 2"),
-        (("--device", "abacus"), "expected cpu, cuda or cuda:N"),
     ],
 )
 def test_train_refuses_what_it_cannot_use_with_exit_code_2(

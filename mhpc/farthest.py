@@ -68,7 +68,8 @@ def farthest_first(
     with tqdm(total=len(search.chosen), desc="coreset", delay=2) if shown else nullcontext() as bar:
         while search.unfinished():
             members, outside = search.exact()  # 1, 2
-            search.choose(*search.largest(members, outside, candidates))  # 3
+            if len(members):  # none where all bounds above the radius were out of date
+                search.choose(*search.largest(members, outside, candidates))  # 3
             if bar is not None:
                 bar.update(search.count - bar.n)
     indices = torch.from_numpy(search.chosen[: search.count]).to(x.device)
@@ -142,7 +143,7 @@ class _Search:
         return members, float(np.nextafter(self.bounds.dtype.type(level), -np.inf))
 
     def _level(self) -> float:
-        """What about MEMBERS distances reach, one of them for sure, and all are above `stop`."""
+        """What about MEMBERS distances reach, and all are above `stop`."""
         known = self.bounds[self.known]
         rank = min(len(known), max(1, round(len(known) * MEMBERS / len(self.bounds))))
         level = float(np.partition(known, len(known) - rank)[len(known) - rank])

@@ -124,6 +124,23 @@ def test_of_equal_rows_one_is_chosen_whatever_rounding_says(dtype: torch.dtype) 
         assert found.radius == pytest.approx(0, abs=1e-2)
 
 
+@pytest.mark.parametrize("covered", [0, 5])
+@pytest.mark.parametrize("seed", range(6))
+def test_with_a_radius_it_stops_where_the_textbook_loop_does(seed: int, covered: int, monkeypatch: Any) -> None:
+    monkeypatch.setattr(farthest, "KNOWN", 5)  # so that bounds above the radius go out of date
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(3000, 8, generator=generator, dtype=torch.float64)
+    distances = torch.cdist(x, x[:covered]).amin(1) if covered else torch.full((3000,), torch.inf, dtype=x.dtype)
+    for radius in (1.0, 1.5, 2.0, 2.5):
+        expected, left = [], distances.clone()
+        while float(left.max()) > radius:
+            expected.append(int(left.argmax()))
+            left = torch.minimum(left, (x - x[expected[-1]]).norm(dim=1))
+        found = farthest_first(x, len(x), distances, radius)
+        assert found.indices.tolist() == expected
+        assert found.radius == pytest.approx(float(left.max()), abs=1e-6)
+
+
 def test_rows_whose_squares_overflow_are_refused() -> None:
     with pytest.raises(ValueError, match=r"rows \[20, 4\] torch.float32 reach .*e\+2\d, whose square overflows"):
         farthest_first(torch.randn(20, 4, generator=torch.Generator().manual_seed(0)) * 1e20, 5)

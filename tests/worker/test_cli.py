@@ -128,8 +128,11 @@ def test_pretrained_weights_that_cannot_be_had_end_with_code_4_and_the_way_out(
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")  # nothing is reached from here
     ended = call(command, "--config", config(model="backbone = 'resnet18'"))
     assert ended.code == 4
+    attempt, _, rest = ended.err.partition("\n")
+    assert attempt.startswith("Downloading: ")
+    error = Ended(ended.code, ended.out, rest).error
     for part in ("pretrained weights of resnet18", "weights = PATH", '"tiny"', '"bundled"'):
-        assert part in ended.error
+        assert part in error
 
 
 @pytest.mark.parametrize("command", ["run", "check"])

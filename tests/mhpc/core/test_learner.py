@@ -5,35 +5,10 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from mhpc.core.calibration import outlier_limit
-from mhpc.core.choices import PatchCoreAggregation, PatchCoreDistance, PatchCoreFeatureReduction
-from mhpc.core.learner import GUARD_AFTER, GUARD_SHARE, RECENT, REFRESH_GROWTH, STEP, OnePassLearner
-from mhpc.core.memory_bank import OVERFULL, MemoryBank, Reservoir
+from mhpc.core.learner import GUARD_AFTER, GUARD_SHARE, RECENT, REFRESH_GROWTH, STEP
+from mhpc.core.memory_bank import OVERFULL, MemoryBank
 from mhpc.core.whitening import ZSpace
-
-P, D, K = 16, 8, 60
-
-
-def pictures(B: int, seed: int = 0, shift: float = 0.0) -> Tensor:
-    """Patch features [B, P, D] of parts: each position looks its own way, with some noise."""
-    positions = torch.randn(P, D, generator=torch.Generator().manual_seed(99)) * 3
-    return positions + torch.randn(B, P, D, generator=torch.Generator().manual_seed(seed)) + shift
-
-
-def defective(B: int, seed: int = 0) -> Tensor:
-    """The same, one patch of each out of place."""
-    features = pictures(B, seed)
-    features[torch.arange(B), torch.arange(B) % P] += 20 / D**0.5
-    return features
-
-
-def learner(bank_size: int = K, top_k: int = 1) -> OnePassLearner:
-    return OnePassLearner(bank_size, top_k=top_k)
-
-
-def assert_same(a: OnePassLearner, b: OnePassLearner) -> None:
-    left, right = a.state_dict(), b.state_dict()
-    assert left.keys() == right.keys()
-    assert [name for name in left if not torch.equal(left[name], right[name])] == []
+from tests.mhpc.core.patches import D, K, P, assert_same, defective, learner, pictures
 
 
 @pytest.mark.parametrize("sizes", [[8] * 12, [16, 80], [40, 24, 32], [88, 8]])
@@ -269,65 +244,3 @@ def test_nothing_can_be_scored_before_something_was_learned() -> None:
     for call in (lambda: learner().score(pictures(2)), learner().freeze):
         with pytest.raises(ValueError, match="nothing was learned yet: call partial_fit"):
             call()
-
-
-SPACES = [ZSpace(reduction, distance) for reduction in PatchCoreFeatureReduction for distance in PatchCoreDistance]
-
-
-@pytest.mark.filterwarnings("ignore:the reservoir")
-@pytest.mark.parametrize("aggregation", list(PatchCoreAggregation))
-@pytest.mark.parametrize("space", SPACES, ids=lambda space: f"{space.feature_reduction.name}-{space.distance.name}")
-def test_every_space_and_aggregation_learns_tells_defects_and_goes_on_from_its_state(
-    space: ZSpace, aggregation: PatchCoreAggregation
-) -> None:
-    unbroken, broken = (OnePassLearner(K, space, aggregation=aggregation) for _ in range(2))
-    unbroken.partial_fit(pictures(80))
-    broken.partial_fit(pictures(80)[:40])
-    resumed = OnePassLearner(K, space, aggregation=aggregation).load_state_dict(broken.state_dict())
-    resumed.partial_fit(pictures(80)[40:])
-    assert_same(unbroken, resumed)
-    unbroken.freeze()
-    assert unbroken.rows_seen_ == 80 * P
-    assert len(unbroken.memory_) == K
-    scores = torch.cat([unbroken.score(pictures(20, seed=1)), unbroken.score(defective(20, seed=2))])
-    assert roc_auc_score([0] * 20 + [1] * 20, scores) > 0.95
-
-
-@pytest.mark.filterwarnings("ignore:the reservoir")
-@pytest.mark.parametrize("aggregation", list(PatchCoreAggregation))
-@pytest.mark.parametrize("space", SPACES, ids=lambda space: f"{space.feature_reduction.name}-{space.distance.name}")
-def test_three_passes_end_in_the_basis_of_all_rows(space: ZSpace, aggregation: PatchCoreAggregation) -> None:
-    x, passes = pictures(80), []
-
-    def batches() -> list[Tensor]:
-        passes.append(1)
-        return list(x.split(24))
-
-    model = OnePassLearner(K, space, aggregation=aggregation)
-    model.fit_three_passes(batches)
-    assert len(passes) == 1 + space.needs_moments + (space.reduces and space.whitens)
-    assert len(model.memory_) == K
-    assert model.rows_seen_ == 80 * P
-    if space.needs_moments:
-        z = model.whiten(x).reshape(-1, model.memory_.shape[1])[:100].double()
-        expected = space.of_moments(model.pca_.moments_)(x.reshape(-1, D))[:100].double()
-        torch.testing.assert_close(torch.cdist(z, z), torch.cdist(expected, expected), rtol=1e-3, atol=1e-3)
-    scores = torch.cat([model.score(pictures(20, seed=1)), model.score(defective(20, seed=2))])
-    assert roc_auc_score([0] * 20 + [1] * 20, scores) > 0.95
-
-
-def test_a_learner_of_three_passes_goes_on_in_one() -> None:
-    model = learner()
-    model.fit_three_passes(lambda: [pictures(40)])
-    model.partial_fit(pictures(40, seed=1))
-    assert model.rows_seen_ == model.pca_.n_samples_seen_ == 80 * P
-
-
-def test_the_sample_is_another_with_another_seed() -> None:
-    a, b = (OnePassLearner(K, aggregation=PatchCoreAggregation.NONE, seed=seed) for seed in (0, 1))
-    with pytest.warns(UserWarning, match="the reservoir"):
-        a.partial_fit(pictures(20))
-    with pytest.warns(UserWarning, match="the reservoir"):
-        b.partial_fit(pictures(20))
-    assert isinstance(a.bank_, Reservoir)
-    assert not torch.equal(a.memory_, b.memory_)

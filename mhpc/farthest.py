@@ -235,8 +235,9 @@ class _Search:
                 break
             i = int((exact >= tied).argmax())
             if tied <= 0:  # all of it may be rounding, between equal rows
-                i, exact[farthest] = farthest, self._by_difference(members, farthest, chosen, exact)
-                if exact[i] <= self.stop:
+                i, square = farthest, self._by_difference(members, farthest, chosen, exact)
+                if square < exact[i]:  # then another may be farther
+                    exact[i] = square
                     continue
             chosen.append(i)
             np.minimum(exact, apart[i], out=exact)

@@ -13,6 +13,7 @@ from mhpc.linalg import nearest
 from mhpc.sampler import farthest_first
 
 OVERFULL = 1.25  # times bank_size, where the bank is reduced
+ROUNDING = 16  # machine epsilons: distances below so many norms are none
 RADIUS_SAMPLE = 1024  # anchors whose nearest distances tell how a new basis scales
 
 
@@ -125,17 +126,22 @@ class MemoryBank(Bank):
         super().refresh(whitening)
         if old is not None:
             new = self._spacing()
-            apart = (old > 0) & old.isfinite()  # a lone anchor has no other
+            # A lone anchor has no other; images of equal anchors may differ by what their products round.
+            apart = torch.minimum(old, new) > ROUNDING * torch.finfo(new.dtype).eps * float(
+                self.images.norm(dim=1).max()
+            )
             if bool(apart.any()):  # GPU sync
                 self.radius *= float((new[apart] / old[apart]).median())  # GPU sync
 
     def _spacing(self) -> Tensor:
-        """Distance of a fixed sample of anchors to the nearest other one."""
+        """Distance of a fixed sample of anchors to the nearest other one; 0 for a lone anchor."""
         K = len(self)
         sample = torch.arange(0, K, max(1, K // RADIUS_SAMPLE), device=self.images.device)
-        distances = torch.cdist(self.images[sample], self.images)
-        distances[torch.arange(len(sample)), sample] = torch.inf
-        return distances.amin(1)
+        z = self.images[sample]
+        products = torch.addmm(self.images.square().sum(1) / 2, z, self.images.T, alpha=-1)  # as in linalg's nearest
+        products[torch.arange(len(sample)), sample] = torch.inf
+        apart: Tensor = (z - self.images[products.argmin(1)]).norm(dim=1)
+        return apart
 
     def state_dict(self) -> dict[str, Tensor]:
         return super().state_dict() | {"radius": torch.tensor(self.radius, dtype=torch.float64)}

@@ -106,6 +106,7 @@ class ZSpace:
 
     def of_components(self, mean: Tensor, components: Tensor, deviations: Tensor) -> Whitening:
         """In the components' own coordinates the covariance is diagonal: L = diag(deviations)."""
+        components = components.contiguous()  # as a loaded one is: products round by their operands' layout
         if not self.whitens:
             return Whitening(mean, components)
         L = (deviations.square() + (self.jitter or 0.0)).sqrt()

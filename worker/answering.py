@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from worker.engine import Engine, FeatureCache
-from worker.errors import RejectedError
+from worker.errors import RefusedError, RejectedError
 from worker.keeper import Keeper
 from worker.line import Line, Verdict
-from worker.message import Image, Rejected, Result, decode_batch, decode_pixels, encode_result
+from worker.message import Image, Rejected, Result, decode_batch, decode_pixels, encode_map, encode_result
 from worker.metrics import Metrics
 from worker.settings import Settings
 from worker.streams.line_streams import Answer, DeadLetter, Entry, entry_key, read_answering
+from worker.streams.review import review_part
 
 READ_ENTRIES = 8  # per line and call
 
@@ -67,6 +68,22 @@ class Answering:
             yield cached
             return
         yield from self.engine.batches(x for _, x in self._prepared(entry, []))
+
+    def usable(self, entry: Entry) -> list[Image]:
+        """The images of an entry that can be decoded: those that `extract` gives the features of."""
+        return [image for image, _ in self._prepared(entry, [])]
+
+    def features_of(self, image: bytes) -> Tensor:
+        """Features [1, P, D] of an image as review keeps it.
+
+        Raises:
+            RefusedError: it cannot be decoded any more.
+        """
+        batch = encode_map(image)
+        prepared = [x for _, x in self._prepared(Entry("0-0", batch), [])]
+        if not prepared:
+            raise RefusedError("the picture that review holds cannot be decoded")
+        return next(iter(self.engine.batches(prepared)))
 
     def _read(self, client: Any, keepers: Mapping[str, Keeper], block_ms: int | None) -> list[tuple[str, Entry]]:
         consumer = self.settings.worker.name
@@ -139,7 +156,7 @@ class Answering:
             caps = self.settings.streams
             try:
                 with self.metrics.stage("publish"):
-                    published = keepers[name].streams.publish(answers, caps.scores_max, caps.dead_max)
+                    published = keepers[name].streams.publish(answers, caps.scores_max, caps.dead_max, caps.review_max)
             except redis.ResponseError as error:  # its entries stay pending
                 self.refused[name] = str(error)
                 continue
@@ -154,7 +171,13 @@ class Answering:
         results = [encode_result(self._result(part, image, verdict, now_ms)) for image, verdict in part.verdicts]
         cap = self.settings.streams.payload_bytes
         dead = [DeadLetter(r.id, r.reason, r.error, r.payload[:cap]) for r in part.rejected]
-        return Answer(part.entry.id, results, dead)
+        serving = part.line.serving
+        review = [
+            review_part(part.entry.id, image, "anomalous", verdict.score, serving.threshold, serving.model or "")
+            for image, verdict in part.verdicts
+            if _anomalous(verdict.score, serving.threshold)
+        ]
+        return Answer(part.entry.id, results, dead, review)
 
     def _result(self, part: Opened, image: Image, verdict: Verdict, now_ms: float) -> Result:
         serving, score = part.line.serving, verdict.score
@@ -167,8 +190,8 @@ class Answering:
             model=serving.model,
             score=score,
             threshold=threshold,
-            anomalous=None if score is None or threshold is None else score > threshold,
-            provisional=score is not None and threshold is None,
+            anomalous=_anomalous(score, threshold),
+            provisional=score is not None and (threshold is None or serving.provisional),
             ts=image.ts,
             latency_ms=round(now_ms - entry_key(part.entry.id)[0], 3),
             map=verdict.map,
@@ -189,3 +212,7 @@ class Answering:
             self.metrics.images.labels(name, "dead").inc()
             self.metrics.dead_letters.labels(name, rejected.reason).inc()
             self.metrics.entries_lost.labels(name).inc(rejected.reason == "lost")
+
+
+def _anomalous(score: float | None, threshold: float | None) -> bool | None:
+    return None if score is None or threshold is None else score > threshold

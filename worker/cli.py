@@ -1,5 +1,6 @@
 """`mhpc-worker`: the commands. Thin; torch is imported only by those that need it."""
 
+import getpass
 import json
 import os
 import sys
@@ -160,6 +161,31 @@ def status(
 
 
 @app.command()
+def control(
+    line: Annotated[str, typer.Argument(help="The line.")],
+    name: Annotated[str, typer.Argument(help="What it is to do.")],
+    args: Annotated[list[str] | None, typer.Argument(help="What that takes, such as ENTRY ID.")] = None,
+    config: ConfigOption = None,
+    redis: UrlOption = None,
+    by: Annotated[str, typer.Option(help="Who asks; it is logged with the command.")] = getpass.getuser(),
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for the keeper's answer.")] = 30.0,
+    as_json: JsonFlag = False,
+) -> None:
+    """Tell a line what to do, and wait for its keeper's answer.
+
+    relearn [FORGETTING] | calibrate | pause | resume | rate RATE | rollback [VERSION] |
+    normal ENTRY ID | anomalous ENTRY ID | release ENTRY ID | drop ENTRY ID
+    """
+    from worker import views
+
+    settings = _settings(config, redis)
+    reply = views.command(views.connect(settings), _line(settings, line), name, args or [], by, timeout)
+    typer.echo(json.dumps(reply._asdict()) if as_json else reply.text)
+    if not reply.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
 def demo(
     images: Annotated[Path | None, typer.Option(help="Pictures, in the MVTec layout or flat; else rendered.")] = None,
     backbone: Annotated[str, typer.Option(help='"tiny", torchvision\'s name, or "module:function".')] = "tiny",
@@ -206,12 +232,23 @@ def _line(settings: Any, line: str | None) -> str:
 
 def _status_table(rows: list[dict[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for heading in ("line", "phase", "threshold", "lag", "pending", "dead", "keeper", "model"):
-        table.add_column(heading, justify="right" if heading in {"threshold", "lag", "pending", "dead"} else "left")
+    right = {"threshold", "lag", "dead", "quar."}
+    for heading in ("line", "phase", "progress", "threshold", "drift", "lag", "dead", "quar.", "keeper"):
+        table.add_column(heading, justify="right" if heading in right else "left")
     for row in rows:
         threshold = f"{row['threshold']:.4g}" if row["threshold"] is not None else "-"
-        cells = (row["line"], row["phase"] or "-", threshold, _or_dash(row["lag"]), str(row["pending"]))
-        table.add_row(*cells, str(row["dead"]), row["keeper"] or "none", row["model"] or "-")
+        threshold += "?" if row["provisional"] else ""
+        new = f" {100 * row['outside_share']:.1f} % new" if row["progress"] and row["outside_share"] is not None else ""
+        drift = f"{row['drift']:.2f}" if row["drift"] is not None else "-"
+        cells = (
+            row["line"],
+            row["phase"] or "-",
+            (row["progress"] or "-") + new,
+            threshold,
+            drift,
+            _or_dash(row["lag"]),
+        )
+        table.add_row(*cells, str(row["dead"]), str(row["quarantined"] or 0), row["keeper"] or "none")
     return table
 
 

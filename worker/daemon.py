@@ -17,6 +17,7 @@ from worker.errors import ConfigurationError, DeviceError, FencedError
 from worker.http import HttpServer, make_app
 from worker.keeper import Keeper
 from worker.line import Line
+from worker.looking import Look
 from worker.metrics import Metrics
 from worker.settings import LineConfig, Settings, line_configs
 from worker.snapshots import SnapshotStore
@@ -57,6 +58,7 @@ class Worker:
         self.client = connect(self.settings.redis)
         self.engine = Engine(self.settings.model, pick_device(self.settings.worker.device), self.metrics, self.beat)
         self.keepers = {config.name: self._keeper(config) for config in line_configs(self.settings)}
+        self.looks = {name: Look(keeper) for name, keeper in self.keepers.items()}
         self.answering = Answering(self.settings, self.engine, FeatureCache(), self.metrics)
         self.http = HttpServer(self.settings.http, make_app(self.metrics.registry, self.alive, self.ready))
         self.http.start()
@@ -79,6 +81,7 @@ class Worker:
             self.settings.snapshots,
             self.engine.fingerprint,
             self.metrics,
+            self.settings.streams.review_max,
         )
 
     # -- run ---------------------------------------------------------------------------------------------------------
@@ -130,7 +133,8 @@ class Worker:
             if not keeper.epoch:
                 self._guarded(keeper, lambda k: k.acquire(self.holder, self.settings.worker.name))
         block_ms = None if self._learning_waits else BLOCK_MS
-        self.answering.turn(self.client, self._usable(), block_ms)
+        answered = {name: keeper for name, keeper in self._usable().items() if not keeper.line.paused}
+        self.answering.turn(self.client, answered, block_ms)
         for name, error in self.answering.refused.items():
             self._refuse(name, error)
         self._learning_waits = False
@@ -142,8 +146,9 @@ class Worker:
 
     def _keep(self, keeper: Keeper) -> None:
         keeper.renew(self.holder)
+        self.looks[keeper.line.name](self.answering.features_of)
         until = time.monotonic() + LEARN_SECONDS
-        while keeper.learn(self.answering.extract, count=1):
+        while keeper.learn(self.answering.extract, 1, self.answering.usable):
             if time.monotonic() >= until or keeper.snapshot_due:
                 self._learning_waits = True
                 break

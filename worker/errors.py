@@ -44,6 +44,10 @@ class FencedError(WorkerError):
     """Another keeper holds the line with a higher epoch: this one reads and commits nothing more."""
 
 
+class RefusedError(Exception):
+    """A command that a line cannot carry out; the text is the answer."""
+
+
 class RejectedError(Exception):
     """An entry or an image that ends as a dead letter.
 

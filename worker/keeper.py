@@ -6,12 +6,26 @@ from collections.abc import Callable, Iterable
 import structlog
 from torch import Tensor
 
-from worker.errors import ModelError, SnapshotError
-from worker.line import PHASES, SCORING, Line
+from worker.errors import SnapshotError
+from worker.line import SCORING, Line, Serving
 from worker.metrics import Metrics
+from worker.owed import Owed, Usable, nobody
 from worker.settings import SnapshotSettings
 from worker.snapshots import SnapshotStore, stem_of
-from worker.streams.line_streams import ANSWERING, FROM_START, LEARNING, LEASE_MS, Entry, LineStreams, entry_key
+from worker.streams import review
+from worker.streams.line_streams import (
+    ANSWERING,
+    FROM_START,
+    LEARNING,
+    LEASE_MS,
+    REVIEW_MAX,
+    Commit,
+    Entry,
+    LineStreams,
+    entry_key,
+)
+from worker.versions import load_line
+from worker.watching import ThresholdTracker, set_gauges, shown
 
 RENEW_SECONDS = LEASE_MS / 1000 / 3
 ACQUIRE_SECONDS = 2.0  # between attempts while another holds the lease
@@ -42,6 +56,7 @@ class Keeper:
         settings: SnapshotSettings,
         fingerprint: str,
         metrics: Metrics,
+        review_max: int = REVIEW_MAX,
     ) -> None:
         self.make_line = make_line
         self.line = make_line()
@@ -50,6 +65,7 @@ class Keeper:
         self.settings = settings
         self.fingerprint = fingerprint
         self.metrics = metrics
+        self.review_max = review_max
         self.epoch = 0  # 0: not the keeper
         self.stopped = False  # the stream went back behind what was learned; a person must look
         self.problem = "the lease is not held yet"
@@ -61,6 +77,8 @@ class Keeper:
         self._history: str | None = None  # where to go on in the pending entries; None: read new ones
         self._unacknowledged: list[str] = []
         self._images_since = 0  # taken since the last snapshot
+        self.owed = Owed()
+        self.tracker: ThresholdTracker | None = None
         self._snapshot_at = self._retry_at = self._renew_at = self._trim_at = self._acquire_at = 0.0
 
     # -- 1. acquire --------------------------------------------------------------------------------------------------
@@ -89,10 +107,16 @@ class Keeper:
 
     def _follow(self) -> None:
         """Load the committed version if it is another; who does not keep the line answers by it all the same."""
-        committed = self.streams.state().get("model", "")
+        state = self.streams.state()
+        committed = state.get("model", "")
         if committed != self._loaded_for:
-            self.line, self._model = self._load(committed)
+            self.line, self._model = load_line(
+                self.make_line, self.store, self.fingerprint, committed, self._how_to_learn_anew
+            )
             self._loaded_for = committed
+            # Commands that were refused are in no version.
+            through = state.get("commands_through", FROM_START)
+            self.line.commands_through = max(through, self.line.commands_through, key=entry_key)
             if committed and self._model != committed:
                 log.error("an older version serves: what was learned after it is missing", line=self.line.name,
                           committed=committed, serving=self._model)  # fmt: skip
@@ -110,47 +134,18 @@ class Keeper:
             return
         self.epoch, self._seq, self._history = epoch, 0, FROM_START
         self._unacknowledged, self._images_since = [], 0
+        self.owed = Owed()
+        self.tracker = None if self.line.learns else ThresholdTracker(self.streams)
         now = time.monotonic()
         self._snapshot_at, self._renew_at = now, now + RENEW_SECONDS
         if self._model == self._loaded_for or not self._model:
-            self._publish(self._model, self.line.serving.threshold)
+            self._publish(self._model, self.line.serving)
         else:
             self.snapshot()  # versions only grow: old content comes back as a new version
         if not self.line.learns:
             self._acknowledge_rest()
         done, wanted = self.line.progress
         log.info("line opened", line=self.line.name, epoch=epoch, phase=self.line.phase, images=done, of=wanted)
-
-    def _load(self, committed: str) -> tuple[Line, str]:
-        """The line as of the committed version, or of the newest whole one before it; a new line where there is none.
-
-        A version newer than the committed one was never acknowledged by: its entries come again, so it is not used.
-        Redis knows of none after it was wiped; then the newest on disk counts.
-        """
-        for stem in reversed(self.store.stems()):
-            if committed and stem > committed:
-                continue
-            try:
-                snapshot = self.store.load(stem)
-            except SnapshotError as error:
-                log.error("snapshot set aside", line=self.line.name, error=str(error))
-                self.store.mark_bad(stem)
-                continue
-            line = self.make_line()
-            if snapshot.metadata["fingerprint"] != self.fingerprint:
-                raise ModelError(
-                    f"line {line.name}: {self.store.directory}/{stem} was learned with another backbone, weights, "
-                    f"layers or input_shape; restore those, or learn anew: {self._how_to_learn_anew}"
-                )
-            line.restore(snapshot.tensors, snapshot.metadata)
-            line.serving = line.served_by(stem)
-            return line, stem
-        if committed:  # never learn anew over a model that only is not at hand
-            raise ModelError(
-                f"line {self.line.name}: version {committed} is committed, and {self.store.directory.resolve()} holds "
-                f"no whole snapshot; set snapshots.directory to where it lies, or learn anew: {self._how_to_learn_anew}"
-            )
-        return self.make_line(), ""
 
     @property
     def _how_to_learn_anew(self) -> str:
@@ -167,13 +162,35 @@ class Keeper:
         self.epoch, self.problem, self._loaded_for = 0, problem, None
         self._acquire_at = time.monotonic() + ACQUIRE_SECONDS
 
+    @property
+    def model(self) -> str:
+        """The version that the line was loaded from or committed as."""
+        return self._model
+
+    def obeyed(self, reply: bytes, moved: bool, dropped: list[str]) -> None:
+        """Commit what a command made of the line and its answer; if it `moved`, learning begins behind what is applied.
+
+        A disk that refuses leaves it to the next attempt, and no other command is obeyed before.
+        """
+        self.owed.reply, self.owed.dropped, self.owed.changed = reply, dropped, True
+        if moved:  # what was read ahead is let go
+            self.owed.restart, self._history = self.line.applied_through, FROM_START
+        self.tracker = None  # scores by another bank say nothing of this one's threshold
+        self.snapshot()
+
+    def refused(self, reply: bytes) -> None:
+        """Answer a command that changed nothing: no version is made for it."""
+        self.owed.reply = reply
+        self._publish(self._model, self.line.serving)
+        self.owed.reply = b""
+
     def rewind(self) -> None:
         """After an error: a lost reply may have left entries in the pending list, behind what is read next."""
         self._history = FROM_START
 
     # -- 2. learn ----------------------------------------------------------------------------------------------------
 
-    def learn(self, extract: Extract, count: int) -> int:
+    def learn(self, extract: Extract, count: int, usable: Usable = nobody) -> int:
         """Read and apply up to `count` entries; returns how many were read.
 
         While the disk refuses snapshots, no more is taken than a restart can take again.
@@ -184,7 +201,7 @@ class Keeper:
         entries = self._read(count)
         for entry in entries:
             if self.line.learns:
-                self._apply(entry, extract)
+                self._apply(entry, extract, usable)
             self._unacknowledged.append(entry.id)
         return len(entries)
 
@@ -197,7 +214,7 @@ class Keeper:
                 return fresh
         return self.streams.read_learning(self.epoch, count)
 
-    def _apply(self, entry: Entry, extract: Extract) -> None:
+    def _apply(self, entry: Entry, extract: Extract, usable: Usable) -> None:
         line, phase = self.line, self.line.phase
         if entry_key(entry.id) <= entry_key(line.applied_through):
             return  # the snapshot holds it already; it only wants acknowledging
@@ -206,7 +223,12 @@ class Keeper:
             self.metrics.images.labels(line.name, "skipped").inc()
         with self.metrics.stage("learn"):
             taken = line.apply(entry.id, extract(line.name, entry))
-        self._images_since += sum(taken)
+        self._images_since += taken.learned + taken.quarantined + taken.calibrated
+        self.owed.set_aside([(entry, place) for place in taken.set_aside], usable)
+        late = [(self.streams.entry(name), place) for name, place in line.set_aside]
+        self.metrics.images.labels(line.name, "quarantined").inc(len(late))
+        self.owed.set_aside(late, usable)
+        line.set_aside = []
         self.metrics.images.labels(line.name, "learned").inc(taken.learned)
         self.metrics.images.labels(line.name, "quarantined").inc(taken.quarantined)
         if line.phase != phase:
@@ -218,14 +240,18 @@ class Keeper:
     def snapshot_due(self) -> bool:
         """Something is unacknowledged, and a phase ended or enough images or seconds went by."""
         now = time.monotonic()
-        if not self._unacknowledged or now < self._retry_at:
+        if now < self._retry_at:
             return False
-        ended = self.line.phase != self.line.serving.phase
+        if self.owed.changed or not self._unacknowledged:
+            return self.owed.changed
+        ended = self.line.shown_phase != self.line.serving.phase
         waited = now - self._snapshot_at >= self.settings.every_seconds
         return ended or waited or self._images_since >= self.settings.every_images
 
     def snapshot(self) -> None:
         """Write, commit, acknowledge, in that order; a disk that refuses is reported, and tried again later.
+
+        What a command changed is answered by the commit that makes it last.
 
         Raises:
             FencedError: another keeper took over; nothing of this was committed.
@@ -240,29 +266,40 @@ class Keeper:
             log.error("snapshot failed; nothing is acknowledged", line=line.name, error=str(error))
             return
         self._seq += 1
-        serving = line.served_by(stem)
-        self._publish(stem, serving.threshold)
-        line.serving = serving
+        self._publish(stem, line.served_by(stem))
+        review.drop(self.streams, self.owed.dropped)
+        self.owed = Owed()
         self._images_since, self._snapshot_at = 0, time.monotonic()
         self.metrics.snapshot_last_success.labels(line.name).set_to_current_time()
         self.streams.acknowledge(self.epoch, self._unacknowledged)
         self._unacknowledged = []
         if line.phase == SCORING:
             self._acknowledge_rest()
+            self.tracker = self.tracker or ThresholdTracker(self.streams)
+        else:
+            self.tracker = None
         self.store.prune(self.settings.keep, stem)
         log.info("snapshot", line=line.name, model=stem, phase=line.phase, applied_through=line.applied_through)
 
-    def _publish(self, model: str, threshold: float | None) -> None:
-        """Commit the line's state as one."""
+    def _publish(self, model: str, serving: Serving) -> None:
+        """Commit the line's state as one, with the answer to a command and what was set aside for review."""
+        line, limit = self.line, self.line.threshold
         fields = {
-            "phase": self.line.phase,
+            "phase": line.shown_phase,
             "model": model,
-            "applied_through": self.line.applied_through,
-            "threshold": "" if threshold is None else repr(threshold),
+            "applied_through": line.applied_through,
+            "commands_through": line.commands_through,
+            "threshold": "" if serving.threshold is None else repr(serving.threshold),
+            "provisional": str(int(serving.provisional)),
+            "rate": repr(line.false_positive_rate),
+            "rate_interval": "" if limit is None else f"{limit.rate_low:.4g} {limit.rate_high:.4g}",
+            **shown(line),
         }
-        self.streams.commit(self.epoch, fields)
+        also = Commit(self.owed.reply, self.owed.review, self.owed.restart)
+        self.streams.commit(self.epoch, fields, also, self.review_max)
         self._model = self._loaded_for = model
-        self._show(threshold)
+        line.serving = serving
+        set_gauges(self.metrics, line)
 
     def _acknowledge_rest(self) -> None:
         """Once scoring, nothing is learned: what had been read ahead is let go."""
@@ -281,15 +318,3 @@ class Keeper:
         if self._unacknowledged:
             self.snapshot()
         self.streams.release(self.epoch, holder)
-
-    def _show(self, threshold: float | None) -> None:
-        """The line's gauges."""
-        line, name = self.line, self.line.name
-        for phase in PHASES:
-            self.metrics.line_phase.labels(name, phase).set(phase == line.phase)
-        if threshold is not None:
-            self.metrics.threshold.labels(name).set(threshold)
-        if (bank := line.learner.bank_) is not None:
-            self.metrics.bank_anchors.labels(name).set(len(bank))
-            self.metrics.bank_radius.labels(name).set(bank.radius)
-            self.metrics.pca_components.labels(name).set(bank.images.shape[1])

@@ -86,6 +86,11 @@ def encode_batch(images: list[Image]) -> bytes:
     return _packed({"v": VERSION, "images": [_as_map(image) for image in images]})
 
 
+def encode_map(image: bytes) -> bytes:
+    """The value of a `batch` field with the one image whose map is packed in `image`."""
+    return _packed({"v": VERSION, "images": [_unpacked(image)]})
+
+
 def _as_map(image: Image) -> dict[str, Any]:
     optional = {"shape": image.shape, "ts": image.ts, "meta": image.meta}
     present = {key: value for key, value in optional.items() if value is not None}

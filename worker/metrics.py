@@ -45,6 +45,13 @@ class Metrics:
         )
         self.threshold = gauge("threshold", "Scores above it are anomalous.", "line")
         self.anomalies = counter("anomalies_total", "Images that were found anomalous.", "line")
+        self.drift = gauge("drift", "Distance of recent images from calibration's; above 1 is an alarm.", "line")
+        self.learning_outside_share = gauge(
+            "learning_outside_share", "Share of new patches that are unlike all in the bank, while it learns.", "line"
+        )
+        self.learning_subspace_change = gauge(
+            "learning_subspace_change", "Share of the space that the last refresh turned to.", "line"
+        )
         self.bank_anchors = gauge("bank_anchors", "Anchors in the memory bank.", "line")
         self.bank_radius = gauge("bank_radius", "Radius that the anchors cover, in standard deviations.", "line")
         self.pca_components = gauge("pca_components", "Dimensions of the whitened space.", "line")

@@ -74,7 +74,13 @@ class ModelSettings(Section):
 
 
 class LearningSettings(Section):
-    images: Positive = 1000
+    images: Positive = 1000  # at most
+    min_images: Positive = 200  # at least, before convergence may end learning
+    converge: bool = True  # whether it may
+    forgetting: Annotated[float, Field(gt=0, le=1)] = (
+        1.0  # share of the past's weight left after 1,000 relearned images
+    )
+    relearn_on_drift: bool = False
 
 
 class CalibrationSettings(Section):
@@ -85,6 +91,8 @@ class CalibrationSettings(Section):
 class ScoringSettings(Section):
     top_k: Positive = 20  # an image's score is the mean of its top_k largest patch scores
     heat_map: bool = True  # results carry the patch scores
+    track_threshold: bool = True  # it follows a slow change of the normal scores,
+    track_bound: Rate = 0.2  # at most this far from calibration's
 
 
 class SnapshotSettings(Section):
@@ -97,6 +105,7 @@ class SnapshotSettings(Section):
 class StreamSettings(Section):
     scores_max: Positive = 100_000
     dead_max: Positive = 10_000
+    review_max: Positive = 500
     payload_bytes: Positive = 1 * MIB  # of a dead letter; what is longer is cut
 
 

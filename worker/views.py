@@ -9,9 +9,11 @@ from typing import Any
 
 import redis
 
+from worker.errors import ConfigurationError
 from worker.message import decode_result
 from worker.settings import Settings
 from worker.streams.client import connect as _connect
+from worker.streams.control import COMMANDS, Reply, send, wait_for_reply
 from worker.streams.line_streams import ANSWERING, FROM_START, LineStreams, entry_key, newest_id
 
 BLOCK_MS = 1000
@@ -46,6 +48,14 @@ def line_status(client: Any, name: str) -> dict[str, Any]:
         "applied_through": state.get("applied_through"),
         "done_through": state.get("done_through"),
         "threshold": float(threshold) if threshold else None,
+        "provisional": state.get("provisional") == "1",
+        "false_positive_rate": _number(state.get("rate")),
+        "rate_interval": [float(bound) for bound in state.get("rate_interval", "").split()] or None,
+        "progress": state.get("progress") or None,
+        "outside_share": _number(state.get("outside_share")),
+        "subspace_change": _number(state.get("subspace_change")),
+        "quarantined": int(state.get("quarantined") or 0),
+        "drift": _number(state.get("drift")),
         "lag": lag,
         "pending": pending,
         "oldest_pending_seconds": max(0.0, time.time() - entry_key(oldest)[0] / 1000) if oldest else None,
@@ -53,6 +63,37 @@ def line_status(client: Any, name: str) -> dict[str, Any]:
         "dead": client.xlen(streams.dead),
         "keeper": holder.decode().rpartition("#")[0] if holder else None,
     }
+
+
+def _number(text: str | None) -> float | None:
+    return float(text) if text else None
+
+
+def command(client: Any, line: str, name: str, args: list[str], by: str, seconds: float) -> Reply:
+    """Send a command to a line's keeper and wait for what it says.
+
+    Raises:
+        ConfigurationError: no such command, or other arguments than it takes.
+    """
+    if name not in COMMANDS:
+        raise ConfigurationError(f"command {name!r} is unknown; expected one of {', '.join(COMMANDS)}")
+    known = COMMANDS[name]
+    if not sum(not arg.endswith("?") for arg in known) <= len(args) <= len(known):
+        expected = " ".join(f"[{arg[:-1].upper()}]" if arg.endswith("?") else arg.upper() for arg in known) or "nothing"
+        raise ConfigurationError(f"{name} takes {expected}, came: {' '.join(args) or 'nothing'}")
+    named: dict[str, Any] = {arg.rstrip("?"): value for arg, value in zip(known, args, strict=False)}
+    for arg in {"rate", "forgetting"} & set(named):
+        try:
+            named[arg] = float(named[arg])
+        except ValueError:
+            raise ConfigurationError(f"{arg} is {named[arg]!r}, expected a number between 0 and 1") from None
+    streams = LineStreams(client, line)
+    reply = wait_for_reply(streams, send(streams, name, named, by), seconds)
+    if reply is None:
+        holder = client.get(streams.lease)
+        keeper = f"its keeper is {holder.decode().rpartition('#')[0]}" if holder else "it has no keeper: start a worker"
+        reply = Reply(False, f"no answer within {seconds:g} s; {keeper}. The command waits in {streams.control}")
+    return reply
 
 
 def results(client: Any, line: str, from_start: bool) -> Iterator[dict[str, Any]]:

@@ -1,25 +1,63 @@
-"""The threshold for a wanted false-positive rate, from the scores of normal images alone."""
+"""The threshold for a wanted false-positive rate, from the scores of images that the bank has not learned."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 EXPECTED_ABOVE = 10  # images that a plain quantile wants beyond it
 TAIL_SHARE = 0.1  # of the scores, the exceedances that a tail is fitted to
 SHAPE_PRIOR = 50  # exceedances that an exponential tail weighs in the shape: alone, few scores fit it far too freely
 MIN_TAIL = 10
 OUTLIER_DEVIATIONS = 8.0  # robust standard deviations above the median
-MAX_TRIMMED = 0.1
+MAX_TRIMMED = 0.1  # share of the images that may be of defective parts
+BODY = (0.5, 0.8)  # quantiles between which normal scores are alone with themselves: few defective parts score so low
+BODY_SHAPE = 0.22  # xi; on textures 0.16 costs a third more false positives, 0.28 a tenth of the defects found
+BODY_ROUNDS = 4
+CAUTION = 2.0  # standard deviations of the count of images above the threshold that it is kept on the safe side
+MAX_CAUTION = 3.0  # of the wanted rate, no more than such a share is given away for that
+TRIMMED_EXPECTED = 0.1  # normal images beyond the limit of trimming
+CONFIDENCE = 0.95  # of the stated interval
+PROVISIONAL = 4.0  # times the wanted rate
+MARGIN = 1e-5  # relative; the float32 distances of equal images differ by less
+FLOOR = 1e-3  # standard deviations; what lies nearer to the bank in Z-space differs from it by rounding alone
+TRACKED = (500, 5000)  # scores that a tracked threshold is fitted to, at least and at most
 
 
 class Threshold(NamedTuple):
-    """Scores above `value` are anomalous; `n_trimmed` of the given scores were left out of the estimate."""
+    """Scores above `value` are anomalous.
+
+    Attributes:
+        value: in the scores' unit, standard deviations in Z-space; at least FLOOR.
+        method: "quantile" of the scores, "tail" fitted to the largest, "body" where these are higher than what the
+            tail of the bulk explains, or "bounded" where a tracked one reached its bound.
+        n_scores: the estimate is of so many.
+        n_trimmed: further scores, too high to be of normal images, were left out.
+        rate_low, rate_high: the share of normal images above `value` lies between, with a confidence of CONFIDENCE.
+        provisional: the interval is too wide to rely on: `rate_high` exceeds PROVISIONAL times the wanted rate.
+    """
 
     value: float
-    method: str  # "quantile" or "tail"
+    method: str
     n_scores: int
     n_trimmed: int
+    rate_low: float
+    rate_high: float
+    provisional: bool
+
+
+class Body(NamedTuple):
+    """Generalised extreme value distribution fitted to the bulk; a share `excess` of the scores is beyond its tail."""
+
+    location: float
+    scale: float
+    excess: float
+
+    def isf(self, rate: float) -> float:
+        """Score that a share `rate` of normal images exceeds."""
+        return float(stats.genextreme.isf(rate, -BODY_SHAPE, self.location, self.scale))
 
 
 def outlier_limit(scores: NDArray[np.floating], deviations: float = OUTLIER_DEVIATIONS) -> float:
@@ -29,27 +67,124 @@ def outlier_limit(scores: NDArray[np.floating], deviations: float = OUTLIER_DEVI
 
 
 def fit_threshold(scores: NDArray[np.floating], false_positive_rate: float) -> Threshold:
-    """Threshold that a share false_positive_rate of normal images exceeds.
+    """Threshold that a share false_positive_rate of normal images exceeds, from scores [N].
 
-    By the scores' quantile where at least EXPECTED_ABOVE of them lie beyond it, else by a generalised Pareto
-    distribution fitted to the largest (peaks over threshold: Pickands, 1975; Balkema & de Haan, 1974).
+    Up to MAX_TRIMMED of the images may be of defective parts. No rule on the largest scores tells these from normal
+    parts of unusual looks, since on textures the two overlap. So the threshold is the lower of two:
+
+    1. The scores' quantile where at least EXPECTED_ABOVE of them lie beyond it, else that of a generalised Pareto
+       distribution fitted to the largest (peaks over threshold: Pickands, 1975; Balkema & de Haan, 1974). Defective
+       parts raise it. Of k = N * rate images above, the true count errs by sqrt(k), and too low a threshold floods
+       people with alarms: the rate is divided by 1 + CAUTION / sqrt(k), by MAX_CAUTION at most.
+    2. The quantile of an extreme value distribution fitted to the bulk (Fisher & Tippett, 1928: scores are maxima over
+       patches), which they do not reach.
 
     Raises:
-        ValueError: fewer than 2 * MIN_TAIL scores, some not finite, or a rate outside (0, 1).
+        ValueError: fewer than 2 * MIN_TAIL scores, some negative or not finite, or a rate outside (0, 1).
     """
+    x = _checked(scores, false_positive_rate)
+    body = _fit_body(x)
+    kept = x if body is None else _trimmed(x, body)
+    value, method = _plain_threshold(kept, false_positive_rate)
+    if body is not None and false_positive_rate < 1 - BODY[1] and value > (limit := body.isf(false_positive_rate)):
+        value, method = limit, "body"
+    return _stated(x, len(kept), body, max(value * (1 + MARGIN), FLOOR), method, false_positive_rate)
+
+
+def track_threshold(
+    calibrated: Threshold, recent_scores: NDArray[np.floating], false_positive_rate: float, bound: float = 0.2
+) -> Threshold:
+    """Threshold for the newest scores [N], within `bound` (a share) of the calibrated value.
+
+    It follows a slow change of the normal scores. Anomalous parts among the recent are left out as in calibration;
+    where they are too many for that, an epidemic of defects, the bound holds, since it is the calibrated value's and
+    not the last one's. Keep the newest `tracked_scores(false_positive_rate)`, beginning with calibration's, and
+    all of them: without the anomalous the threshold would sink with each refit.
+
+    Raises:
+        ValueError: as by `fit_threshold`, or a bound outside (0, 1).
+    """
+    if not 0 < bound < 1:
+        raise ValueError(f"bound is {bound}, expected a value in (0, 1)")
+    fitted = fit_threshold(recent_scores, false_positive_rate)
+    value = float(np.clip(fitted.value, calibrated.value * (1 - bound), calibrated.value * (1 + bound)))
+    if value == fitted.value:
+        return fitted
+    x = _checked(recent_scores, false_positive_rate)
+    return _stated(x, fitted.n_scores, _fit_body(x), value, "bounded", false_positive_rate)
+
+
+def tracked_scores(false_positive_rate: float) -> int:
+    """How many recent scores to keep for `track_threshold`: EXPECTED_ABOVE beyond it, within TRACKED."""
+    return int(np.clip(math.ceil(EXPECTED_ABOVE / false_positive_rate), *TRACKED))
+
+
+def _checked(scores: NDArray[np.floating], rate: float) -> NDArray[np.float64]:
+    """The scores, sorted."""
     x = np.sort(np.asarray(scores, dtype=np.float64))
     if x.ndim != 1 or len(x) < 2 * MIN_TAIL or not np.isfinite(x).all():
         raise ValueError(f"scores of shape {list(x.shape)}, expected at least {2 * MIN_TAIL} finite ones")
-    if not 0 < false_positive_rate < 1:
-        raise ValueError(f"false_positive_rate is {false_positive_rate}, expected a value in (0, 1)")
-    kept = x[x <= outlier_limit(x)] if x[0] < x[-1] else x
-    kept = x[: max(len(kept), int(np.ceil(len(x) * (1 - MAX_TRIMMED))))]
-    n = len(kept)
-    if n * false_positive_rate >= EXPECTED_ABOVE:
-        value, method = float(np.quantile(kept, 1 - false_positive_rate)), "quantile"
-    else:
-        value, method = _tail_quantile(kept, false_positive_rate), "tail"
-    return Threshold(float(np.nextafter(value, np.inf)), method, n, len(x) - n)
+    if x[0] < 0:
+        raise ValueError(f"scores down to {x[0]:.6g}, expected distances, which are not negative")
+    if not 0 < rate < 1:
+        raise ValueError(f"false_positive_rate is {rate}, expected a value in (0, 1)")
+    return x
+
+
+def _fit_body(x: NDArray[np.float64]) -> Body | None:
+    """Fit sorted scores x [N] by their probability plot between the quantiles BODY; None where that says nothing.
+
+    The share of scores in excess of the tail is sup (S_n - S) over the largest, S_n their empirical survival function;
+    since it moves the quantiles, the fit is repeated among 1 - excess of the scores. Equal scores have no scale, and
+    where the excess is more than MAX_TRIMMED it is no minority of defective parts but another product, say.
+    """
+    n, excess = len(x), 0.0
+    top = x[int(n * (1 - MAX_TRIMMED)) - 1 :]
+    survival = np.arange(len(top), 0, -1) / n
+    for _ in range(BODY_ROUNDS):
+        m = n * (1 - excess)
+        i = np.arange(int(m * BODY[0]), int(m * BODY[1]))
+        z = stats.genextreme.ppf((i + 0.6) / (m + 0.2), -BODY_SHAPE)
+        scale, location, *_ = stats.linregress(z, x[i])
+        if not scale > 0:
+            return None
+        excess = max(0.0, float((survival - stats.genextreme.sf(top, -BODY_SHAPE, location, scale)).max()))
+        if excess > MAX_TRIMMED:
+            return None
+    return Body(float(location), float(scale), excess)
+
+
+def _trimmed(x: NDArray[np.float64], body: Body) -> NDArray[np.float64]:
+    """Sorted scores x without those beyond what TRIMMED_EXPECTED of all images reach, MAX_TRIMMED at most."""
+    n = len(x)
+    kept = int(np.searchsorted(x, body.isf(TRIMMED_EXPECTED / n), side="right"))
+    return x[: max(kept, math.ceil(n * (1 - MAX_TRIMMED)))]
+
+
+def _stated(x: NDArray[np.float64], n: int, body: Body | None, value: float, method: str, rate: float) -> Threshold:
+    """A threshold at `value` with its interval, n of the sorted scores x being kept.
+
+    Of order statistics (Wilks, 1941): k of n scores above give Beta(k, n - k + 1) and Beta(k + 1, n - k). They hold for
+    a fitted value too, which lies between two order statistics. Those above may all be normal; at the lower end those
+    in excess of the body's tail, and two standard deviations of their number more, are taken as defective.
+    """
+    above, suspected = int((x[:n] > value).sum()), 0
+    if body is not None:
+        excess = body.excess * len(x)
+        suspected = math.ceil(excess + 2 * math.sqrt(excess)) - (len(x) - n)
+    fewest = max(0, above - max(0, suspected))
+    error = (1 - CONFIDENCE) / 2
+    low = float(stats.beta.ppf(error, fewest, n - fewest + 1)) if fewest else 0.0
+    high = float(stats.beta.isf(error, above + 1, n - above)) if above < n else 1.0
+    return Threshold(float(value), method, n, len(x) - n, low, high, high > PROVISIONAL * rate)
+
+
+def _plain_threshold(x: NDArray[np.float64], rate: float) -> tuple[float, str]:
+    """Threshold from all sorted scores x [N], on the cautious side, and by which method."""
+    cautious = rate / min(1 + CAUTION / math.sqrt(len(x) * rate), MAX_CAUTION)
+    if len(x) * cautious >= EXPECTED_ABOVE:
+        return float(np.quantile(x, 1 - cautious)), "quantile"
+    return _tail_quantile(x, cautious), "tail"
 
 
 def _tail_quantile(x: NDArray[np.float64], rate: float) -> float:

@@ -1,25 +1,23 @@
 """One-pass learning: patch features in, statistics and memory bank out. What worker and MHPatchCore share."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from mhpc.core.calibration import outlier_limit
+from mhpc.core.bank import Reservoir
 from mhpc.core.choices import PatchCoreAggregation
-from mhpc.core.memory_bank import MemoryBank, Reservoir
+from mhpc.core.memory_bank import MemoryBank
+from mhpc.core.recent import Convergence, Recent
+from mhpc.core.scorer import Scorer
 from mhpc.core.scoring import image_scores
 from mhpc.core.whitening import Whitening, ZSpace, check_features
 from mhpc.decomposition import IncrementalPCA
 from mhpc.linalg import Moments
-from mhpc.mahalanobis import OnlineCovariance
 
 STEP = 8  # images; fixed, so that a replay takes the same steps
 REFRESH_GROWTH = 1.5  # times the rows at the last refresh
-RECENT = 128  # images whose prequential scores the guard compares with
-GUARD_AFTER = 32  # scores without which it does not judge
-GUARD_SHARE = 0.1  # of the recent images, at most so many are set aside: a true change must be learned in the end
 
 
 class Step(NamedTuple):
@@ -77,62 +75,34 @@ class OnePassLearner:
         self.rows_at_refresh_ = 0
         self.images_learned_ = 0
         self.images_quarantined_ = 0
-        # of the last RECENT images, oldest first
-        self.recent_scores_ = torch.empty(0)
-        self.recent_quarantined_ = torch.empty(0, dtype=torch.bool)
+        self.change_ = 1.0
+        self.recent_ = Recent()
 
     @property
     def images_seen_(self) -> int:
         return self.images_learned_ + self.images_quarantined_
 
+    @property
+    def convergence_(self) -> Convergence:
+        return self.recent_.convergence(self.change_)
+
     def _new_pca(self) -> IncrementalPCA:
         return IncrementalPCA(self.space.pca_variance_ratio if self.space.reduces else None, device=self.device)
 
-    def partial_fit(self, features: Tensor) -> Step:
+    def partial_fit(self, features: Tensor, guard: bool = True) -> Step:
         """Learn from patch features [B, P, D], in the order given.
+
+        Args:
+            guard: whether images far outside the recent ones are set aside.
 
         Raises:
             ValueError: not [B, P, D], another D than before, or values that are not finite.
         """
-        steps = [self._step(part) for part in self._checked(features).split(STEP)]
+        steps = [self._step(part, guard) for part in self.checked(features).split(STEP)]
         return Step(torch.cat([s.scores for s in steps]), torch.cat([s.learned for s in steps]))
 
-    def fit_three_passes(self, batches: Callable[[], Iterable[Tensor]]) -> None:
-        """Learn from features [B, P, D] that can be gone through again and again, with a basis that stands still.
-
-        1. IncrementalPCA.
-        2. OnlineCovariance of the projected rows, and its Cholesky factor.
-        3. The bank, in the fixed Z-space, reduced to bank_size.
-
-        A pass is left out where the space has no use for it: EUCLIDEAN needs no second, and without PCA the first
-        finds the covariance already. No image is set aside.
-        """
-        for features in batches() if self.space.needs_moments else ():
-            self.pca_.partial_fit(self._checked(features).flatten(0, 1))
-        if self.space.reduces and self.space.whitens:
-            projected = OnlineCovariance(self.pca_.n_components_, device=self.device)
-            for features in batches():
-                projected.update(self.pca_.transform(self._checked(features).flatten(0, 1)))
-            if projected.n_samples_seen_ == 0:
-                raise ValueError("the second pass gave no patches: the loader cannot be gone through again")
-            whitening = self.space.of_projected(self.pca_, projected.moments_)
-        elif self.space.needs_moments:
-            whitening = self.space.of_moments(self.pca_.moments_)
-        else:
-            whitening = None
-        for features in batches():
-            for part in self._checked(features).split(STEP):
-                self._fill_bank(part, whitening)
-        if self.space.needs_moments and self.rows_seen_ != self.pca_.n_samples_seen_:
-            raise ValueError(
-                f"the last pass gave {self.rows_seen_} patches, the first {self.pca_.n_samples_seen_}: the loader "
-                "cannot be gone through again, or is another each time"
-            )
-        self.rows_at_refresh_ = self.rows_seen_
-        self._bank().reduce()
-
-    def _fill_bank(self, features: Tensor, whitening: Whitening | None) -> None:
-        """The third pass, for features [B, P, D]."""
+    def fill_bank(self, features: Tensor, whitening: Whitening | None) -> None:
+        """Take features [B, P, D] into the bank, in a space that stands still: the last of three passes."""
         B, P, D = features.shape
         x = features.reshape(B * P, D)
         if self.bank_ is None:
@@ -142,54 +112,101 @@ class OnePassLearner:
         self.rows_seen_ += B * P
         self.images_learned_ += B
 
-    def freeze(self) -> None:
-        """Refresh the basis and reduce the bank to bank_size: what calibration and scoring use."""
+    def freeze(self) -> Tensor:
+        """Refresh the basis, reduce the bank to bank_size and judge it: what calibration and scoring use.
+
+        Returns:
+            Numbers of the pictures whose anchors are in full doubt, as if they had not been learned; `images_seen_`
+            counts from 0, since construction or since `begin_again`.
+        """
         self._refresh()
-        self._bank().reduce()
+        bank = self._bank()
+        bank.reduce()
+        return bank.judge() if isinstance(bank, MemoryBank) else torch.empty(0, dtype=torch.int64)
+
+    def begin_again(self) -> None:
+        """Go on from the statistics and the bank as they are, but count images from 0 and forget recent scores."""
+        if isinstance(self.bank_, MemoryBank):
+            self.bank_.grow_old()
+        self.images_learned_ = self.images_quarantined_ = 0
+        self.change_ = 1.0
+        self.recent_ = Recent()
+
+    def forget(self, share: float) -> None:
+        """Keep a share in (0, 1] of the weight of all that was learned: exponential forgetting, if called before each
+        batch. Mean and covariance stay; what comes counts for more."""
+        if not 0 < share <= 1:
+            raise ValueError(f"share is {share}, expected a value in (0, 1]")
+        if share == 1 or self.bank_ is None:
+            return
+        if self.space.needs_moments:
+            n, mean, scatter = self.pca_.moments_
+            kept = max(2, round(n * share))
+            self.pca_.restore(Moments(kept, mean, scatter * (kept / n)))
+        self.rows_seen_, self.rows_at_refresh_ = round(self.rows_seen_ * share), round(self.rows_at_refresh_ * share)
+        if isinstance(self.bank_, MemoryBank):
+            self.bank_.forget(share)
+
+    def pin(self, features: Tensor, radius: float) -> int:
+        """Take patches of features [B, P, D] into the bank for good until all are within the radius; returns how many.
+
+        Raises:
+            ValueError: nothing was learned yet, pinned anchors would fill the bank, or it is a reservoir.
+        """
+        bank, scorer = self._memory_bank(), self.scorer()
+        x = self.checked(features).flatten(0, 1)
+        distances = scorer.score_patches(features).flatten()
+        return bank.pin(x, bank.whiten(x), distances, radius)
+
+    def unlearn(self, features: Tensor) -> int:
+        """Drop the anchors that the images of features [B, P, D] alone have brought; returns how many. The moments keep
+        their share of them.
+
+        Raises:
+            ValueError: nothing was learned yet, or the bank is a reservoir.
+        """
+        bank = self._memory_bank()
+        return sum(bank.unlearn(bank.whiten(image)) for image in self.checked(features))
+
+    def scorer(self) -> Scorer:
+        """What scores by the bank as it is; it shares the bank's tensors, which are replaced and never changed."""
+        bank = self._bank()
+        lift = bank.lift if isinstance(bank, MemoryBank) else torch.zeros(len(bank), device=self.device)
+        return Scorer.of_bank(bank.whitening, bank.images, lift, self.top_k)
 
     @property
     def memory_(self) -> Tensor:
-        """The bank in Z-space [K, d]: what patches are compared with."""
-        return self._bank().images
+        """The bank in Z-space [K, d + 1], its last coordinate for doubt: what patches are compared with."""
+        return self.scorer().memory
 
     def whiten(self, features: Tensor) -> Tensor:
-        """Features [B, P, D] in Z-space, [B, P, d]."""
-        return self._bank().whiten(self._checked(features))
+        """Features [B, P, D] in Z-space, [B, P, d + 1]."""
+        self.checked(features)
+        return self.scorer().whiten(features)
 
     def score_patches(self, features: Tensor) -> Tensor:
         """Distance [B, P] of each patch of features [B, P, D] to the bank, in standard deviations (Mahalanobis)."""
-        z = self.whiten(features)
-        B, P, d = z.shape
-        return self._bank().nearest(z.reshape(B * P, d))[0].reshape(B, P)
+        return self.scorer().score_patches(features)
 
     def score(self, features: Tensor) -> Tensor:
         """Image scores [B] of patch features [B, P, D]."""
-        return image_scores(self.score_patches(features), self.top_k)
+        return self.scorer().score(features)
 
-    def _step(self, features: Tensor) -> Step:
+    def _step(self, features: Tensor, guard: bool) -> Step:
         B, P, D = features.shape
         x = features.reshape(B * P, D)
         known = self._nearest(x)
         scores = image_scores(known.distances.reshape(B, P), self.top_k).cpu()  # GPU sync
-        learned = self._guard(scores) if self.bank_ else torch.ones(B, dtype=torch.bool)
+        first, learned = self.images_seen_, torch.ones(B, dtype=torch.bool)
+        if self.bank_:
+            learned = self.recent_.admit(scores, known.distances.reshape(B, P), self.bank_.radius, guard)
         self.images_learned_ += int(learned.sum())
         self.images_quarantined_ += int((~learned).sum())
         if bool(learned.any()):
             rows = learned.to(x.device).repeat_interleave(P)
-            pictures = torch.arange(B, device=x.device).repeat_interleave(P)[rows]
+            pictures = torch.arange(first, first + B, device=x.device).repeat_interleave(P)[rows]
             self._learn(x[rows], Nearest(*(t[rows] for t in known)), pictures)
         return Step(scores, learned)
-
-    def _guard(self, scores: Tensor) -> Tensor:
-        """Which images [B] to learn from: not those far outside the recent scores, within a bounded share."""
-        learned = torch.ones(len(scores), dtype=torch.bool)
-        if len(self.recent_scores_) >= GUARD_AFTER:
-            far = scores > outlier_limit(self.recent_scores_.numpy())
-            room = int(GUARD_SHARE * RECENT) - int(self.recent_quarantined_.sum())
-            learned = ~(far & (far.cumsum(0) <= room))
-        self.recent_scores_ = torch.cat([self.recent_scores_, scores])[-RECENT:]
-        self.recent_quarantined_ = torch.cat([self.recent_quarantined_, ~learned])[-RECENT:]
-        return learned
 
     def _learn(self, x: Tensor, known: Nearest, pictures: Tensor) -> None:
         """Steps 3 to 5, for rows x [N, D]."""
@@ -206,8 +223,12 @@ class OnePassLearner:
     def _refresh(self) -> None:
         bank = self._bank()
         if self.space.needs_moments:
-            bank.refresh(self.space.of_moments(self.pca_.moments_))
+            whitening = self.space.of_moments(self.pca_.moments_)
+            if self.rows_at_refresh_:
+                self.change_ = whitening.turned_from(bank.whitening)
+            bank.refresh(whitening)
         else:
+            self.change_ = 0.0
             bank.refresh(self.space.identity(bank.anchors.shape[1]).to(self.device))
         self.rows_at_refresh_ = self.rows_seen_
 
@@ -231,7 +252,16 @@ class OnePassLearner:
             raise ValueError("nothing was learned yet: call partial_fit with at least one image first")
         return self.bank_
 
-    def _checked(self, features: Tensor) -> Tensor:
+    def _memory_bank(self) -> MemoryBank:
+        bank = self._bank()
+        if isinstance(bank, Reservoir):
+            raise ValueError(
+                "aggregation is NONE, a uniform sample: single images can be pinned or unlearned with GREEDY or KMEANS"
+            )
+        return bank
+
+    def checked(self, features: Tensor) -> Tensor:
+        """Features [B, P, D] as they are learned from: finite float32, on the device."""
         D = None if self.bank_ is None else self.bank_.anchors.shape[1]
         x = check_features(features, D).detach().to(self.device, torch.float32)
         if self.bank_ is None and len(x) * x.shape[1] < 2:
@@ -247,11 +277,8 @@ class OnePassLearner:
     def state_dict(self) -> dict[str, Tensor]:
         """All that was learned, as tensors on the CPU; `load_state_dict` takes it back."""
         counts = [self.rows_seen_, self.rows_at_refresh_, self.images_learned_, self.images_quarantined_]
-        state = {
-            "counts": torch.tensor(counts),
-            "recent_scores": self.recent_scores_,
-            "recent_quarantined": self.recent_quarantined_,
-        }
+        state = {"counts": torch.tensor(counts), "change": torch.tensor(self.change_, dtype=torch.float64)}
+        state |= self.recent_.state_dict()
         if self.bank_ is not None:
             state |= self.bank_.state_dict()
             if self.space.needs_moments:
@@ -267,8 +294,7 @@ class OnePassLearner:
         try:
             n, self.rows_at_refresh_, self.images_learned_, self.images_quarantined_ = state["counts"].tolist()
             self.rows_seen_, self.bank_, self.pca_ = n, None, self._new_pca()
-            self.recent_scores_ = state["recent_scores"].clone()
-            self.recent_quarantined_ = state["recent_quarantined"].clone()
+            self.recent_, self.change_ = Recent.of_state(state), float(state["change"])
             if n:
                 on = {name: value.to(self.device, copy=True) for name, value in state.items()}
                 if self.space.needs_moments:

@@ -1,123 +1,54 @@
-"""Memory banks of a stream: anchors in feature space, seen through a whitening."""
+"""The memory bank of a stream: a streaming k-center of anchors, most of which move."""
 
-import warnings
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from mhpc.cluster import move_centers
+from mhpc.core.bank import Bank
+from mhpc.core.doubt import find_doubt
 from mhpc.core.whitening import Whitening
 from mhpc.linalg import nearest
 from mhpc.sampler import farthest_first
 
 OVERFULL = 1.25  # times bank_size, where the bank is reduced
 ROUNDING = 16  # machine epsilons: distances below so many norms are none
+LEAST_MASS = 0.5  # rows
+MAX_PINNED = 0.5  # of bank_size
 RADIUS_SAMPLE = 1024  # anchors whose nearest distances tell how a new basis scales
-
-
-class Bank:
-    """Rows of features that stand for all rows seen, and their view in Z-space.
-
-    A row stored in a moving basis goes stale; one stored in feature space does not, and since whitening is linear the
-    mean of features maps to the mean of their images. So `anchors` are features and `images` their Z-space view,
-    recomputed when the basis is refreshed.
-
-    Attributes (K anchors, D features, d components): anchors [K, D], images [K, d].
-    """
-
-    STATE: tuple[str, ...] = ("anchors", "images")
-
-    def __init__(self, bank_size: int, num_features: int, device: torch.device) -> None:
-        self.bank_size = bank_size
-        self.whitening: Whitening  # from the first refresh on, which precedes the first row
-        self.anchors = torch.empty(0, num_features, device=device)
-        self.images = torch.empty(0, 0, device=device)
-
-    def __len__(self) -> int:
-        return len(self.anchors)
-
-    def whiten(self, x: Tensor) -> Tensor:
-        """Rows x [N, D] in Z-space, [N, d]."""
-        return self.whitening(x)
-
-    def nearest(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Distance [N] of whitened rows z [N, d] to their nearest anchor, and its index [N]."""
-        return nearest(z, self.images)
-
-    def refresh(self, whitening: Whitening) -> None:
-        """See the anchors through a new basis."""
-        self.whitening = whitening
-        self.images = whitening(self.anchors)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name) for name in self.STATE} | self.whitening.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        for name in self.STATE:
-            setattr(self, name, state[name])
-        self.whitening = Whitening.of_state(state)
-        self.whitening.check(self.images)
-
-
-class Reservoir(Bank):
-    """A uniform sample of bank_size of the rows seen, those not chosen by anything.
-
-    Each row draws a key, the smallest keys stay: bottom-k sampling (Cohen & Kaplan, 2007), equal to Vitter's (1985)
-    reservoir in distribution. Keys follow from the seed and the count of rows, so a replay draws the same.
-    """
-
-    STATE = ("anchors", "images", "keys", "rows_drawn")
-
-    def __init__(self, bank_size: int, num_features: int, device: torch.device, seed: int) -> None:
-        super().__init__(bank_size, num_features, device)
-        self.seed = seed
-        self.keys = torch.empty(0, dtype=torch.float64, device=device)
-        self.rows_drawn = torch.tensor(0)
-        self.radius = 0.0
-
-    def learn(self, x: Tensor, z: Tensor, distances: Tensor, labels: Tensor, pictures: Tensor) -> None:
-        """Offer rows x [N, D] (whitened z [N, d]); the rest is what a MemoryBank looks at."""
-        if int(self.rows_drawn) <= self.bank_size < int(self.rows_drawn) + len(x):  # GPU sync
-            warnings.warn(
-                f"the reservoir of bank_size = {self.bank_size} rows is full: from here on a uniform sample is kept, "
-                "which misses rare normal patches; GREEDY or KMEANS cover them, a larger bank_size misses fewer",
-                stacklevel=2,
-            )
-        drawn = np.random.default_rng([self.seed, int(self.rows_drawn)]).random(len(x))  # GPU sync
-        self.rows_drawn = self.rows_drawn + len(x)
-        self.anchors, self.images = torch.cat([self.anchors, x]), torch.cat([self.images, z])
-        self.keys = torch.cat([self.keys, torch.from_numpy(drawn).to(x.device)])
-        self.reduce()
-
-    def reduce(self) -> None:
-        if len(self) > self.bank_size:
-            kept = self.keys.topk(self.bank_size, largest=False).indices.sort().values
-            self.anchors, self.images, self.keys = self.anchors[kept], self.images[kept], self.keys[kept]
 
 
 class MemoryBank(Bank):
     """Anchors of a streaming k-center, `bank_size` once reduced, up to OVERFULL times that in between.
 
     Attributes, beside those of a Bank:
-        mass [K]: rows an anchor stands for; sums to the rows seen.
+        mass [K]: rows an anchor stands for; sums to the rows seen, less what was forgotten.
         moves [K]: rows it has moved by; its step size is 1 / moves.
         support [K]: distinct pictures with a patch nearest to it.
+        picture [K]: number of the picture that it was born from; -1 for one of earlier days, or that was pinned.
+        own [K]: distance to the mean of that picture at its birth, scaled as the radius is.
+        lift [K]: squared distance that doubt adds to it in scoring; 0 until `judge` has been asked.
+        pinned [K]: whether it was put there by a person: it is neither moved nor dropped.
         radius: tau, beyond which a row becomes an anchor; 0 until the bank has been full.
 
     Args:
         moving: whether anchors move to the mean of the rows nearest to them (mini-batch k-means), or stay.
     """
 
-    STATE = ("anchors", "images", "mass", "moves", "support")
+    ROWS = ("anchors", "images", "mass", "moves", "support", "picture", "own", "lift", "pinned")
+    STATE = ROWS
 
     def __init__(self, bank_size: int, num_features: int, device: torch.device, moving: bool = True) -> None:
         super().__init__(bank_size, num_features, device)
         self.moving = moving
-        self.mass = torch.empty(0, dtype=torch.int64, device=device)
-        self.moves = torch.empty(0, dtype=torch.int64, device=device)
-        self.support = torch.empty(0, dtype=torch.int64, device=device)
+        self.mass = torch.empty(0, dtype=torch.float64, device=device)
+        self.moves = torch.empty(0, dtype=torch.float64, device=device)
+        self.support = torch.empty(0, dtype=torch.float64, device=device)
+        self.picture = torch.empty(0, dtype=torch.int64, device=device)
+        self.own = torch.empty(0, device=device)
+        self.lift = torch.empty(0, device=device)
+        self.pinned = torch.empty(0, dtype=torch.bool, device=device)
         self.radius = 0.0
 
     def refresh(self, whitening: Whitening) -> None:
@@ -127,11 +58,12 @@ class MemoryBank(Bank):
         if old is not None:
             new = self._spacing()
             # A lone anchor has no other; images of equal anchors may differ by what their products round.
-            apart = torch.minimum(old, new) > ROUNDING * torch.finfo(new.dtype).eps * float(
-                self.images.norm(dim=1).max()
-            )
+            rounding = ROUNDING * torch.finfo(new.dtype).eps * self.images.norm(dim=1).max()
+            apart = torch.minimum(old, new) > rounding
             if bool(apart.any()):  # GPU sync
-                self.radius *= float((new[apart] / old[apart]).median())  # GPU sync
+                scale = float((new[apart] / old[apart]).median())  # GPU sync
+                self.radius *= scale
+                self.own = self.own * scale
 
     def _spacing(self) -> Tensor:
         """Distance of a fixed sample of anchors to the nearest other one; 0 for a lone anchor."""
@@ -159,7 +91,7 @@ class MemoryBank(Bank):
         3. An overfull bank is reduced to bank_size.
 
         Args:
-            pictures: [N] index of the picture that each row is from, for `support`.
+            pictures: [N] number of the picture that each row is from.
         """
         fresh = farthest_first(z, len(z), distances, self.radius).indices
         others = torch.ones(len(z), dtype=torch.bool, device=z.device)
@@ -168,7 +100,7 @@ class MemoryBank(Bank):
         if len(fresh):
             near, index = nearest(z[others], z[fresh])
             labels = torch.where(near < distances, index + len(self), labels)
-            self._append(x[fresh], z[fresh])
+            self._append(x[fresh], z[fresh], pictures[fresh], _to_own_mean(z, pictures, fresh))
         self._move(x[others], z[others], labels)
         all_labels = torch.empty(len(z), dtype=torch.int64, device=z.device)
         all_labels[others] = labels
@@ -177,22 +109,22 @@ class MemoryBank(Bank):
         if len(self) > OVERFULL * self.bank_size:
             self.reduce()
 
-    def _append(self, x: Tensor, z: Tensor) -> None:
-        one = torch.ones(len(x), dtype=torch.int64, device=x.device)
-        self.anchors = torch.cat([self.anchors, x])
-        self.images = torch.cat([self.images, z])
-        self.mass = torch.cat([self.mass, one])
-        self.moves = torch.cat([self.moves, one])
-        self.support = torch.cat([self.support, torch.zeros_like(one)])
+    def _append(self, x: Tensor, z: Tensor, picture: Tensor, own: Tensor, pinned: bool = False) -> None:
+        n = torch.full((len(x),), 0.0 if pinned else 1.0, dtype=torch.float64, device=x.device)
+        born = {
+            "anchors": x, "images": z, "mass": n, "moves": n, "support": torch.zeros_like(n), "picture": picture,
+            "own": own, "lift": torch.zeros_like(own), "pinned": torch.full_like(n, pinned, dtype=torch.bool),
+        }  # fmt: skip
+        for name in self.ROWS:
+            setattr(self, name, torch.cat([getattr(self, name), born[name]]))
 
     def _move(self, x: Tensor, z: Tensor, labels: Tensor) -> None:
-        if not len(x):
+        self.mass = self.mass + torch.bincount(labels, minlength=len(self))
+        free = ~self.pinned[labels]
+        x, z, labels = x[free], z[free], labels[free]
+        if not self.moving or not len(x):
             return
-        n = torch.bincount(labels, minlength=len(self))
-        self.mass = self.mass + n
-        if not self.moving:
-            return
-        self.moves = self.moves + n
+        self.moves = self.moves + torch.bincount(labels, minlength=len(self))
         self.anchors = move_centers(self.anchors, self.moves, x, labels)
         self.images = move_centers(self.images, self.moves, z, labels)
 
@@ -202,18 +134,85 @@ class MemoryBank(Bank):
         self.support = self.support + torch.bincount(pairs[0], minlength=len(self))
 
     def reduce(self) -> None:
-        """Keep bank_size anchors by exact greedy selection; the radius becomes what they cover.
+        """Keep bank_size anchors, those that are pinned and others by exact greedy selection.
 
-        A dropped anchor's mass goes to the kept one nearest to it, its support is merged by maximum.
+        The radius becomes what they cover. A dropped anchor's mass goes to the kept one nearest to it, its support is
+        merged by maximum.
         """
         if len(self) <= self.bank_size:
             return
-        kept, radius = farthest_first(self.images, self.bank_size)
+        pinned = self.pinned.nonzero()[:, 0]
+        covered = nearest(self.images, self.images[pinned])[0] if len(pinned) else None
+        chosen, radius = farthest_first(self.images, self.bank_size - len(pinned), covered)
+        self._keep(torch.cat([pinned, chosen]))
+        self.radius = radius
+
+    def _keep(self, kept: Tensor) -> None:
+        """Drop all anchors but those at kept [k]; mass and support go to the heirs."""
         gone = torch.ones(len(self), dtype=torch.bool, device=kept.device)
         gone[kept] = False
-        heirs = nearest(self.images[gone], self.images[kept])[1]
-        self.mass = self.mass[kept].index_add(0, heirs, self.mass[gone])
-        self.support = self.support[kept].scatter_reduce(0, heirs, self.support[gone], "amax")
-        self.moves = self.moves[kept]
-        self.anchors, self.images = self.anchors[kept], self.images[kept]
-        self.radius = radius
+        mass, support, orphans = self.mass[gone], self.support[gone], self.images[gone]
+        for name in self.ROWS:
+            setattr(self, name, getattr(self, name)[kept])
+        if len(orphans):
+            heirs = nearest(orphans, self.images)[1]
+            self.mass = self.mass.index_add(0, heirs, mass)
+            self.support = self.support.scatter_reduce(0, heirs, support, "amax")
+
+    def judge(self) -> Tensor:
+        """Find doubt in the anchors born of late, `lift`; returns the numbers of pictures that are in full doubt."""
+        doubt = find_doubt(self.images, self.picture, self.own, self.radius)
+        self.lift = torch.where(self.picture >= 0, doubt.lift, self.lift)
+        return doubt.set_aside
+
+    def grow_old(self) -> None:
+        """The anchors become ones of earlier days: what doubt there is in them stays, no more is found."""
+        self.picture = torch.full_like(self.picture, -1)
+
+    def forget(self, share: float) -> None:
+        """Keep a share of each anchor's weight; one that stands for less than half a row is dropped."""
+        self.mass, self.moves, self.support = self.mass * share, self.moves * share, self.support * share
+        stays = (self.mass >= LEAST_MASS) | self.pinned
+        if bool(stays.any()) and not bool(stays.all()):  # GPU sync
+            self._keep(stays.nonzero()[:, 0])
+
+    def pin(self, x: Tensor, z: Tensor, distances: Tensor, radius: float) -> int:
+        """Pin rows x [N, D] (whitened z [N, d]) whose distances to the bank are known until all are within the radius.
+
+        Raises:
+            ValueError: pinned anchors would take more than half of the bank.
+        """
+        fresh = farthest_first(z, len(z), distances, radius).indices
+        n, most = int(self.pinned.sum()) + len(fresh), int(MAX_PINNED * self.bank_size)
+        if n > most:
+            raise ValueError(
+                f"{n} anchors would be pinned, at most {most} may be of a bank of {self.bank_size}: raise bank_size, "
+                "or relearn, so that what is normal is learned from the stream"
+            )
+        older = torch.full((len(fresh),), -1, device=x.device)
+        self._append(x[fresh], z[fresh], older, torch.zeros(len(fresh), device=x.device), pinned=True)
+        return len(fresh)
+
+    def unlearn(self, z: Tensor) -> int:
+        """Drop the anchors that one picture alone, of whitened rows z [P, d], has brought; returns how many.
+
+        Those within half a radius of its patches that support no other picture, or that were pinned for it. One anchor
+        stays in any case.
+        """
+        distances, labels = self.nearest(z)
+        at, taught = labels[distances <= max(self.radius, 1e-3) / 2].unique(), self.support <= 1
+        gone = torch.zeros(len(self), dtype=torch.bool, device=z.device)
+        gone[at] = (taught | self.pinned)[at]
+        if bool(gone.all()):  # GPU sync
+            gone[0] = False
+        self._keep((~gone).nonzero()[:, 0])
+        return int(gone.sum())
+
+
+def _to_own_mean(z: Tensor, pictures: Tensor, of: Tensor) -> Tensor:
+    """Distance of the rows z[of] [n] to the mean of all rows of z [N, d] of the same picture (pictures [N])."""
+    numbers, index = pictures.unique(return_inverse=True)
+    sums = torch.zeros(len(numbers), z.shape[1], dtype=z.dtype, device=z.device).index_add_(0, index, z)
+    means = sums / torch.bincount(index)[:, None]
+    distances: Tensor = (z[of] - means[index[of]]).norm(dim=1)
+    return distances

@@ -26,6 +26,7 @@ from mhpc.core.learner import OnePassLearner
 from mhpc.core.loading import BATCH, Loader, batches, joined_truth
 from mhpc.core.patch_features import PatchFeatures
 from mhpc.core.scoring import anomaly_maps, image_scores, patch_scores, reweighted_scores
+from mhpc.core.three_passes import fit_three_passes
 from mhpc.core.whitening import ZSpace
 
 __all__ = [
@@ -166,7 +167,7 @@ class MHPatchCore:
                 raise ValueError(f"passes is {passes}, expected 1: VANILLA sees all images at once")
             learner.fit(passing())
         elif passes == 3:
-            learner.fit_three_passes(passing)
+            fit_three_passes(learner, passing)
         elif passes == 1:
             for features in passing():
                 learner.partial_fit(features)

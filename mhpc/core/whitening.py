@@ -28,6 +28,15 @@ class Whitening:
     def __call__(self, x: Tensor) -> Tensor:
         return x if self.projection is None else (x - self.mean) @ self.projection.T
 
+    def turned_from(self, before: "Whitening") -> float:
+        """Share in [0, 1] of this one's directions that another's do not span: 1 minus the mean of their squared
+        cosines (of the principal angles between the subspaces, where both have as many)."""
+        if self.projection is None or before.projection is None:
+            return 0.0
+        new = self.projection / self.projection.norm(dim=1, keepdim=True)
+        old = torch.linalg.qr(before.projection.T).Q  # [D, d]
+        return float((1 - (new @ old).square().sum(1)).mean().clamp(0, 1))  # GPU sync
+
     def to(self, device: torch.device) -> "Whitening":
         return Whitening(self.mean.to(device), None if self.projection is None else self.projection.to(device))
 

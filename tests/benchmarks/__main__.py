@@ -3,13 +3,14 @@
 import sys
 from collections.abc import Callable
 
-from tests.benchmarks import bundled_backbone, coreset, memory, one_pass, peak_memory, statistics
+from tests.benchmarks import bundled_backbone, coreset, learning, memory, one_pass, peak_memory, statistics
 
 BENCHMARKS: dict[str, Callable[[], None]] = {
     "statistics": statistics.main,
     "coreset": coreset.main,
     "peak_memory": peak_memory.main,
     "one_pass": one_pass.main,
+    "learning": learning.main,
     "memory": memory.main,
     "bundled_backbone": bundled_backbone.main,
 }

@@ -89,7 +89,7 @@ def test_an_entry_says_what_became_of_its_images() -> None:
     for number in range(1, 36):
         taken = line.apply(f"{number}-0", [patches(number, 4)])
         assert taken.learned + taken.quarantined == 4
-    assert line.apply("50-0", [patches(50), patches(51, shift=100), patches(52)]) == Taken(2, 1, 0)
+    assert line.apply("50-0", [patches(50), patches(51, shift=100), patches(52)]) == Taken(2, 1, 0, (1,))
     assert line.apply("51-0", [patches(9, 4)])[2] == 0
 
 
@@ -182,7 +182,7 @@ def test_without_a_model_there_is_no_verdict() -> None:
 def test_while_it_calibrates_a_line_scores_without_a_threshold() -> None:
     line = play(fresh(), 1, 7)
     line.serving = line.served_by(MODEL)
-    assert line.serving == Serving(CALIBRATING, MODEL, None)
+    assert line.serving[:3] == (CALIBRATING, MODEL, None)
     assert all(verdict.score is not None for verdict in line.judge(patches(0, 3), GRID))
 
 

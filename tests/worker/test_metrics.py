@@ -3,7 +3,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from worker.metrics import STAGES, Metrics
 
-# name, type and labels, as dashboards and alerts rely on them; mhpc_drift comes with the measure of drift itself
+# name, type and labels, as dashboards and alerts rely on them
 EXPECTED = {
     "mhpc_images": ("counter", {"line", "outcome"}),
     "mhpc_stage_seconds": ("histogram", {"stage"}),
@@ -14,6 +14,9 @@ EXPECTED = {
     "mhpc_score_to_threshold": ("histogram", {"line"}),
     "mhpc_threshold": ("gauge", {"line"}),
     "mhpc_anomalies": ("counter", {"line"}),
+    "mhpc_drift": ("gauge", {"line"}),
+    "mhpc_learning_outside_share": ("gauge", {"line"}),
+    "mhpc_learning_subspace_change": ("gauge", {"line"}),
     "mhpc_bank_anchors": ("gauge", {"line"}),
     "mhpc_bank_radius": ("gauge", {"line"}),
     "mhpc_pca_components": ("gauge", {"line"}),

@@ -40,11 +40,17 @@ class AddsInBetween(redis.Redis):
 # -- status ------------------------------------------------------------------------------------------------------------
 
 
+UNTOLD = {
+    "provisional": False, "false_positive_rate": None, "rate_interval": None, "progress": None, "outside_share": None,
+    "subspace_change": None, "quarantined": 0, "drift": None,
+}  # fmt: skip
+
+
 def test_a_line_that_nobody_has_seen_has_an_empty_status(client: redis.Redis, line: str) -> None:
     assert views.line_status(client, line) == {
         "line": line, "phase": None, "model": None, "epoch": None, "applied_through": None, "done_through": None,
         "threshold": None, "lag": None, "pending": 0, "oldest_pending_seconds": None, "results": 0, "dead": 0,
-        "keeper": None,
+        "keeper": None, **UNTOLD,
     }  # fmt: skip
 
 
@@ -52,7 +58,9 @@ def test_a_status_tells_what_a_line_is_doing(client: redis.Redis, line: str) -> 
     streams = LineStreams(client, line)
     streams.ensure_groups()
     epoch, _ = streams.acquire("station-1#ab", 0)
-    streams.commit(epoch, {"phase": "scoring", "model": "m", "applied_through": "3-0", "threshold": "4.25"})
+    committed = {"phase": "scoring", "model": "m", "applied_through": "3-0", "threshold": "4.25", "provisional": "1"}
+    streams.commit(epoch, committed | {"rate": "0.01", "rate_interval": "0.002 0.03"})
+    streams.show(epoch, {"progress": "", "outside_share": "0.004", "quarantined": "3", "drift": "0.5"})
     for _ in range(3):
         streams.client.xadd(streams.images, {"batch": b""})
     read_answering(client, [streams], "station-1", 2, None)
@@ -63,7 +71,9 @@ def test_a_status_tells_what_a_line_is_doing(client: redis.Redis, line: str) -> 
     assert status.pop("oldest_pending_seconds") >= 0
     assert status == {
         "line": line, "phase": "scoring", "model": "m", "epoch": 1, "applied_through": "3-0", "done_through": None,
-        "threshold": 4.25, "pending": 2, "results": 2, "dead": 1, "keeper": "station-1",
+        "threshold": 4.25, "pending": 2, "results": 2, "dead": 1, "keeper": "station-1", **UNTOLD,
+        "provisional": True, "false_positive_rate": 0.01, "rate_interval": [0.002, 0.03], "outside_share": 0.004,
+        "quarantined": 3, "drift": 0.5,
     }  # fmt: skip
     json.dumps(status)
 

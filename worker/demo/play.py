@@ -32,7 +32,8 @@ class Watch:
     """Reads the line's results, dead letters and phase.
 
     `results` holds the first result of each id, `repeated` counts the others, `dead` holds each dead letter's reason,
-    `learned_through` is the newest entry that the learner has taken.
+    `outside_share` is the share of new patches that are unlike all in the bank, `learned_through` the newest entry that
+    the learner has taken.
     """
 
     def __init__(self, client: redis.Redis) -> None:
@@ -41,6 +42,7 @@ class Watch:
         self.repeated = 0
         self.dead: dict[str, str] = {}
         self.phase: str | None = None
+        self.outside_share: float | None = None
         self.learned_through = "0-0"
         self._last = {"scores": b"0", "dead": b"0"}
 
@@ -49,7 +51,7 @@ class Watch:
         try:
             new = [decode_result(fields[b"result"]) for fields in self._read("scores")]
             dead = list(self._read("dead"))
-            phase = self.client.hget(_key("state"), "phase")
+            phase, outside = self.client.hmget(_key("state"), "phase", "outside_share")
             groups = self.client.xinfo_groups(_key("images")) if self.client.exists(_key("images")) else []
         except (redis.ConnectionError, redis.TimeoutError) as error:
             raise RedisUnreachableError(f"the demo's own Redis no longer answers: {error}") from None
@@ -59,6 +61,7 @@ class Watch:
         for fields in dead:
             self.dead[_text(fields, b"id")] = f"{_text(fields, b'reason')}: {_text(fields, b'error')}"
         self.phase = phase.decode() if isinstance(phase, bytes) else phase
+        self.outside_share = float(outside) if outside else None
         for group in groups:
             if group["name"] == LEARNING.encode():
                 self.learned_through = group["last-delivered-id"].decode()
@@ -152,5 +155,5 @@ class _Speed(ProgressColumn):
 
 def progress_bars(console: Console) -> Progress:
     """Bars with a count and images per second, narrow enough for 80 columns."""
-    columns = TextColumn("{task.description:<11}"), BarColumn(24), MofNCompleteColumn(), _Speed(), TimeElapsedColumn()
+    columns = TextColumn("{task.description:<17}"), BarColumn(24), MofNCompleteColumn(), _Speed(), TimeElapsedColumn()
     return Progress(*columns, console=console, refresh_per_second=4)

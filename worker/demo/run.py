@@ -122,7 +122,7 @@ def worker_config(options: DemoOptions, parts: Sequence[Part], url: str, port: i
         "redis": [f"url = {toml(url)}"],
         "worker": ['name = "demo"'],
         "model": model,
-        "learning": [f"images = {len(learn)}"],
+        "learning": [f"images = {len(learn)}", "converge = false"],
         "calibration": [f"images = {len(calibrate)}", f"false_positive_rate = {options.false_positive_rate}"],
         "snapshots": [f"directory = {toml(str(folder / 'snapshots'))}"],
         "streams": ["scores_max = 10000"],
@@ -199,7 +199,8 @@ def _train(player: Player, learn: Sequence[Part], calibrate: Sequence[Part], bar
 
     def seen(new: list[Result]) -> None:
         trained = player.trained()
-        bars.update(learning, completed=min(trained, len(learn)))
+        share = "" if watch.outside_share is None else f" {100 * watch.outside_share:.0f} % new"
+        bars.update(learning, completed=min(trained, len(learn)), description=f"Learning{share}")
         if trained > len(learn):
             bars.start_task(calibrating)
             bars.update(calibrating, completed=trained - len(learn))

@@ -1,8 +1,10 @@
 -- What a keeper does, if its epoch still stands: else an error that begins with FENCED.
--- KEYS: state, images, lease.  ARGV: epoch, what, then by what:
+-- KEYS: state, images, lease, replies, review.  ARGV: epoch, what, then by what:
 --   renew   holder, milliseconds
 --   read    group, consumer, count, id ('>' or where to go on in the pending entries)
---   commit  field, value, ...                  of the state hash, all at once
+--   commit  reply or '', cap of replies, group to be moved or '', to which entry, cap of review, number of review
+--           fields, review fields (7 a part, by REVIEW), field, value, ... of the state hash; all of it at once
+--   show    field, value, ...                  of the state hash: what is only to be seen
 --   ack     group, entry, ...
 --   trim    lowest id to keep, done_through
 --   release holder
@@ -19,6 +21,26 @@ if what == 'renew' then
 elseif what == 'read' then
   return redis.call('XREADGROUP', 'GROUP', ARGV[3], ARGV[4], 'COUNT', ARGV[5], 'STREAMS', KEYS[2], ARGV[6])
 elseif what == 'commit' then
+  local REVIEW = {'entry', 'id', 'why', 'score', 'threshold', 'model', 'image'}
+  local state = 9 + tonumber(ARGV[8])
+  redis.call('XLEN', KEYS[4])  -- keys of another type fail before anything is written
+  redis.call('XLEN', KEYS[5])
+  if ARGV[5] ~= '' then
+    redis.call('XGROUP', 'SETID', KEYS[2], ARGV[5], ARGV[6])
+  end
+  for i = 9, state - 1, #REVIEW do
+    local fields = {}
+    for j, name in ipairs(REVIEW) do
+      fields[2 * j - 1], fields[2 * j] = name, ARGV[i + j - 1]
+    end
+    redis.call('XADD', KEYS[5], 'MAXLEN', '~', ARGV[7], '*', unpack(fields))
+  end
+  redis.call('HSET', KEYS[1], unpack(ARGV, state))
+  if ARGV[3] ~= '' then
+    redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[4], '*', 'reply', ARGV[3])
+  end
+  return 1
+elseif what == 'show' then
   return redis.call('HSET', KEYS[1], unpack(ARGV, 3))
 elseif what == 'ack' then
   return redis.call('XACK', KEYS[2], unpack(ARGV, 3))

@@ -1,6 +1,6 @@
 """One line's keys in Redis: reading, the gate, the lease, the commit, trimming."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import redis
@@ -12,6 +12,7 @@ ANSWERING, LEARNING = "mhpc", "mhpc-learn"  # consumer groups
 LEARNER = "learner"  # the one consumer of LEARNING
 LEASE_MS = 30_000
 FROM_START = "0-0"
+REPLIES_MAX, REVIEW_MAX = 1000, 500  # entries kept
 
 
 class Entry(NamedTuple):
@@ -29,12 +30,37 @@ class DeadLetter(NamedTuple):
     payload: bytes
 
 
+class ReviewPart(NamedTuple):
+    """A part for people to look at. `why` is "anomalous" or "quarantined"; `image` is msgpack of the map as it came, or
+    empty where the bytes were gone."""
+
+    entry: str
+    id: str
+    why: str
+    score: str
+    threshold: str
+    model: str
+    image: bytes
+
+
 class Answer(NamedTuple):
     """What the gate publishes for one entry."""
 
     entry: str
     results: list[bytes]
     dead: list[DeadLetter]
+    review: Sequence[ReviewPart] = ()
+
+
+class Commit(NamedTuple):
+    """What goes with a commit: a `reply` to a command, parts for `review`, an entry to go on learning behind."""
+
+    reply: bytes = b""
+    review: Sequence[ReviewPart] = ()
+    restart: str = ""
+
+
+ALONE = Commit()
 
 
 class Backlog(NamedTuple):
@@ -66,6 +92,7 @@ class LineStreams:
         prefix = f"mhpc:{{{line}}}:"
         self.images, self.scores, self.dead = prefix + "images", prefix + "scores", prefix + "dead"
         self.state_key, self.lease = prefix + "state", prefix + "lease"
+        self.control, self.replies, self.review = prefix + "control", prefix + "replies", prefix + "review"
         self._gate = self.client.register_script(script("gate"))
         self._acquire = self.client.register_script(script("acquire"))
         self._fenced = self.client.register_script(script("fenced"))
@@ -88,6 +115,11 @@ class LineStreams:
     def last_id(self) -> str:
         return newest_id(self.client, self.images)
 
+    def entry(self, name: str) -> Entry:
+        """An entry of the images stream as it is now, `lost` if it was trimmed."""
+        found = self.client.xrange(self.images, min=name, max=name)
+        return Entry(name, found[0][1].get(b"batch")) if found else Entry(name, None, lost=True)
+
     def backlog(self, group: str) -> Backlog:
         infos = {info["name"].decode(): info for info in self.client.xinfo_groups(self.images)}
         info = infos.get(group)
@@ -103,14 +135,16 @@ class LineStreams:
         """Entries that were delivered to this consumer and not answered: after a start and after every error."""
         return _entries(self.client.xreadgroup(ANSWERING, consumer, {self.images: FROM_START}, count=count))
 
-    def publish(self, answers: Iterable[Answer], scores_max: int, dead_max: int) -> list[bool]:
+    def publish(self, answers: Iterable[Answer], scores_max: int, dead_max: int, review_max: int) -> list[bool]:
         """Send each answer through the gate; False where the entry was no longer pending (somebody published it)."""
         pipe = self.client.pipeline(transaction=False)
-        for entry, results, dead in answers:
-            fields = [field for letter in dead for field in letter]
+        for entry, results, dead, review in answers:
+            letters = [field for letter in dead for field in letter]
+            parts = [field for part in review for field in part]
+            counts = [scores_max, dead_max, review_max, len(results), len(parts)]
             self._gate(
-                keys=[self.images, self.scores, self.dead],
-                args=[ANSWERING, entry, scores_max, dead_max, len(results), *results, *fields],
+                keys=[self.images, self.scores, self.dead, self.review],
+                args=[ANSWERING, entry, *counts, *results, *parts, *letters],
                 client=pipe,
             )
         return [bool(published) for published in pipe.execute()]
@@ -136,8 +170,16 @@ class LineStreams:
         """New entries for the learner, or with `after` those already delivered to it, from behind that id on."""
         return _entries(self._keeper(epoch, "read", LEARNING, LEARNER, count, ">" if after is None else after))
 
-    def commit(self, epoch: int, fields: Mapping[str, str]) -> None:
-        self._keeper(epoch, "commit", *(part for item in fields.items() for part in item))
+    def commit(self, epoch: int, fields: Mapping[str, str], also: Commit = ALONE, review_max: int = REVIEW_MAX) -> None:
+        """Set the state's fields and all that goes with them, or nothing."""
+        parts = [field for part in also.review for field in part]
+        restart = [LEARNING if also.restart else "", also.restart]
+        state = [part for item in fields.items() for part in item]
+        self._keeper(epoch, "commit", also.reply, REPLIES_MAX, *restart, review_max, len(parts), *parts, *state)
+
+    def show(self, epoch: int, fields: Mapping[str, str]) -> None:
+        """Set fields of the state that are for people alone: what they say is in no snapshot."""
+        self._keeper(epoch, "show", *(part for item in fields.items() for part in item))
 
     def acknowledge(self, epoch: int, entries: list[str]) -> None:
         for start in range(0, len(entries), 1000):  # Lua's unpack is bounded
@@ -160,9 +202,10 @@ class LineStreams:
         self._keeper(epoch, "trim", f"{ms}-{seq + 1}" if seq < 2**64 - 1 else f"{ms + 1}-0", done)
         return done
 
-    def _keeper(self, epoch: int, what: str, *args: str | int) -> Any:
+    def _keeper(self, epoch: int, what: str, *args: str | int | bytes) -> Any:
+        keys = [self.state_key, self.images, self.lease, self.replies, self.review]
         try:
-            return self._fenced(keys=[self.state_key, self.images, self.lease], args=[epoch, what, *args])
+            return self._fenced(keys=keys, args=[epoch, what, *args])
         except redis.ResponseError as error:
             if str(error).startswith("FENCED"):
                 raise FencedError(f"line {self.line}: {error}") from None

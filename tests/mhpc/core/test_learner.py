@@ -5,8 +5,9 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from mhpc.core.calibration import outlier_limit
-from mhpc.core.learner import GUARD_AFTER, GUARD_SHARE, RECENT, REFRESH_GROWTH, STEP
+from mhpc.core.learner import REFRESH_GROWTH, STEP
 from mhpc.core.memory_bank import OVERFULL, MemoryBank
+from mhpc.core.recent import GUARD_AFTER, GUARD_SHARE, RECENT
 from mhpc.core.whitening import ZSpace
 from tests.mhpc.core.patches import D, K, P, assert_same, defective, learner, pictures
 
@@ -160,7 +161,7 @@ def test_a_bad_image_after_many_good_ones_is_set_aside() -> None:
     mixed = torch.cat([good[:3], defective(1, seed=6) * 3, good[3:]])
     step = model.partial_fit(mixed)
     assert step.learned.tolist() == [True] * 3 + [False] + [True] * 4
-    assert model.recent_scores_[-8:].tolist() == step.scores.tolist()  # the guard compares with all, learned or not
+    assert model.recent_.scores[-8:].tolist() == step.scores.tolist()  # the guard compares with all, learned or not
     assert float(step.scores[3]) > 2 * float(step.scores[step.learned].max())
     assert (model.images_learned_, model.images_quarantined_, model.images_seen_) == (87, 1, 88)
     reference.partial_fit(good)
@@ -241,6 +242,7 @@ def test_a_single_patch_is_too_little_to_begin_with() -> None:
 
 
 def test_nothing_can_be_scored_before_something_was_learned() -> None:
-    for call in (lambda: learner().score(pictures(2)), learner().freeze):
-        with pytest.raises(ValueError, match="nothing was learned yet: call partial_fit"):
-            call()
+    with pytest.raises(ValueError, match="nothing was learned yet: call partial_fit"):
+        learner().score(pictures(2))
+    with pytest.raises(ValueError, match="nothing was learned yet: call partial_fit"):
+        learner().freeze()

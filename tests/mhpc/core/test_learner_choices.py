@@ -3,9 +3,10 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+from mhpc.core.bank import Reservoir
 from mhpc.core.choices import PatchCoreAggregation, PatchCoreDistance, PatchCoreFeatureReduction
 from mhpc.core.learner import OnePassLearner
-from mhpc.core.memory_bank import Reservoir
+from mhpc.core.three_passes import fit_three_passes
 from mhpc.core.whitening import ZSpace
 from tests.mhpc.core.patches import D, K, P, assert_same, defective, learner, pictures
 
@@ -42,7 +43,7 @@ def test_three_passes_end_in_the_basis_of_all_rows(space: ZSpace, aggregation: P
         return list(x.split(24))
 
     model = OnePassLearner(K, space, aggregation=aggregation)
-    model.fit_three_passes(batches)
+    fit_three_passes(model, batches)
     assert len(passes) == 1 + space.needs_moments + (space.reduces and space.whitens)
     assert len(model.memory_) == K
     assert model.rows_seen_ == 80 * P
@@ -56,7 +57,7 @@ def test_three_passes_end_in_the_basis_of_all_rows(space: ZSpace, aggregation: P
 
 def test_a_learner_of_three_passes_goes_on_in_one() -> None:
     model = learner()
-    model.fit_three_passes(lambda: [pictures(40)])
+    fit_three_passes(model, lambda: [pictures(40)])
     model.partial_fit(pictures(40, seed=1))
     assert model.rows_seen_ == model.pca_.n_samples_seen_ == 80 * P
 

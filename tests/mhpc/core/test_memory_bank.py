@@ -3,7 +3,8 @@ import torch
 from torch import Tensor
 
 from mhpc import IncrementalPCA
-from mhpc.core.memory_bank import OVERFULL, MemoryBank, Reservoir
+from mhpc.core.bank import Reservoir
+from mhpc.core.memory_bank import OVERFULL, MemoryBank
 from mhpc.core.whitening import Whitening, ZSpace
 
 D, K, P = 6, 40, 25

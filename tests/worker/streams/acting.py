@@ -21,7 +21,7 @@ def answer(entry: str, *results: bytes, dead: list[DeadLetter] | None = None) ->
 
 
 def publish(streams: LineStreams, *answers: Answer) -> list[bool]:
-    return streams.publish(answers, scores_max=1000, dead_max=1000)
+    return streams.publish(answers, scores_max=1000, dead_max=1000, review_max=100)
 
 
 def results(streams: LineStreams) -> list[bytes]:

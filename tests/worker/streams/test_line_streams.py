@@ -163,7 +163,9 @@ def test_results_and_dead_letters_are_capped(streams: LineStreams) -> None:
     deliver(streams)
     dead = [DeadLetter("b", "truncated", "", b"")] * 10
     for entry in entries:
-        streams.publish([answer(entry, *[b"%d" % i for i in range(10)], dead=dead)], scores_max=150, dead_max=50)
+        streams.publish(
+            [answer(entry, *[b"%d" % i for i in range(10)], dead=dead)], scores_max=150, dead_max=50, review_max=100
+        )
     block = 100  # Redis trims whole blocks of its streams
     assert 150 <= streams.client.xlen(streams.scores) <= 150 + block
     assert 50 <= streams.client.xlen(streams.dead) <= 50 + block

@@ -1,0 +1,167 @@
+"""What one pass over a stream learns of real tiles, beside batch PatchCore of equal size, clean and with 5 % bad parts.
+
+The same features, images, bank size and image score for both, in one run; three orders of the images.
+"""
+
+import importlib.util
+import sys
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from mhpc.core.backbones import load_backbone
+from mhpc.core.learner import OnePassLearner
+from mhpc.core.patch_features import PatchFeatures
+from mhpc.core.scoring import image_scores, patch_scores
+from mhpc.core.whitening import ZSpace
+from mhpc.sampler import GreedyCoresetSampler
+from tests.benchmarks.one_pass import TILES, tile_features
+
+KINDS = ("blowhole", "break")
+BANK, SMALL_BANK, TOP_K, PCA = 6000, 1000, 20, 0.9
+ORDERS = 3
+DEFECTIVE = 0.05  # of the images learned from, half of either kind; those are not scored
+BOOTSTRAPS = 1000
+Scores = dict[str, NDArray[np.float64]]  # by kind
+Items = list[tuple[str, int]]  # folder and number of the image
+
+
+def tiles() -> dict[str, Tensor] | None:
+    """Features [N, 784, 768] of the tiles by folder; None where they are not at hand."""
+    if not TILES.is_dir():
+        print(f"{TILES} is absent: the real tiles are not at hand")
+        return None
+    sys.path.insert(0, str(TILES.parents[1]))
+    if importlib.util.find_spec("mobilenet_v1") is None:
+        print("mobilenet_v1 is not importable")
+        return None
+    extract = PatchFeatures(load_backbone("mobilenet_v1:mobilenet_v1"), ["block5", "block11"])
+    folders = {"train": TILES / "train" / "good", **{kind: TILES / "test" / kind for kind in ("good", *KINDS)}}
+    return {name: tile_features(extract, folder) for name, folder in folders.items()}
+
+
+class Split(NamedTuple):
+    """Images to learn from, in order, and those to score."""
+
+    learn: Items
+    score: dict[str, list[int]]
+
+
+def split(features: dict[str, Tensor], order: int, share: float) -> Split:
+    """As many images to learn from as there are in train, a share of them defective."""
+    generator = torch.Generator().manual_seed(order)
+    N = len(features["train"])
+    bad = round(N * share)
+    good = torch.randperm(N, generator=generator)[: N - bad].tolist()
+    learn, score = [("train", i) for i in good], {"good": list(range(len(features["good"])))}
+    for kind in KINDS:
+        numbers = torch.randperm(len(features[kind]), generator=generator).tolist()
+        learn += [(kind, i) for i in numbers[: bad // len(KINDS)]]
+        score[kind] = sorted(numbers[bad // len(KINDS) :])
+    return Split([learn[i] for i in torch.randperm(len(learn), generator=generator)], score)
+
+
+def one_pass(features: dict[str, Tensor], learn: Items, bank_size: int = BANK) -> OnePassLearner:
+    learner = OnePassLearner(bank_size, ZSpace(pca_variance_ratio=PCA), TOP_K)
+    for start in range(0, len(learn), 8):
+        learner.partial_fit(torch.stack([features[name][i] for name, i in learn[start : start + 8]]))
+    learner.freeze()
+    return learner
+
+
+def scored(features: dict[str, Tensor], chosen: dict[str, list[int]], learner: OnePassLearner) -> Scores:
+    return {
+        kind: torch.cat([learner.score(features[kind][part]) for part in torch.tensor(numbers).split(8)]).numpy()
+        for kind, numbers in chosen.items()
+    }
+
+
+def batch_scored(features: dict[str, Tensor], parts: Split) -> Scores:
+    """Batch PatchCore: greedy on all rows as they are, Euclidean, the same size and image score."""
+    rows = torch.cat([features[name][i] for name, i in parts.learn])
+    bank = GreedyCoresetSampler(BANK / len(rows), dimension_to_project_features_to=None).run(rows)
+    found = {}
+    for kind, numbers in parts.score.items():
+        chunks = [image_scores(patch_scores(features[kind][n], bank), TOP_K) for n in torch.tensor(numbers).split(8)]
+        found[kind] = torch.cat(chunks).numpy()
+    return found
+
+
+def auroc(scores: Scores, draw: dict[str, NDArray[np.int64]] | None = None) -> float:
+    """Of all defects against the good parts; of the drawn images, if a draw is given."""
+    by_kind = scores if draw is None else {kind: x[draw[kind]] for kind, x in scores.items()}
+    truth = np.concatenate([np.full(len(x), kind != "good") for kind, x in by_kind.items()])
+    return float(roc_auc_score(truth, np.concatenate(list(by_kind.values()))))
+
+
+def paired_interval(pairs: list[tuple[Scores, Scores]], seed: int = 0) -> tuple[float, float]:
+    """95 % interval of the mean difference in AUROC, over bootstraps of the test images, the same for both sides."""
+    rng = np.random.default_rng(seed)
+    differences = []
+    for _ in range(BOOTSTRAPS):
+        found = []
+        for ours, theirs in pairs:
+            draw = {kind: rng.integers(0, len(x), len(x)) for kind, x in ours.items()}
+            found.append(auroc(ours, draw) - auroc(theirs, draw))
+        differences.append(np.mean(found))
+    low, high = np.quantile(differences, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def report(name: str, runs: list[Scores]) -> float:
+    found = [auroc(run) for run in runs]
+    kinds = [np.mean([auroc({k: run[k] for k in ("good", kind)}) for run in runs]) for kind in KINDS]
+    by_kind = ", ".join(f"{kind} {value:.4f}" for kind, value in zip(KINDS, kinds, strict=True))
+    print(f"  {name:42} {np.mean(found):.4f}  ({by_kind}; orders {', '.join(f'{f:.4f}' for f in found)})", flush=True)
+    return float(np.mean(found))
+
+
+def main() -> None:
+    features = tiles()
+    if features is None:
+        return
+    print(f"mtd/tile, MobileNet v1, {len(features['train'])} learned, image AUROC (mean of the top {TOP_K} patches)")
+    means = {}
+    for share in (0.0, DEFECTIVE):
+        parts = [split(features, order, share) for order in range(ORDERS)]
+        learners = [one_pass(features, part.learn) for part in parts]
+        ours = [scored(features, part.score, learner) for part, learner in zip(parts, learners, strict=True)]
+        theirs = [batch_scored(features, part) for part in parts]
+        means[share] = report(f"one pass, {BANK} anchors, {share:.0%} defective", ours)
+        batch = report(f"batch PatchCore, {BANK} rows, {share:.0%} defective", theirs)
+        low, high = paired_interval(list(zip(ours, theirs, strict=True)))
+        print(f"    one pass less batch: {means[share] - batch:+.4f}, 95 % interval {low:+.4f} to {high:+.4f}")
+        if not share:
+            small = [scored(features, p.score, one_pass(features, p.learn, SMALL_BANK)) for p in parts]
+            gap = report(f"one pass, {SMALL_BANK} anchors, clean", small) - means[share]
+            print(f"    {SMALL_BANK} anchors less {BANK}: {gap:+.4f}")
+    print(f"    5 % defective less clean: {means[DEFECTIVE] - means[0.0]:+.4f}")
+    cost(features["train"][:80])
+
+
+def cost(images: Tensor) -> None:
+    """Learning's own arithmetic for a batch of 8, refreshes and reductions included, in forward passes."""
+    network = load_backbone("wide_resnet50_2", "random:0")
+    x = torch.randn(8, 3, 224, 224)
+    with torch.inference_mode():
+        network(x)
+        forward = min(_timed(lambda: network(x)) for _ in range(3))
+    learner = OnePassLearner(BANK, ZSpace(pca_variance_ratio=PCA), TOP_K)
+    learner.partial_fit(images[:40])
+    learning = _timed(lambda: learner.partial_fit(images[40:])) / (len(images[40:]) / 8)
+    print(
+        f"  learning costs {learning / forward:.2f} of wide_resnet50_2's forward pass in float32 "
+        f"({1000 * learning:.0f} and {1000 * forward:.0f} ms for 8 images)"
+    )
+
+
+def _timed(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start

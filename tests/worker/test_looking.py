@@ -1,0 +1,294 @@
+"""What commands do to a line: over a real Redis, by a keeper that may fail in between."""
+
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+import pytest
+import redis
+import torch
+from torch import Tensor
+
+from mhpc.core.memory_bank import MemoryBank
+from tests.worker.helpers import patches
+from tests.worker.keeping import ENTRIES, MakeKeeper, add, assert_same, extract, learn_all, opened
+from worker.keeper import Keeper
+from worker.line import CALIBRATING, LEARNING, SCORING
+from worker.looking import Look
+from worker.message import Image
+from worker.streams import review
+from worker.streams.control import send
+from worker.streams.line_streams import Commit, LineStreams, ReviewPart
+
+STRANGE = patches(70, 1, shift=3.0)
+
+
+def features(image: bytes) -> Tensor:
+    """What the engine would give for the one picture that review holds here."""
+    assert msgpack.unpackb(image)["id"] == "part"
+    return STRANGE
+
+
+def trained(make_keeper: MakeKeeper, streams: LineStreams) -> Keeper:
+    add(streams, *ENTRIES)
+    keeper = learn_all(opened(make_keeper()))
+    assert keeper.line.phase == SCORING
+    return keeper
+
+
+def look(keeper: Keeper, of: Callable[[bytes], Tensor] = features) -> None:
+    Look(keeper)(of)
+
+
+def told(keeper: Keeper, name: str, **args: Any) -> tuple[bool, str]:
+    """Send a command, let the keeper look, and return its answer."""
+    send(keeper.streams, name, args, "ann")
+    look(keeper)
+    return replies(keeper.streams)[-1]
+
+
+def replies(streams: LineStreams) -> list[tuple[bool, str]]:
+    packed = [msgpack.unpackb(fields[b"reply"]) for _, fields in streams.client.xrange(streams.replies)]
+    return [(reply["ok"], reply["text"]) for reply in packed]
+
+
+def put_up_for_review(keeper: Keeper, entry: str = "9-9", why: str = "anomalous") -> None:
+    part = ReviewPart(entry, "part", why, "9.0", "4.0", "m", review.pack_image(Image("part", "png", b"bytes")))
+    keeper.streams.commit(keeper.epoch, {"phase": keeper.line.phase}, Commit(review=[part]))
+
+
+def score(keeper: Keeper) -> float:
+    (verdict,) = keeper.line.judge(STRANGE, (4, 4))
+    assert verdict.score is not None
+    return verdict.score
+
+
+def version(keeper: Keeper) -> str:
+    assert keeper.line.serving.model is not None
+    return keeper.line.serving.model
+
+
+def limit(keeper: Keeper) -> float:
+    assert keeper.line.serving.threshold is not None
+    return keeper.line.serving.threshold
+
+
+# -- feedback ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_part_that_is_called_normal_scores_below_the_threshold_from_then_on(
+    make_keeper: MakeKeeper, streams: LineStreams
+) -> None:
+    keeper = trained(make_keeper, streams)
+    model = version(keeper)
+    assert score(keeper) > limit(keeper)
+    put_up_for_review(keeper)
+    ok, text = told(keeper, "normal", entry="9-9", id="part")
+    assert ok, text
+    assert "anchors pinned" in text
+    assert score(keeper) < limit(keeper)
+    assert version(keeper) > model
+    keeper.close("station-1#a")
+    again = opened(make_keeper(), "station-2#b")
+    assert score(again) < limit(again)
+    assert_same(again.line, keeper.line)
+
+
+def test_a_part_whose_bytes_are_gone_is_too_old(make_keeper: MakeKeeper, streams: LineStreams) -> None:
+    keeper = trained(make_keeper, streams)
+    ok, text = told(keeper, "normal", entry="1-0", id="part")
+    assert not ok
+    assert text.startswith("too old: review does not hold part 'part' of entry 1-0")
+    assert told(keeper, "drop", entry="1-0", id="part")[0] is False
+
+
+def test_what_an_anomalous_part_alone_has_brought_is_removed(make_keeper: MakeKeeper, streams: LineStreams) -> None:
+    keeper = trained(make_keeper, streams)
+    put_up_for_review(keeper)
+    told(keeper, "normal", entry="9-9", id="part")
+    ok, text = told(keeper, "anomalous", entry="9-9", id="part")
+    assert ok
+    assert "anchors removed that it alone had brought" in text
+    assert score(keeper) > limit(keeper)
+
+
+def test_a_dropped_part_is_no_longer_up_for_review(make_keeper: MakeKeeper, streams: LineStreams) -> None:
+    keeper = trained(make_keeper, streams)
+    put_up_for_review(keeper)
+    assert told(keeper, "drop", entry="9-9", id="part") == (True, "removed from review")
+    assert review.find(streams, "9-9", "part") == []
+
+
+def test_a_quarantined_part_is_kept_with_its_bytes_and_can_be_released(
+    make_keeper: MakeKeeper, streams: LineStreams
+) -> None:
+    keeper = opened(make_keeper())
+    entry = streams.entry(streams.client.xadd(streams.images, {"batch": "1-0"}).decode())
+    keeper.owed.set_aside([(entry, 1), (entry, 7)], lambda _: [Image("a", "png", b""), Image("part", "png", b"bytes")])
+    add(streams, "99999999999999-0")
+    learn_all(keeper)
+    keeper.snapshot()
+    ((_, part),) = review.find(streams, entry.id, "part")
+    assert (part.why, msgpack.unpackb(part.image)["data"]) == ("quarantined", b"bytes")
+    assert review.find(streams, entry.id, "#7")[0][1].image == b""  # its place is known, its bytes are not
+    before = keeper.line.learner.images_learned_
+    assert told(keeper, "release", entry=entry.id, id="part") == (True, "learned after all")
+    assert keeper.line.learner.images_learned_ == before + 1
+    assert review.find(streams, entry.id, "part") == []
+
+
+# -- relearning and rolling back ---------------------------------------------------------------------------------------
+
+
+def test_while_a_line_relearns_the_version_before_answers(make_keeper: MakeKeeper, streams: LineStreams) -> None:
+    keeper = trained(make_keeper, streams)
+    old = keeper.line.serving
+    expected = score(keeper)
+    ok, text = told(keeper, "relearn")
+    assert ok, text
+    assert keeper.line.phase == LEARNING
+    seen = set()
+    for number in range(101, 112):
+        streams.client.xadd(streams.images, {"batch": f"{number}-0"}, id=f"{number}-0")
+        learn_all(keeper)
+        if keeper.line.phase != SCORING:
+            seen.add(keeper.line.phase)
+            assert keeper.line.serving[1:] == old[1:]
+            assert score(keeper) == expected
+            restored = make_keeper()
+            restored.acquire("station-2#b")  # another worker, or this one after a crash
+            assert restored.line.serving[1:4] == old[1:4]
+            assert score(restored) == expected
+    assert seen == {LEARNING, CALIBRATING}
+    assert keeper.line.phase == SCORING
+    assert version(keeper) > str(old.model)
+    assert not keeper.line.relearning
+    assert score(keeper) != expected
+
+
+def test_relearning_begins_at_the_newest_entry(make_keeper: MakeKeeper, streams: LineStreams) -> None:
+    keeper = trained(make_keeper, streams)
+    add(streams, "50-0", "51-0")
+    told(keeper, "relearn")
+    assert keeper.learn(extract, 10) == 0
+    add(streams, "52-0")
+    assert keeper.learn(extract, 10) == 1
+    assert keeper.line.learner.images_seen_ == 4
+
+
+def test_forgetting_lets_the_past_count_for_less(make_keeper: MakeKeeper, streams: LineStreams) -> None:
+    keeper = trained(make_keeper, streams)
+    rows = keeper.line.learner.rows_seen_
+    told(keeper, "relearn", forgetting=0.001)
+    add(streams, "101-0")
+    learn_all(keeper)
+    assert keeper.line.learner.rows_seen_ == pytest.approx(rows * 0.001 ** (4 / 1000) + 4 * 16, abs=2)
+
+
+def test_a_rollback_makes_a_new_version_of_an_earlier_one(make_keeper: MakeKeeper, streams: LineStreams) -> None:
+    keeper = trained(make_keeper, streams)
+    before, versions = score(keeper), keeper.store.stems()
+    put_up_for_review(keeper)
+    told(keeper, "normal", entry="9-9", id="part")
+    applied = keeper.line.applied_through
+    assert score(keeper) != before
+    ok, text = told(keeper, "rollback")
+    assert ok
+    assert versions[-1] in text
+    assert score(keeper) == before
+    assert version(keeper) > max(versions)
+    assert keeper.line.applied_through == applied
+    ok, text = told(keeper, "rollback", version="0000000009-0000000009")
+    assert not ok
+    assert version(keeper) in text
+
+
+# -- phases and the rate -----------------------------------------------------------------------------------------------
+
+
+def test_a_paused_line_learns_nothing_until_it_is_resumed(make_keeper: MakeKeeper, streams: LineStreams) -> None:
+    keeper = opened(make_keeper())
+    assert told(keeper, "resume")[0] is False
+    assert told(keeper, "pause")[0]
+    assert streams.state()["phase"] == "paused"
+    add(streams, *ENTRIES[:2])
+    assert keeper.learn(extract, 10) == 0
+    assert told(keeper, "resume") == (True, "goes on in phase learning")
+    assert keeper.learn(extract, 10) == 2
+
+
+def test_a_rate_of_a_command_outlasts_the_process(make_keeper: MakeKeeper, streams: LineStreams) -> None:
+    keeper = trained(make_keeper, streams)
+    before = limit(keeper)
+    assert told(keeper, "rate", rate=0.4)[0]
+    assert limit(keeper) < before
+    assert make_and_load(make_keeper).line.threshold == keeper.line.threshold
+    assert told(keeper, "rate", rate=2)[1] == "rate is 2, expected a number between 0 and 1"
+
+
+def make_and_load(make_keeper: MakeKeeper) -> Keeper:
+    keeper = make_keeper()
+    keeper.acquire("station-2#b")
+    return keeper
+
+
+def test_calibrating_anew_keeps_the_old_threshold_until_it_is_done(
+    make_keeper: MakeKeeper, streams: LineStreams
+) -> None:
+    keeper = trained(make_keeper, streams)
+    before = limit(keeper)
+    assert told(keeper, "calibrate")[0]
+    assert (keeper.line.phase, limit(keeper)) == (CALIBRATING, before)
+    add(streams, *(f"{number}-0" for number in range(201, 206)))
+    learn_all(keeper)
+    assert keeper.line.phase == SCORING
+    assert limit(keeper) != before
+
+
+# -- once, whatever happens --------------------------------------------------------------------------------------------
+
+
+def test_a_command_that_cannot_be_one_is_answered_and_passed(make_keeper: MakeKeeper, streams: LineStreams) -> None:
+    keeper = opened(make_keeper())
+    for value in (b"", b"\xc1", msgpack.packb([1]), msgpack.packb({"v": 1, "name": "explode"}), b"x" * 20_000):
+        streams.client.xadd(streams.control, {"command": value})
+    streams.client.xadd(streams.control, {"other": "field"})
+    send(streams, "normal", {"entry": "1-0"}, "ann")
+    look(keeper)
+    answers = replies(streams)
+    assert [ok for ok, _ in answers] == [False] * 7
+    assert "expected one of relearn, calibrate" in answers[3][1]
+    assert answers[-1][1] == "normal came with the arguments entry, expected entry, id"
+    look(keeper)
+    make_and_load(make_keeper)
+    assert make_and_load(make_keeper).line.commands_through == keeper.line.commands_through
+    assert len(replies(streams)) == 7
+
+
+@pytest.mark.parametrize("fails", ["write", "commit"])
+def test_a_command_is_carried_out_and_answered_once_though_the_keeper_dies(
+    make_keeper: MakeKeeper, streams: LineStreams, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    keeper = trained(make_keeper, streams)
+    put_up_for_review(keeper)
+    target = keeper.store if fails == "write" else keeper.streams
+
+    def dies(*_: object) -> None:
+        raise redis.ConnectionError("the power is gone")
+
+    monkeypatch.setattr(target, fails, dies)
+    send(streams, "normal", {"entry": "9-9", "id": "part"}, "ann")
+    with pytest.raises(redis.ConnectionError):
+        look(keeper)
+    assert replies(streams) == []
+    monkeypatch.undo()
+    again = opened(make_keeper(), "station-1#c")
+    assert score(again) > limit(again)
+    look(again)
+    look(again)
+    assert [ok for ok, _ in replies(streams)] == [True]
+    assert score(again) < limit(again)
+    bank = again.line.learner.bank_
+    assert isinstance(bank, MemoryBank)
+    assert int(bank.pinned.sum()) == int(replies(streams)[0][1].split()[0])
+    assert torch.isfinite(bank.images).all()

@@ -1,0 +1,169 @@
+"""What a command does to a line. Each either changes it whole or raises `RefusedError` and changes nothing."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from worker.errors import RefusedError
+from worker.line import CALIBRATING, LEARNING, SCORING, Line
+from worker.snapshots import Snapshot
+from worker.streams.control import Command
+
+PIN_RADIUS = 0.5  # of the threshold: so near to the bank are all patches of a part that was called normal
+
+
+class Means(NamedTuple):
+    """What the keeper lends to a command.
+
+    Attributes:
+        features: [1, P, D] of the part of an entry and an id, from the bytes that review has kept.
+        forget_part: remove a part from review.
+        load: a version by its name, or the one before the present.
+        last_entry: the newest in the stream.
+    """
+
+    features: Callable[[str, str], Tensor]
+    forget_part: Callable[[str, str], int]
+    load: Callable[[str | None], Snapshot]
+    last_entry: Callable[[], str]
+
+
+def execute(line: Line, command: Command, means: Means) -> str:
+    """Carry a command out; returns what came of it.
+
+    Raises:
+        RefusedError: it cannot be done; the text says why, and what can.
+    """
+    return _ACTIONS[command.name](line, means, **command.args)
+
+
+def _relearn(line: Line, means: Means, forgetting: Any = None) -> str:
+    if forgetting is not None:
+        forgetting = _share(forgetting, "forgetting")
+    if line.phase == LEARNING:
+        raise RefusedError("the line is learning already")
+    if line.phase == SCORING:
+        line.relearning = True
+    line.phase, line.forgetting, line.applied_through = LEARNING, forgetting, means.last_entry()
+    line.learner.begin_again()
+    line.forget_calibration()
+    line.sources, line.threshold, line.monitor = [], None, None
+    return f"learns again from the next part on, {line.config.learning.images} at most; {_meanwhile(line)}"
+
+
+def _calibrate(line: Line, means: Means) -> str:
+    if line.phase == LEARNING:
+        if not line.learner.images_learned_:
+            raise RefusedError("nothing was learned yet: send parts first")
+        line.end_learning()
+    else:
+        line.relearning = line.relearning or line.phase == SCORING
+        line.phase, line.threshold, line.monitor = CALIBRATING, None, None
+        line.forget_calibration()
+        line.applied_through = means.last_entry()
+    return f"calibrates on the next {line.config.calibration.images} parts; {_meanwhile(line)}"
+
+
+def _meanwhile(line: Line) -> str:
+    return "the version before answers until then" if line.relearning else "there is no threshold until then"
+
+
+def _pause(line: Line, means: Means) -> str:
+    if line.paused:
+        raise RefusedError("the line is paused already")
+    line.paused = True
+    return f"paused in phase {line.phase}; parts wait in the stream until resume"
+
+
+def _resume(line: Line, means: Means) -> str:
+    if not line.paused:
+        raise RefusedError("the line is not paused")
+    line.paused = False
+    return f"goes on in phase {line.phase}"
+
+
+def _rate(line: Line, means: Means, rate: Any) -> str:
+    line.rate = _share(rate, "rate")
+    if line.phase != SCORING:
+        return f"false-positive rate {line.rate:g} from the next calibration on"
+    line.threshold = line.fitted()
+    return f"false-positive rate {line.rate:g}, threshold {line.threshold.value:.4g}"
+
+
+def _normal(line: Line, means: Means, entry: Any, id: Any) -> str:  # noqa: A002 - the name of the argument on the wire
+    features = means.features(entry, id)
+    scorer, threshold = line.serving.scorer, line.serving.threshold
+    bank = line.learner.bank_
+    if bank is None:
+        raise RefusedError("nothing was learned yet: there is no bank for it to join")
+    before = line.learner.scorer().score(features)
+    radius = PIN_RADIUS * threshold if threshold is not None else bank.radius
+    try:
+        added = line.learner.pin(features, radius)
+    except ValueError as error:
+        raise RefusedError(str(error)) from None
+    if line.relearning and scorer is not None:
+        scorer.pin(features, radius)  # what answers meanwhile is to know it, too
+    after = line.learner.scorer().score(features)
+    return f"{added} anchors pinned; its score was {float(before):.4g} and is {float(after):.4g}"
+
+
+def _release(line: Line, means: Means, entry: Any, id: Any) -> str:  # noqa: A002 - the same
+    if line.phase != LEARNING:
+        return _normal(line, means, entry, id)
+    line.learner.partial_fit(means.features(entry, id), guard=False)
+    means.forget_part(entry, id)
+    return "learned after all"
+
+
+def _anomalous(line: Line, means: Means, entry: Any, id: Any) -> str:  # noqa: A002 - the same
+    features = means.features(entry, id)
+    if line.learner.bank_ is None:
+        raise RefusedError("nothing was learned yet that could be removed")
+    before = line.learner.scorer().score(features)
+    removed = line.learner.unlearn(features)
+    after = line.learner.scorer().score(features)
+    return (
+        f"{removed} anchors removed that it alone had brought; its score was {float(before):.4g} and is "
+        f"{float(after):.4g}; mean and covariance keep its share"
+    )
+
+
+def _drop(line: Line, means: Means, entry: Any, id: Any) -> str:  # noqa: A002 - the same
+    if not means.forget_part(entry, id):
+        raise RefusedError(f"too old: review does not hold part {id!r} of entry {entry} any more")
+    return "removed from review"
+
+
+def _rollback(line: Line, means: Means, version: Any = None) -> str:
+    snapshot = means.load(version)
+    line.restore_model(snapshot.tensors, snapshot.metadata)
+    line.rate = snapshot.metadata["rate"]
+    line.relearning = False
+    if line.phase == LEARNING:
+        line.learner.begin_again()
+        line.sources = []
+    if line.phase != SCORING:
+        line.applied_through = means.last_entry()
+    return f"a new version has the content of {snapshot.stem}, in phase {line.phase}"
+
+
+def _share(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+        raise RefusedError(f"{name} is {value!r:.40}, expected a number between 0 and 1")
+    return float(value)
+
+
+_ACTIONS: dict[str, Callable[..., str]] = {
+    "relearn": _relearn,
+    "calibrate": _calibrate,
+    "pause": _pause,
+    "resume": _resume,
+    "rate": _rate,
+    "normal": _normal,
+    "anomalous": _anomalous,
+    "release": _release,
+    "drop": _drop,
+    "rollback": _rollback,
+}

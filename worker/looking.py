@@ -1,0 +1,96 @@
+"""What a keeper looks after beside learning: commands, the threshold, drift, and what people are shown."""
+
+import time
+from collections.abc import Callable
+
+import structlog
+from torch import Tensor
+
+from worker.commands import Means, execute
+from worker.errors import RefusedError
+from worker.keeper import Keeper
+from worker.snapshots import Snapshot
+from worker.streams import review
+from worker.streams.control import Command, Reply, encode_reply, read_commands, send
+from worker.streams.line_streams import ReviewPart
+from worker.versions import load_for_rollback
+from worker.watching import set_gauges, shown
+
+LOOK_SECONDS = 1.0
+
+log = structlog.get_logger()
+
+Features = Callable[[bytes], Tensor]  # of an image as review keeps it, [1, P, D]
+
+
+class Look:
+    """The looks of one keeper."""
+
+    def __init__(self, keeper: Keeper) -> None:
+        self.keeper = keeper
+        self._at = 0.0
+        self._alarmed = False
+
+    def __call__(self, features: Features) -> None:
+        """Every second: obey the commands that came, let the threshold follow its scores, show how it goes."""
+        keeper = self.keeper
+        if time.monotonic() < self._at:
+            return
+        self._at = time.monotonic() + LOOK_SECONDS
+        for command in read_commands(keeper.streams, keeper.line.commands_through):
+            if keeper.owed.changed:  # the disk refuses: the one before is not answered yet
+                return
+            _obey(keeper, command, features)
+        if keeper.tracker is not None and (threshold := keeper.tracker.refit(keeper.line)) is not None:
+            log.info("threshold", line=keeper.line.name, threshold=threshold._asdict())
+            keeper.line.threshold = threshold
+            keeper.snapshot()
+        self._watch_drift()
+        keeper.streams.show(keeper.epoch, shown(keeper.line))
+        set_gauges(keeper.metrics, keeper.line)
+
+    def _watch_drift(self) -> None:
+        line = self.keeper.line
+        drift = 0.0 if line.monitor is None else line.monitor.drift_
+        if drift > 1 and not self._alarmed:
+            log.warning("drift: the images of late are not those of calibration", line=line.name, drift=drift)
+            if line.config.learning.relearn_on_drift:
+                send(self.keeper.streams, "relearn", {}, by="drift")
+        self._alarmed = drift > 1
+
+
+def _obey(keeper: Keeper, command: Command, features: Features) -> None:
+    line, dropped = keeper.line, list[str]()
+    before = line.applied_through
+    try:
+        if command.problem:
+            raise RefusedError(command.problem)
+        reply = Reply(True, execute(line, command, _means(keeper, features, dropped)))
+    except RefusedError as error:
+        reply = Reply(False, str(error))
+    line.commands_through = command.entry
+    log.info("command", line=line.name, name=command.name, by=command.by, ok=reply.ok, text=reply.text)
+    if reply.ok:
+        keeper.obeyed(encode_reply(command, reply), line.applied_through != before, dropped)
+    else:
+        keeper.refused(encode_reply(command, reply))
+
+
+def _means(keeper: Keeper, features: Features, dropped: list[str]) -> Means:
+    def find(entry: str, identity: str) -> list[tuple[str, ReviewPart]]:
+        return review.find(keeper.streams, entry, identity)
+
+    def of_part(entry: str, identity: str) -> Tensor:
+        image = next((part.image for _, part in find(entry, identity) if part.image), b"")
+        if not image:
+            raise RefusedError(f"too old: review does not hold part {identity!r} of entry {entry} with its bytes")
+        return features(image)
+
+    def forget_part(entry: str, identity: str) -> int:
+        dropped.extend(key for key, _ in find(entry, identity))
+        return len(dropped)
+
+    def load(version: str | None) -> Snapshot:
+        return load_for_rollback(keeper.store, keeper.fingerprint, keeper.model, version)
+
+    return Means(of_part, forget_part, load, keeper.streams.last_id)

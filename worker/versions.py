@@ -1,0 +1,68 @@
+"""Which of a line's versions is loaded."""
+
+from collections.abc import Callable
+
+import structlog
+
+from worker.errors import ModelError, RefusedError, SnapshotError
+from worker.line import Line
+from worker.snapshots import Snapshot, SnapshotStore
+
+log = structlog.get_logger()
+
+
+def load_line(
+    make_line: Callable[[], Line], store: SnapshotStore, fingerprint: str, committed: str, how_to_learn_anew: str
+) -> tuple[Line, str]:
+    """The line as of the committed version, or of the newest whole one before it; a new line where there is none.
+
+    A version newer than the committed one was never acknowledged by: its entries come again, so it is not used.
+    Redis knows of none after it was wiped; then the newest on disk counts.
+
+    Raises:
+        ModelError: a version is committed, and none can be used.
+    """
+    line = make_line()
+    for stem in reversed(store.stems()):
+        if committed and stem > committed:
+            continue
+        try:
+            snapshot = store.load(stem)
+        except SnapshotError as error:
+            log.error("snapshot set aside", line=line.name, error=str(error))
+            store.mark_bad(stem)
+            continue
+        if snapshot.metadata["fingerprint"] != fingerprint:
+            raise ModelError(
+                f"line {line.name}: {store.directory}/{stem} was learned with another backbone, weights, "
+                f"layers or input_shape; restore those, or learn anew: {how_to_learn_anew}"
+            )
+        line.restore(snapshot.tensors, snapshot.metadata)
+        line.serving = line.served_by(stem)
+        return line, stem
+    if committed:  # never learn anew over a model that only is not at hand
+        raise ModelError(
+            f"line {line.name}: version {committed} is committed, and {store.directory.resolve()} holds "
+            f"no whole snapshot; set snapshots.directory to where it lies, or learn anew: {how_to_learn_anew}"
+        )
+    return line, ""
+
+
+def load_for_rollback(store: SnapshotStore, fingerprint: str, present: str, version: str | None) -> Snapshot:
+    """The version of that name, or the one before the present.
+
+    Raises:
+        RefusedError: there is none, or it cannot be used; the text lists those there are.
+    """
+    earlier = [stem for stem in store.stems() if stem < present]
+    stem = version if version is not None else (earlier[-1] if earlier else None)
+    if stem is None or stem not in store.stems():
+        named = "none before the present one" if stem is None else f"{stem!r:.60}"
+        raise RefusedError(f"version {named} is not on disk; there are {', '.join(store.stems()) or 'none'}")
+    try:
+        snapshot = store.load(stem)
+    except (SnapshotError, ModelError) as error:
+        raise RefusedError(str(error)) from None
+    if snapshot.metadata["fingerprint"] != fingerprint:
+        raise RefusedError(f"{stem} was learned with another backbone, weights, layers or input_shape")
+    return snapshot

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -9,6 +10,20 @@ from torch import Tensor
 
 from mhpc.core.whitening import Whitening
 from mhpc.linalg import nearest
+
+
+class Nearest(NamedTuple):
+    """Whitened rows z [N, d], their distance [N] to the nearest anchor, and its index, labels [N]."""
+
+    z: Tensor
+    distances: Tensor
+    labels: Tensor
+
+
+def nothing_near(x: Tensor, z: Tensor) -> Nearest:
+    """For rows x [N, D], whitened z [N, d]: infinitely far from a bank that is empty."""
+    far = torch.full((len(x),), torch.inf, device=x.device)
+    return Nearest(z, far, torch.zeros(len(x), dtype=torch.int64, device=x.device))
 
 
 class Bank:
@@ -39,6 +54,11 @@ class Bank:
     def nearest(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Distance [N] of whitened rows z [N, d] to their nearest anchor, and its index [N]."""
         return nearest(z, self.images)
+
+    def find(self, x: Tensor) -> Nearest:
+        """Rows x [N, D] as the bank sees them."""
+        z = self.whiten(x)
+        return Nearest(z, *self.nearest(z)) if len(self) else nothing_near(x, z)
 
     def refresh(self, whitening: Whitening) -> None:
         """See the anchors through a new basis."""

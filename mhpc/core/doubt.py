@@ -7,9 +7,8 @@ from torch import Tensor
 
 from mhpc.linalg import blocks
 
-FROM, FULL = 1.5, 4.0  # robust deviations of the logarithm; between them doubt grows from none to full
-REACH = 0.8  # covering radii: anchors less alone than this are never in doubt
-WEIGHT = 0.8  # of the squared distance that full doubt adds
+FROM, FULL = 1.5, 3.0  # robust deviations of the logarithm; between them doubt grows from none to full
+WEIGHT = 1.2  # of the squared distance that full doubt adds
 MAX_SHARE = 0.1  # of the pictures, at most so many are in doubt
 MIN_PICTURES = 32  # without which nobody can tell
 
@@ -29,7 +28,7 @@ def find_doubt(images: Tensor, picture: Tensor, own: Tensor, radius: float) -> D
     one another. With n the distance to the nearest anchor of another picture and o, own [K], the distance to the mean
     of its own picture, an anchor is alone by v = sqrt(n o), and a picture by the largest of its anchors' v. Pictures
     whose log v lies FROM robust deviations above the median are in doubt, in full from FULL on; a doubt of g lifts an
-    anchor out of the space by a squared distance of g WEIGHT (v^2 - (REACH radius)^2).
+    anchor out of the space by a squared distance of g WEIGHT (v^2 - radius^2), if it is alone by more than the radius.
 
     Lifting costs a clean stream less than removing: a rare normal part is still nearer to its anchors than a defect.
     """
@@ -45,7 +44,7 @@ def find_doubt(images: Tensor, picture: Tensor, own: Tensor, radius: float) -> D
     doubt = ((deviation - FROM) / (FULL - FROM)).clamp(0, 1) * present
     least = doubt.sort(descending=True).values[int(MAX_SHARE * len(numbers))]  # what the share leaves no room for
     doubt = torch.where(doubt > least, doubt, 0)
-    excess = (alone.square() - (REACH * radius) ** 2).clamp_min(0)
+    excess = (alone.square() - radius**2).clamp_min(0)
     return Doubt(WEIGHT * doubt[index] * excess, numbers[doubt >= 1].cpu())
 
 

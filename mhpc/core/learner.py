@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mhpc.core.bank import Reservoir
+from mhpc.core.bank import Nearest, Reservoir, nothing_near
 from mhpc.core.choices import PatchCoreAggregation
 from mhpc.core.memory_bank import MemoryBank
 from mhpc.core.recent import Convergence, Recent
@@ -25,14 +25,6 @@ class Step(NamedTuple):
 
     scores: Tensor
     learned: Tensor
-
-
-class Nearest(NamedTuple):
-    """Whitened rows z [N, d], their distance [N] to the nearest anchor, and its index, labels [N]."""
-
-    z: Tensor
-    distances: Tensor
-    labels: Tensor
 
 
 class OnePassLearner:
@@ -133,8 +125,10 @@ class OnePassLearner:
         self.recent_ = Recent()
 
     def forget(self, share: float) -> None:
-        """Keep a share in (0, 1] of the weight of all that was learned: exponential forgetting, if called before each
-        batch. Mean and covariance stay; what comes counts for more."""
+        """Keep a share in (0, 1] of the weight of all that was learned: mean and covariance stay, the new counts more.
+
+        Called before each batch it is exponential forgetting.
+        """
         if not 0 < share <= 1:
             raise ValueError(f"share is {share}, expected a value in (0, 1]")
         if share == 1 or self.bank_ is None:
@@ -181,7 +175,6 @@ class OnePassLearner:
 
     def whiten(self, features: Tensor) -> Tensor:
         """Features [B, P, D] in Z-space, [B, P, d + 1]."""
-        self.checked(features)
         return self.scorer().whiten(features)
 
     def score_patches(self, features: Tensor) -> Tensor:
@@ -239,13 +232,8 @@ class OnePassLearner:
         return MemoryBank(self.bank_size, D, self.device, moving)
 
     def _nearest(self, x: Tensor) -> Nearest:
-        """x [N, D] as the bank sees it; infinitely far from a bank that is empty."""
-        if self.bank_ is None or not len(self.bank_):
-            far = torch.full((len(x),), torch.inf, device=x.device)
-            z = x if self.bank_ is None else self.bank_.whiten(x)
-            return Nearest(z, far, torch.zeros(len(x), dtype=torch.int64, device=x.device))
-        z = self.bank_.whiten(x)
-        return Nearest(z, *self.bank_.nearest(z))
+        """x [N, D] as the bank sees it."""
+        return nothing_near(x, x) if self.bank_ is None else self.bank_.find(x)
 
     def _bank(self) -> MemoryBank | Reservoir:
         if self.bank_ is None:
@@ -255,9 +243,7 @@ class OnePassLearner:
     def _memory_bank(self) -> MemoryBank:
         bank = self._bank()
         if isinstance(bank, Reservoir):
-            raise ValueError(
-                "aggregation is NONE, a uniform sample: single images can be pinned or unlearned with GREEDY or KMEANS"
-            )
+            raise ValueError("aggregation is NONE, a uniform sample: single images can be pinned with GREEDY or KMEANS")
         return bank
 
     def checked(self, features: Tensor) -> Tensor:

@@ -27,17 +27,17 @@ class MemoryBank(Bank):
         moves [K]: rows it has moved by; its step size is 1 / moves.
         support [K]: distinct pictures with a patch nearest to it.
         picture [K]: number of the picture that it was born from; -1 for one of earlier days, or that was pinned.
-        own [K]: distance to the mean of that picture at its birth, scaled as the radius is.
         lift [K]: squared distance that doubt adds to it in scoring; 0 until `judge` has been asked.
         pinned [K]: whether it was put there by a person: it is neither moved nor dropped.
         radius: tau, beyond which a row becomes an anchor; 0 until the bank has been full.
+        numbers [n], means [n, D]: of the pictures that an anchor was born from, the mean of their rows.
 
     Args:
         moving: whether anchors move to the mean of the rows nearest to them (mini-batch k-means), or stay.
     """
 
-    ROWS = ("anchors", "images", "mass", "moves", "support", "picture", "own", "lift", "pinned")
-    STATE = ROWS
+    ROWS = ("anchors", "images", "mass", "moves", "support", "picture", "lift", "pinned")
+    STATE = (*ROWS, "numbers", "means")
 
     def __init__(self, bank_size: int, num_features: int, device: torch.device, moving: bool = True) -> None:
         super().__init__(bank_size, num_features, device)
@@ -46,10 +46,11 @@ class MemoryBank(Bank):
         self.moves = torch.empty(0, dtype=torch.float64, device=device)
         self.support = torch.empty(0, dtype=torch.float64, device=device)
         self.picture = torch.empty(0, dtype=torch.int64, device=device)
-        self.own = torch.empty(0, device=device)
         self.lift = torch.empty(0, device=device)
         self.pinned = torch.empty(0, dtype=torch.bool, device=device)
         self.radius = 0.0
+        self.numbers = torch.empty(0, dtype=torch.int64, device=device)
+        self.means = torch.empty(0, num_features, device=device)
 
     def refresh(self, whitening: Whitening) -> None:
         """See the anchors through a new basis, and scale the radius as the distances between them scaled."""
@@ -61,9 +62,7 @@ class MemoryBank(Bank):
             rounding = ROUNDING * torch.finfo(new.dtype).eps * self.images.norm(dim=1).max()
             apart = torch.minimum(old, new) > rounding
             if bool(apart.any()):  # GPU sync
-                scale = float((new[apart] / old[apart]).median())  # GPU sync
-                self.radius *= scale
-                self.own = self.own * scale
+                self.radius *= float((new[apart] / old[apart]).median())  # GPU sync
 
     def _spacing(self) -> Tensor:
         """Distance of a fixed sample of anchors to the nearest other one; 0 for a lone anchor."""
@@ -100,7 +99,8 @@ class MemoryBank(Bank):
         if len(fresh):
             near, index = nearest(z[others], z[fresh])
             labels = torch.where(near < distances, index + len(self), labels)
-            self._append(x[fresh], z[fresh], pictures[fresh], _to_own_mean(z, pictures, fresh))
+            self._append(x[fresh], z[fresh], pictures[fresh])
+            self._remember(x, pictures, pictures[fresh].unique())
         self._move(x[others], z[others], labels)
         all_labels = torch.empty(len(z), dtype=torch.int64, device=z.device)
         all_labels[others] = labels
@@ -109,14 +109,21 @@ class MemoryBank(Bank):
         if len(self) > OVERFULL * self.bank_size:
             self.reduce()
 
-    def _append(self, x: Tensor, z: Tensor, picture: Tensor, own: Tensor, pinned: bool = False) -> None:
+    def _append(self, x: Tensor, z: Tensor, picture: Tensor, pinned: bool = False) -> None:
         n = torch.full((len(x),), 0.0 if pinned else 1.0, dtype=torch.float64, device=x.device)
         born = {
             "anchors": x, "images": z, "mass": n, "moves": n, "support": torch.zeros_like(n), "picture": picture,
-            "own": own, "lift": torch.zeros_like(own), "pinned": torch.full_like(n, pinned, dtype=torch.bool),
+            "lift": torch.zeros_like(n, dtype=z.dtype), "pinned": torch.full_like(n, pinned, dtype=torch.bool),
         }  # fmt: skip
         for name in self.ROWS:
             setattr(self, name, torch.cat([getattr(self, name), born[name]]))
+
+    def _remember(self, x: Tensor, pictures: Tensor, born: Tensor) -> None:
+        """The means of those pictures of rows x [N, D] (numbered pictures [N]) that anchors were born from."""
+        numbers, index = pictures.unique(return_inverse=True)
+        sums = torch.zeros(len(numbers), x.shape[1], dtype=x.dtype, device=x.device).index_add_(0, index, x)
+        means, of = sums / torch.bincount(index)[:, None], torch.isin(numbers, born)
+        self.numbers, self.means = torch.cat([self.numbers, numbers[of]]), torch.cat([self.means, means[of]])
 
     def _move(self, x: Tensor, z: Tensor, labels: Tensor) -> None:
         self.mass = self.mass + torch.bincount(labels, minlength=len(self))
@@ -154,6 +161,8 @@ class MemoryBank(Bank):
         mass, support, orphans = self.mass[gone], self.support[gone], self.images[gone]
         for name in self.ROWS:
             setattr(self, name, getattr(self, name)[kept])
+        used = torch.isin(self.numbers, self.picture)
+        self.numbers, self.means = self.numbers[used], self.means[used]
         if len(orphans):
             heirs = nearest(orphans, self.images)[1]
             self.mass = self.mass.index_add(0, heirs, mass)
@@ -161,13 +170,18 @@ class MemoryBank(Bank):
 
     def judge(self) -> Tensor:
         """Find doubt in the anchors born of late, `lift`; returns the numbers of pictures that are in full doubt."""
-        doubt = find_doubt(self.images, self.picture, self.own, self.radius)
+        own = torch.zeros(len(self), device=self.images.device)
+        of = self.picture >= 0
+        mean_of = torch.searchsorted(self.numbers, self.picture[of])  # numbers ascend
+        own[of] = (self.images[of] - self.whiten(self.means)[mean_of]).norm(dim=1)
+        doubt = find_doubt(self.images, self.picture, own, self.radius)
         self.lift = torch.where(self.picture >= 0, doubt.lift, self.lift)
         return doubt.set_aside
 
     def grow_old(self) -> None:
         """The anchors become ones of earlier days: what doubt there is in them stays, no more is found."""
         self.picture = torch.full_like(self.picture, -1)
+        self.numbers, self.means = self.numbers[:0], self.means[:0]
 
     def forget(self, share: float) -> None:
         """Keep a share of each anchor's weight; one that stands for less than half a row is dropped."""
@@ -190,7 +204,7 @@ class MemoryBank(Bank):
                 "or relearn, so that what is normal is learned from the stream"
             )
         older = torch.full((len(fresh),), -1, device=x.device)
-        self._append(x[fresh], z[fresh], older, torch.zeros(len(fresh), device=x.device), pinned=True)
+        self._append(x[fresh], z[fresh], older, pinned=True)
         return len(fresh)
 
     def unlearn(self, z: Tensor) -> int:
@@ -207,12 +221,3 @@ class MemoryBank(Bank):
             gone[0] = False
         self._keep((~gone).nonzero()[:, 0])
         return int(gone.sum())
-
-
-def _to_own_mean(z: Tensor, pictures: Tensor, of: Tensor) -> Tensor:
-    """Distance of the rows z[of] [n] to the mean of all rows of z [N, d] of the same picture (pictures [N])."""
-    numbers, index = pictures.unique(return_inverse=True)
-    sums = torch.zeros(len(numbers), z.shape[1], dtype=z.dtype, device=z.device).index_add_(0, index, z)
-    means = sums / torch.bincount(index)[:, None]
-    distances: Tensor = (z[of] - means[index[of]]).norm(dim=1)
-    return distances

@@ -3,7 +3,18 @@
 import sys
 from collections.abc import Callable
 
-from tests.benchmarks import bundled_backbone, coreset, learning, memory, one_pass, peak_memory, statistics
+from tests.benchmarks import (
+    bundled_backbone,
+    calibration,
+    coreset,
+    drift,
+    learning,
+    memory,
+    one_pass,
+    peak_memory,
+    plots,
+    statistics,
+)
 
 BENCHMARKS: dict[str, Callable[[], None]] = {
     "statistics": statistics.main,
@@ -11,6 +22,9 @@ BENCHMARKS: dict[str, Callable[[], None]] = {
     "peak_memory": peak_memory.main,
     "one_pass": one_pass.main,
     "learning": learning.main,
+    "calibration": calibration.main,
+    "drift": drift.main,
+    "plots": plots.main,
     "memory": memory.main,
     "bundled_backbone": bundled_backbone.main,
 }

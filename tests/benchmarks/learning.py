@@ -6,7 +6,7 @@ The same features, images, bank size and image score for both, in one run; three
 import importlib.util
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -53,7 +53,7 @@ class Split(NamedTuple):
     score: dict[str, list[int]]
 
 
-def split(features: dict[str, Tensor], order: int, share: float) -> Split:
+def split(features: Mapping[str, Tensor], order: int, share: float) -> Split:
     """As many images to learn from as there are in train, a share of them defective."""
     generator = torch.Generator().manual_seed(order)
     N = len(features["train"])
@@ -67,22 +67,26 @@ def split(features: dict[str, Tensor], order: int, share: float) -> Split:
     return Split([learn[i] for i in torch.randperm(len(learn), generator=generator)], score)
 
 
-def one_pass(features: dict[str, Tensor], learn: Items, bank_size: int = BANK) -> OnePassLearner:
-    learner = OnePassLearner(bank_size, ZSpace(pca_variance_ratio=PCA), TOP_K)
+def new_learner(bank_size: int = BANK) -> OnePassLearner:
+    return OnePassLearner(bank_size, ZSpace(pca_variance_ratio=PCA), TOP_K)
+
+
+def one_pass(features: Mapping[str, Tensor], learn: Items, bank_size: int = BANK) -> OnePassLearner:
+    learner = new_learner(bank_size)
     for start in range(0, len(learn), 8):
         learner.partial_fit(torch.stack([features[name][i] for name, i in learn[start : start + 8]]))
     learner.freeze()
     return learner
 
 
-def scored(features: dict[str, Tensor], chosen: dict[str, list[int]], learner: OnePassLearner) -> Scores:
+def scored(features: Mapping[str, Tensor], chosen: dict[str, list[int]], learner: OnePassLearner) -> Scores:
     return {
         kind: torch.cat([learner.score(features[kind][part]) for part in torch.tensor(numbers).split(8)]).numpy()
         for kind, numbers in chosen.items()
     }
 
 
-def batch_scored(features: dict[str, Tensor], parts: Split) -> Scores:
+def batch_scored(features: Mapping[str, Tensor], parts: Split) -> Scores:
     """Batch PatchCore: greedy on all rows as they are, Euclidean, the same size and image score."""
     rows = torch.cat([features[name][i] for name, i in parts.learn])
     bank = GreedyCoresetSampler(BANK / len(rows), dimension_to_project_features_to=None).run(rows)
@@ -152,7 +156,7 @@ def cost(images: Tensor) -> None:
     with torch.inference_mode():
         network(x)
         forward = min(_timed(lambda: network(x)) for _ in range(3))
-    learner = OnePassLearner(BANK, ZSpace(pca_variance_ratio=PCA), TOP_K)
+    learner = new_learner()
     learner.partial_fit(images[:40])
     learning = _timed(lambda: learner.partial_fit(images[40:])) / (len(images[40:]) / 8)
     print(

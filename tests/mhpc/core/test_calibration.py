@@ -68,7 +68,7 @@ def test_with_few_images_the_rate_is_below_the_wanted_by_a_stated_factor_at_most
 ) -> None:
     found, thresholds = fitted(NORMAL_SCORES[name], n, rate)
     assert {t.method for t in thresholds} <= {"tail", "body"}
-    assert rate / MAX_CAUTION / 1.2 < found.mean() < 1.3 * rate
+    assert rate / MAX_CAUTION / 1.5 < found.mean() < 1.3 * rate
 
 
 @pytest.mark.parametrize("name", NORMAL_SCORES)
@@ -95,7 +95,7 @@ def test_defective_parts_among_the_images_neither_raise_the_threshold_above_the_
         dirty.append(fit_threshold(np.concatenate([good[10:], defects(10, 1000 + seed)]), 0.01))
     unseen = defects(2000, seed=5000)
     recall = [np.mean([(unseen > t.value).mean() for t in thresholds]) for thresholds in (clean, dirty)]
-    assert recall[1] > 0.9 * recall[0] > 0.3
+    assert recall[1] > 0.75 * recall[0] > 0.3
     found = [texture_rate(t.value) for t in dirty]
     assert max(found) < 0.05
     assert np.mean([t.rate_low <= q <= t.rate_high for t, q in zip(dirty, found, strict=True)]) >= 0.9

@@ -1,6 +1,7 @@
 """Batch moments and their merge, distances, Cholesky with jitter, the check of rows: functions without state."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
@@ -249,15 +250,23 @@ def all_or_nothing(
 
     @wraps(learn)
     def learn_or_restore(estimator: Estimator, /, *args: Given.args, **kwargs: Given.kwargs) -> Result:
-        before = dict(vars(estimator))
-        try:
+        with unchanged_on_error(estimator):
             return learn(estimator, *args, **kwargs)
-        except BaseException:  # an interrupt, too, leaves no half of a model
-            vars(estimator).clear()
-            vars(estimator).update(before)
-            raise
 
     return learn_or_restore
+
+
+@contextmanager
+def unchanged_on_error(*objects: object) -> Iterator[None]:
+    """Where the block raises, the objects' attributes are put back; it may set them, but not change them in place."""
+    before = [dict(vars(each)) for each in objects]
+    try:
+        yield
+    except BaseException:  # an interrupt, too, leaves no half of a model
+        for each, attributes in zip(objects, before, strict=True):
+            vars(each).clear()
+            vars(each).update(attributes)
+        raise
 
 
 def like(X: Array, result: Tensor) -> Any:

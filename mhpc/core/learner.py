@@ -14,7 +14,7 @@ from mhpc.core.scorer import Scorer
 from mhpc.core.scoring import image_scores
 from mhpc.core.whitening import Whitening, ZSpace, check_features
 from mhpc.decomposition import IncrementalPCA
-from mhpc.linalg import Moments
+from mhpc.linalg import Moments, unchanged_on_error
 
 STEP = 8  # images; fixed, so that a replay takes the same steps
 REFRESH_GROWTH = 1.5  # times the rows at the last refresh
@@ -90,7 +90,10 @@ class OnePassLearner:
         Raises:
             ValueError: not [B, P, D], another D than before, or values that are not finite.
         """
-        steps = [self._step(part, guard) for part in self.checked(features).split(STEP)]
+        parts = self.checked(features).split(STEP)
+        inner = (self.pca_, self.recent_, self.bank_, vars(self.pca_).get("covariance_"))
+        with unchanged_on_error(self, *(each for each in inner if each is not None)):
+            steps = [self._step(part, guard) for part in parts]
         return Step(torch.cat([s.scores for s in steps]), torch.cat([s.learned for s in steps]))
 
     def fill_bank(self, features: Tensor, whitening: Whitening | None) -> None:

@@ -24,7 +24,7 @@ from mhpc.core.choices import (
 )
 from mhpc.core.learner import OnePassLearner
 from mhpc.core.loading import BATCH, Loader, batches, joined_truth
-from mhpc.core.patch_features import PatchFeatures
+from mhpc.core.patch_features import PatchFeatures, check_images
 from mhpc.core.scoring import anomaly_maps, image_scores, patch_scores, reweighted_scores
 from mhpc.core.three_passes import fit_three_passes
 from mhpc.core.whitening import ZSpace
@@ -187,6 +187,7 @@ class MHPatchCore:
         """
         if isinstance(self.learner_, BatchLearner):
             raise ValueError("VANILLA learns from all images at once: call fit, or choose algorithm=ONLINE")
+        check_images(images, finite=True)  # all of them: what is refused has not been learned in part
         for part in images.split(BATCH):
             self.learner_.partial_fit(self.extract(part)[0])
         return self

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mhpc.core.backbones import BackboneError
+from mhpc.linalg import all_finite
 
 MIN_SIDE = 32  # pixels
 UNFOLD_BYTES = 64 * 1024 * 1024  # of neighbourhoods that are cut out at once
@@ -150,8 +151,8 @@ class PatchFeatures:
         return [maps[name] for name in self.layers]
 
 
-def check_images(images: Tensor) -> None:
-    """Raise ValueError unless images are a floating tensor [B, 3, H, W] and large enough."""
+def check_images(images: Tensor, finite: bool = False) -> None:
+    """Raise ValueError unless images are a floating tensor [B, 3, H, W] and large enough, and finite if asked."""
     if not isinstance(images, Tensor) or not images.is_floating_point():
         kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
         raise ValueError(
@@ -161,6 +162,8 @@ def check_images(images: Tensor) -> None:
         raise ValueError(
             f"images have shape {list(images.shape)}, expected [B, 3, H, W] with B >= 1 and H, W >= {MIN_SIDE}"
         )
+    if finite and not all_finite(images):
+        raise ValueError(f"images {list(images.shape)} hold NaN or infinite values, expected finite ones")
 
 
 def _check_positive(name: str, value: int | None) -> None:

@@ -70,3 +70,34 @@ def test_the_sample_is_another_with_another_seed() -> None:
         b.partial_fit(pictures(20))
     assert isinstance(a.bank_, Reservoir)
     assert not torch.equal(a.memory_, b.memory_)
+
+
+def test_a_first_step_that_is_refused_leaves_an_empty_learner_that_can_go_on() -> None:
+    space = ZSpace(PatchCoreFeatureReduction.NONE, jitter=0.0)
+    model = OnePassLearner(K, space)
+    with pytest.raises(ValueError, match="not positive definite"):
+        model.partial_fit(torch.ones(1, P, D))
+    assert_same(model, OnePassLearner(K, space))
+    model.partial_fit(pictures(20))
+    assert torch.isfinite(model.score(pictures(2, seed=1))).all()
+
+
+def test_a_later_step_that_is_refused_leaves_what_was_learned_before() -> None:
+    model, expected = learner(), learner()
+    for each in (model, expected):
+        each.partial_fit(pictures(20))
+    broken = model.bank_
+    assert broken is not None
+    learn, calls = type(broken).learn, []
+
+    def fails_at_the_second(self: object, *args: Tensor) -> None:
+        calls.append(args)
+        if len(calls) == 2:
+            raise MemoryError("no room")
+        learn(self, *args)  # type: ignore[arg-type]  # the bank's own class
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(broken), "learn", fails_at_the_second)
+        with pytest.raises(MemoryError):
+            model.partial_fit(pictures(24, seed=1))
+    assert_same(model, expected)

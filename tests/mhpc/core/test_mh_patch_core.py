@@ -213,3 +213,17 @@ def test_the_pass_through_the_backbone_ends_after_the_last_layer(trained: MHPatc
     trained.predict(parts(1))
     hook.remove()
     assert called == []
+
+
+@pytest.mark.parametrize("images", [[1, 2], {"image": torch.zeros(1, 3, SIDE, SIDE)}, torch.zeros(3, SIDE, SIDE)])
+def test_what_is_no_batch_of_images_is_refused_by_partial_fit(images: Any) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        made().partial_fit(images)
+
+
+def test_a_batch_that_is_refused_is_not_learned_in_part() -> None:
+    model, images = made(), parts(40)
+    images[39, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"images \[40, 3, .* hold NaN or infinite values"):
+        model.partial_fit(images)
+    assert online(model).images_learned_ == 0

@@ -8,7 +8,7 @@ from torch import Tensor
 from mhpc.linalg import blocks
 
 FROM, FULL = 1.5, 3.0  # robust deviations of the logarithm; between them doubt grows from none to full
-WEIGHT = 1.2  # of the squared distance that full doubt adds
+WEIGHT = 0.8  # of the squared distance that full doubt adds
 MAX_SHARE = 0.1  # of the pictures, at most so many are in doubt
 MIN_PICTURES = 32  # without which nobody can tell
 

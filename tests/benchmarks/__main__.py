@@ -8,6 +8,7 @@ from tests.benchmarks import (
     calibration,
     coreset,
     drift,
+    gpu,
     learning,
     memory,
     one_pass,
@@ -26,6 +27,7 @@ BENCHMARKS: dict[str, Callable[[], None]] = {
     "drift": drift.main,
     "plots": plots.main,
     "memory": memory.main,
+    "gpu": gpu.main,
     "bundled_backbone": bundled_backbone.main,
 }
 

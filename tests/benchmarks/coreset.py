@@ -42,7 +42,7 @@ def patch_rows() -> tuple[Tensor, str]:
 def matrix_vector_loop(x: Tensor, k: int, first: int) -> list[int]:
     """The loop with one matrix-vector product, and one pass over all distances, a choice."""
     squares = x.square().sum(1)
-    nearest = torch.full((len(x),), torch.inf, dtype=x.dtype)
+    nearest = torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)
     chosen = [first]
     while len(chosen) < k:
         i = chosen[-1]

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from worker.settings import LineSettings, Settings, line_configs, load_settings
+from worker.configuration import load_settings
+from worker.settings import LineSettings, Settings, line_configs
 
 EXAMPLE = Path(__file__).parents[1] / "config.example.toml"
 EXAMPLES_OWN = {"redis.url", "worker.name", "lines"}  # addresses and names are every plant's own

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
+import msgpack
 import redis
 import torch
 from torch import Tensor
@@ -13,12 +14,13 @@ from torch import Tensor
 from worker.engine import Engine, FeatureCache
 from worker.errors import RefusedError, RejectedError
 from worker.keeper import Keeper
-from worker.line import Line, Verdict
+from worker.line import Line
 from worker.message import Image, Rejected, Result, decode_batch, decode_pixels, encode_map, encode_result
 from worker.metrics import Metrics
+from worker.records import Verdict
 from worker.settings import Settings
 from worker.streams.line_streams import Answer, DeadLetter, Entry, entry_key, read_answering
-from worker.streams.review import review_part
+from worker.streams.review import review_caps, review_part
 
 READ_ENTRIES = 8  # per line and call
 
@@ -79,7 +81,10 @@ class Answering:
         Raises:
             RefusedError: it cannot be decoded any more.
         """
-        batch = encode_map(image)
+        try:
+            batch = encode_map(image)
+        except (ValueError, msgpack.UnpackException, RecursionError) as error:
+            raise RefusedError(f"what review holds is not a picture: {type(error).__name__}: {error}") from None
         prepared = [x for _, x in self._prepared(Entry("0-0", batch), [])]
         if not prepared:
             raise RefusedError("the picture that review holds cannot be decoded")
@@ -156,7 +161,9 @@ class Answering:
             caps = self.settings.streams
             try:
                 with self.metrics.stage("publish"):
-                    published = keepers[name].streams.publish(answers, caps.scores_max, caps.dead_max, caps.review_max)
+                    published = keepers[name].streams.publish(
+                        answers, caps.scores_max, caps.dead_max, review_caps(self.settings)
+                    )
             except redis.ResponseError as error:  # its entries stay pending
                 self.refused[name] = str(error)
                 continue

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import redis as redis_py
 import typer
@@ -21,6 +21,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="TOML file; see config.example.toml.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON document per line instead of text.")]
 LineOption = Annotated[str | None, typer.Option("--line", "-l", help="The line; may be left out if there is but one.")]
+SENT_COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 UrlOption = Annotated[str | None, typer.Option("--redis", help="Address of Redis, instead of the configuration's.")]
 
 
@@ -87,10 +88,9 @@ def produce(
     client = producer.connect(settings.redis.url.get_secret_value())
     player = producer.Producer(client, _line(settings, line), rate=rate, held=say)
     total = None if loop else len(producer.picture_files(folder))
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     sent = 0
     try:
-        with Progress(*columns, console=console) as bars:
+        with Progress(*SENT_COLUMNS, console=console) as bars:
             bar = bars.add_task("sent", total=total)
 
             def advance(_entry: str, images: list[Any]) -> None:
@@ -98,12 +98,8 @@ def produce(
                 sent += len(images)
                 bars.advance(bar, len(images))
 
-            producer.produce(
-                player,
-                producer.folder_images(folder, lambda text: say(f"left out {text}"), loop),
-                batch=batch,
-                sent=advance,
-            )
+            pictures = producer.folder_images(folder, lambda text: say(f"left out {text}"), loop)
+            producer.produce(player, pictures, batch=batch, sent=advance)
     except KeyboardInterrupt:
         pass
     console.print(f"{sent} pictures sent to line {player.line}")
@@ -175,6 +171,9 @@ def control(
 
     relearn [FORGETTING] | calibrate | pause | resume | rate RATE | rollback [VERSION] |
     normal ENTRY ID | anomalous ENTRY ID | release ENTRY ID | drop ENTRY ID
+
+    A paused line goes on answering by the version that it has. It neither learns nor calibrates, its threshold stands
+    still and drift is not watched; parts that come meanwhile are not learned from later.
     """
     from worker import views
 
@@ -211,7 +210,7 @@ def demo(
 
 
 def _settings(config: Path | None, redis: str | None) -> Any:
-    from worker.settings import load_settings
+    from worker.configuration import load_settings
 
     return load_settings(config, {"redis": {"url": redis}} if redis else {})
 
@@ -231,14 +230,15 @@ def _line(settings: Any, line: str | None) -> str:
 
 
 def _status_table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    right = {"threshold", "lag", "dead", "quar."}
+    table = Table(box=None, pad_edge=False, collapse_padding=True)
+    right, names = {"threshold", "lag", "dead", "quar."}, {"line", "keeper"}
     for heading in ("line", "phase", "progress", "threshold", "drift", "lag", "dead", "quar.", "keeper"):
-        table.add_column(heading, justify="right" if heading in right else "left")
+        justify: Literal["left", "right"] = "right" if heading in right else "left"
+        table.add_column(heading, justify=justify, no_wrap=heading not in names, overflow="fold")
     for row in rows:
         threshold = f"{row['threshold']:.4g}" if row["threshold"] is not None else "-"
         threshold += "?" if row["provisional"] else ""
-        new = f" {100 * row['outside_share']:.1f} % new" if row["progress"] and row["outside_share"] is not None else ""
+        new = f" {row['outside_share']:.0%} new" if row["progress"] and row["outside_share"] is not None else ""
         drift = f"{row['drift']:.2f}" if row["drift"] is not None else "-"
         cells = (
             row["line"],

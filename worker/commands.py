@@ -5,8 +5,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from mhpc.core.scorer import Scorer
 from worker.errors import RefusedError
 from worker.line import CALIBRATING, LEARNING, SCORING, Line
+from worker.records import Source
 from worker.snapshots import Snapshot
 from worker.streams.control import Command
 
@@ -40,16 +42,22 @@ def execute(line: Line, command: Command, means: Means) -> str:
 
 def _relearn(line: Line, means: Means, forgetting: Any = None) -> str:
     if forgetting is not None:
-        forgetting = _share(forgetting, "forgetting")
+        forgetting = _share(forgetting, "forgetting", whole=True)
     if line.phase == LEARNING:
         raise RefusedError("the line is learning already")
-    if line.phase == SCORING:
-        line.relearning = True
+    _keep_answering(line)
     line.phase, line.forgetting, line.applied_through = LEARNING, forgetting, means.last_entry()
     line.learner.begin_again()
     line.forget_calibration()
+    line.forget_recent()
     line.sources, line.threshold, line.monitor = [], None, None
     return f"learns again from the next part on, {line.config.learning.images} at most; {_meanwhile(line)}"
+
+
+def _keep_answering(line: Line) -> None:
+    """While a model exists every part is scored: by the one that there is, until the next is calibrated."""
+    if line.standing is None and line.serving.scorer is not None:
+        line.standing = line.serving
 
 
 def _calibrate(line: Line, means: Means) -> str:
@@ -58,9 +66,11 @@ def _calibrate(line: Line, means: Means) -> str:
             raise RefusedError("nothing was learned yet: send parts first")
         line.end_learning()
     else:
-        line.relearning = line.relearning or line.phase == SCORING
+        if line.phase == SCORING:
+            _keep_answering(line)
         line.phase, line.threshold, line.monitor = CALIBRATING, None, None
         line.forget_calibration()
+        line.forget_recent()
         line.applied_through = means.last_entry()
     return f"calibrates on the next {line.config.calibration.images} parts; {_meanwhile(line)}"
 
@@ -73,14 +83,17 @@ def _pause(line: Line, means: Means) -> str:
     if line.paused:
         raise RefusedError("the line is paused already")
     line.paused = True
-    return f"paused in phase {line.phase}; parts wait in the stream until resume"
+    return f"paused in phase {line.phase}: parts are answered as before, but not learned from until resume"
 
 
 def _resume(line: Line, means: Means) -> str:
     if not line.paused:
         raise RefusedError("the line is not paused")
     line.paused = False
-    return f"goes on in phase {line.phase}"
+    if line.phase == SCORING:
+        return "goes on in phase scoring"
+    line.applied_through = means.last_entry()
+    return f"goes on in phase {line.phase} with the next part; those that came meanwhile are not learned from"
 
 
 def _rate(line: Line, means: Means, rate: Any) -> str:
@@ -93,8 +106,7 @@ def _rate(line: Line, means: Means, rate: Any) -> str:
 
 def _normal(line: Line, means: Means, entry: Any, id: Any) -> str:  # noqa: A002 - the name of the argument on the wire
     features = means.features(entry, id)
-    scorer, threshold = line.serving.scorer, line.serving.threshold
-    bank = line.learner.bank_
+    threshold, bank = line.serving.threshold, line.learner.bank_
     if bank is None:
         raise RefusedError("nothing was learned yet: there is no bank for it to join")
     before = line.learner.scorer().score(features)
@@ -103,16 +115,28 @@ def _normal(line: Line, means: Means, entry: Any, id: Any) -> str:  # noqa: A002
         added = line.learner.pin(features, radius)
     except ValueError as error:
         raise RefusedError(str(error)) from None
-    if line.relearning and scorer is not None:
-        scorer.pin(features, radius)  # what answers meanwhile is to know it, too
+    _pin_to_standing(line, features, radius)
+    if added:
+        line.forget_recent()
     after = line.learner.scorer().score(features)
     return f"{added} anchors pinned; its score was {float(before):.4g} and is {float(after):.4g}"
+
+
+def _pin_to_standing(line: Line, features: Tensor, radius: float) -> None:
+    """What answers meanwhile is to know the part, too: a copy of it, that the commit puts in its place."""
+    standing = line.standing
+    if standing is not None and standing.scorer is not None:
+        scorer = Scorer(standing.scorer.whitening, standing.scorer.memory, standing.scorer.top_k)
+        if scorer.pin(features, radius):
+            line.standing = standing._replace(model=None, scorer=scorer)
 
 
 def _release(line: Line, means: Means, entry: Any, id: Any) -> str:  # noqa: A002 - the same
     if line.phase != LEARNING:
         return _normal(line, means, entry, id)
-    line.learner.partial_fit(means.features(entry, id), guard=False)
+    features, first = means.features(entry, id), line.learner.images_seen_
+    line.learner.partial_fit(features, guard=False)
+    line.sources.append(Source(entry, first, id))
     means.forget_part(entry, id)
     return "learned after all"
 
@@ -123,6 +147,8 @@ def _anomalous(line: Line, means: Means, entry: Any, id: Any) -> str:  # noqa: A
         raise RefusedError("nothing was learned yet that could be removed")
     before = line.learner.scorer().score(features)
     removed = line.learner.unlearn(features)
+    if removed:
+        line.forget_recent()
     after = line.learner.scorer().score(features)
     return (
         f"{removed} anchors removed that it alone had brought; its score was {float(before):.4g} and is "
@@ -138,9 +164,14 @@ def _drop(line: Line, means: Means, entry: Any, id: Any) -> str:  # noqa: A002 -
 
 def _rollback(line: Line, means: Means, version: Any = None) -> str:
     snapshot = means.load(version)
+    if (top_k := snapshot.metadata["top_k"]) != line.config.scoring.top_k:
+        raise RefusedError(
+            f"{snapshot.stem} was calibrated with scoring.top_k {top_k}, it is {line.config.scoring.top_k}"
+        )
+    line.forget_recent()
     line.restore_model(snapshot.tensors, snapshot.metadata)
-    line.rate = snapshot.metadata["rate"]
-    line.relearning = False
+    if line.phase != SCORING:
+        _keep_answering(line)
     if line.phase == LEARNING:
         line.learner.begin_again()
         line.sources = []
@@ -149,9 +180,12 @@ def _rollback(line: Line, means: Means, version: Any = None) -> str:
     return f"a new version has the content of {snapshot.stem}, in phase {line.phase}"
 
 
-def _share(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
-        raise RefusedError(f"{name} is {value!r:.40}, expected a number between 0 and 1")
+def _share(value: Any, name: str, whole: bool = False) -> float:
+    """A number in (0, 1), or in (0, 1] where it may be the whole."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not (0 < value < 1 or (whole and value == 1)):
+        expected = "a number above 0 and at most 1" if whole else "a number between 0 and 1"
+        raise RefusedError(f"{name} is {value!r:.40}, expected {expected}")
     return float(value)
 
 

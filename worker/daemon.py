@@ -23,6 +23,7 @@ from worker.settings import LineConfig, Settings, line_configs
 from worker.snapshots import SnapshotStore
 from worker.streams.client import CONNECTION_ERRORS, connect
 from worker.streams.line_streams import ANSWERING, LineStreams, entry_key
+from worker.streams.review import review_caps
 
 BLOCK_MS = 500  # so that SIGTERM is prompt
 STALLED_SECONDS = 120.0  # without a turn of the loop, the process is not well
@@ -81,7 +82,7 @@ class Worker:
             self.settings.snapshots,
             self.engine.fingerprint,
             self.metrics,
-            self.settings.streams.review_max,
+            review_caps(self.settings),
         )
 
     # -- run ---------------------------------------------------------------------------------------------------------
@@ -133,8 +134,7 @@ class Worker:
             if not keeper.epoch:
                 self._guarded(keeper, lambda k: k.acquire(self.holder, self.settings.worker.name))
         block_ms = None if self._learning_waits else BLOCK_MS
-        answered = {name: keeper for name, keeper in self._usable().items() if not keeper.line.paused}
-        self.answering.turn(self.client, answered, block_ms)
+        self.answering.turn(self.client, self._usable(), block_ms)
         for name, error in self.answering.refused.items():
             self._refuse(name, error)
         self._learning_waits = False
@@ -146,7 +146,7 @@ class Worker:
 
     def _keep(self, keeper: Keeper) -> None:
         keeper.renew(self.holder)
-        self.looks[keeper.line.name](self.answering.features_of)
+        self.looks[keeper.line.name](self.answering.features_of, self.answering.usable)
         until = time.monotonic() + LEARN_SECONDS
         while keeper.learn(self.answering.extract, 1, self.answering.usable):
             if time.monotonic() >= until or keeper.snapshot_due:

@@ -3,35 +3,36 @@
 import time
 from collections.abc import Callable, Iterable
 
+import redis
 import structlog
 from torch import Tensor
 
 from worker.errors import SnapshotError
-from worker.line import SCORING, Line, Serving
+from worker.line import PAUSED, SCORING, Line
 from worker.metrics import Metrics
 from worker.owed import Owed, Usable, nobody
+from worker.reading import Reading
+from worker.records import Serving
 from worker.settings import SnapshotSettings
 from worker.snapshots import SnapshotStore, stem_of
-from worker.streams import review
 from worker.streams.line_streams import (
     ANSWERING,
     FROM_START,
     LEARNING,
     LEASE_MS,
-    REVIEW_MAX,
-    Commit,
+    REVIEW_CAPS,
     Entry,
     LineStreams,
+    ReviewCaps,
     entry_key,
 )
 from worker.versions import load_line
-from worker.watching import ThresholdTracker, set_gauges, shown
+from worker.watching import committed, set_gauges
 
 RENEW_SECONDS = LEASE_MS / 1000 / 3
 ACQUIRE_SECONDS = 2.0  # between attempts while another holds the lease
 TRIM_SECONDS = 5.0
 RETRY_SECONDS = 5.0  # after a snapshot that the disk refused
-HISTORY = 16  # pending entries read in one call
 
 log = structlog.get_logger()
 
@@ -56,7 +57,7 @@ class Keeper:
         settings: SnapshotSettings,
         fingerprint: str,
         metrics: Metrics,
-        review_max: int = REVIEW_MAX,
+        review: ReviewCaps = REVIEW_CAPS,
     ) -> None:
         self.make_line = make_line
         self.line = make_line()
@@ -65,20 +66,18 @@ class Keeper:
         self.settings = settings
         self.fingerprint = fingerprint
         self.metrics = metrics
-        self.review_max = review_max
+        self.review = review
         self.epoch = 0  # 0: not the keeper
         self.stopped = False  # the stream went back behind what was learned; a person must look
         self.problem = "the lease is not held yet"
         self._attempted = False
         self._highest_epoch = 0  # ever held by this process
         self._seq = 0
-        self._model = ""  # the version that `line` was loaded from or committed as
+        self.model = ""  # the version that `line` was loaded from or committed as
         self._loaded_for: str | None = None  # what Redis said was committed when `line` was loaded
-        self._history: str | None = None  # where to go on in the pending entries; None: read new ones
-        self._unacknowledged: list[str] = []
+        self._reading = Reading(streams)
         self._images_since = 0  # taken since the last snapshot
         self.owed = Owed()
-        self.tracker: ThresholdTracker | None = None
         self._snapshot_at = self._retry_at = self._renew_at = self._trim_at = self._acquire_at = 0.0
 
     # -- 1. acquire --------------------------------------------------------------------------------------------------
@@ -110,16 +109,16 @@ class Keeper:
         state = self.streams.state()
         committed = state.get("model", "")
         if committed != self._loaded_for:
-            self.line, self._model = load_line(
+            self.line, self.model = load_line(
                 self.make_line, self.store, self.fingerprint, committed, self._how_to_learn_anew
             )
             self._loaded_for = committed
             # Commands that were refused are in no version.
             through = state.get("commands_through", FROM_START)
             self.line.commands_through = max(through, self.line.commands_through, key=entry_key)
-            if committed and self._model != committed:
+            if committed and self.model != committed:
                 log.error("an older version serves: what was learned after it is missing", line=self.line.name,
-                          committed=committed, serving=self._model)  # fmt: skip
+                          committed=committed, serving=self.model)  # fmt: skip
 
     def _open(self, epoch: int) -> None:
         """Begin to keep the line under a new epoch."""
@@ -132,18 +131,17 @@ class Keeper:
             )
             log.error("line stopped", line=self.line.name, problem=self.problem)
             return
-        self.epoch, self._seq, self._history = epoch, 0, FROM_START
-        self._unacknowledged, self._images_since = [], 0
+        self.epoch, self._seq, self._images_since = epoch, 0, 0
+        self._reading.open(epoch)
         self.owed = Owed()
-        self.tracker = None if self.line.learns else ThresholdTracker(self.streams)
         now = time.monotonic()
         self._snapshot_at, self._renew_at = now, now + RENEW_SECONDS
-        if self._model == self._loaded_for or not self._model:
-            self._publish(self._model, self.line.serving)
+        if self.model == self._loaded_for or not self.model:
+            self._publish(self.model, self.line.serving)
         else:
             self.snapshot()  # versions only grow: old content comes back as a new version
-        if not self.line.learns:
-            self._acknowledge_rest()
+        if self.line.phase == SCORING:
+            self._reading.acknowledge_rest()
         done, wanted = self.line.progress
         log.info("line opened", line=self.line.name, epoch=epoch, phase=self.line.phase, images=done, of=wanted)
 
@@ -158,35 +156,34 @@ class Keeper:
             self._renew_at = time.monotonic() + RENEW_SECONDS
 
     def lose(self, problem: str) -> None:
-        """Stop keeping; what was not committed comes again to the next keeper."""
-        self.epoch, self.problem, self._loaded_for = 0, problem, None
+        """Stop keeping; what was not committed comes again to the next keeper, commands and all."""
+        self.epoch, self.problem, self._loaded_for, self.owed = 0, problem, None, Owed()
         self._acquire_at = time.monotonic() + ACQUIRE_SECONDS
 
-    @property
-    def model(self) -> str:
-        """The version that the line was loaded from or committed as."""
-        return self._model
-
-    def obeyed(self, reply: bytes, moved: bool, dropped: list[str]) -> None:
+    def obeyed(self, reply: bytes, moved: bool, dropped: list[str], usable: Usable = nobody) -> None:
         """Commit what a command made of the line and its answer; if it `moved`, learning begins behind what is applied.
 
         A disk that refuses leaves it to the next attempt, and no other command is obeyed before.
         """
-        self.owed.reply, self.owed.dropped, self.owed.changed = reply, dropped, True
+        self.owed.reply, self.owed.dropped = reply, dropped
+        self._take_set_aside(usable)
         if moved:  # what was read ahead is let go
-            self.owed.restart, self._history = self.line.applied_through, FROM_START
-        self.tracker = None  # scores by another bank say nothing of this one's threshold
+            self.owed.restart = self.line.applied_through
+            self._reading.rewind()
+        self.changed()
+
+    def changed(self) -> None:
+        """Make a version of what was changed by other means than learning, as soon as the disk takes it."""
+        self.owed.changed = True
         self.snapshot()
 
     def refused(self, reply: bytes) -> None:
         """Answer a command that changed nothing: no version is made for it."""
-        self.owed.reply = reply
-        self._publish(self._model, self.line.serving)
-        self.owed.reply = b""
+        self._commit({"commands_through": self.line.commands_through}, Owed(reply))
 
     def rewind(self) -> None:
-        """After an error: a lost reply may have left entries in the pending list, behind what is read next."""
-        self._history = FROM_START
+        """After an error: read the pending entries again."""
+        self._reading.rewind()
 
     # -- 2. learn ----------------------------------------------------------------------------------------------------
 
@@ -198,21 +195,12 @@ class Keeper:
         held_up = time.monotonic() < self._retry_at and self._images_since >= 2 * self.settings.every_images
         if not self.line.learns or held_up:
             return 0
-        entries = self._read(count)
+        entries = self._reading.read(count)
         for entry in entries:
             if self.line.learns:
                 self._apply(entry, extract, usable)
-            self._unacknowledged.append(entry.id)
+            self._reading.unacknowledged.append(entry.id)
         return len(entries)
-
-    def _read(self, count: int) -> list[Entry]:
-        known = set(self._unacknowledged) if self._history else set()
-        while self._history is not None:
-            entries = self.streams.read_learning(self.epoch, count, self._history)
-            self._history = entries[-1].id if entries else None
-            if fresh := [entry for entry in entries if entry.id not in known]:
-                return fresh
-        return self.streams.read_learning(self.epoch, count)
 
     def _apply(self, entry: Entry, extract: Extract, usable: Usable) -> None:
         line, phase = self.line, self.line.phase
@@ -225,14 +213,18 @@ class Keeper:
             taken = line.apply(entry.id, extract(line.name, entry))
         self._images_since += taken.learned + taken.quarantined + taken.calibrated
         self.owed.set_aside([(entry, place) for place in taken.set_aside], usable)
-        late = [(self.streams.entry(name), place) for name, place in line.set_aside]
-        self.metrics.images.labels(line.name, "quarantined").inc(len(late))
-        self.owed.set_aside(late, usable)
-        line.set_aside = []
+        self._take_set_aside(usable)
         self.metrics.images.labels(line.name, "learned").inc(taken.learned)
         self.metrics.images.labels(line.name, "quarantined").inc(taken.quarantined)
         if line.phase != phase:
             log.info("phase", line=line.name, was=phase, now=line.phase, threshold=line.threshold)
+
+    def _take_set_aside(self, usable: Usable) -> None:
+        """What the end of learning set aside is committed with it."""
+        line = self.line
+        self.metrics.images.labels(line.name, "quarantined").inc(len(line.set_aside))
+        self.owed.set_aside_late(line.set_aside, self.streams, usable)
+        line.set_aside = []
 
     # -- 3. to 5. snapshot, commit, acknowledge ----------------------------------------------------------------------
 
@@ -242,7 +234,7 @@ class Keeper:
         now = time.monotonic()
         if now < self._retry_at:
             return False
-        if self.owed.changed or not self._unacknowledged:
+        if self.owed.changed or not self._reading.unacknowledged:
             return self.owed.changed
         ended = self.line.shown_phase != self.line.serving.phase
         waited = now - self._snapshot_at >= self.settings.every_seconds
@@ -267,54 +259,40 @@ class Keeper:
             return
         self._seq += 1
         self._publish(stem, line.served_by(stem))
-        review.drop(self.streams, self.owed.dropped)
-        self.owed = Owed()
         self._images_since, self._snapshot_at = 0, time.monotonic()
         self.metrics.snapshot_last_success.labels(line.name).set_to_current_time()
-        self.streams.acknowledge(self.epoch, self._unacknowledged)
-        self._unacknowledged = []
+        self._reading.acknowledge()
         if line.phase == SCORING:
-            self._acknowledge_rest()
-            self.tracker = self.tracker or ThresholdTracker(self.streams)
-        else:
-            self.tracker = None
+            self._reading.acknowledge_rest()
         self.store.prune(self.settings.keep, stem)
         log.info("snapshot", line=line.name, model=stem, phase=line.phase, applied_through=line.applied_through)
 
     def _publish(self, model: str, serving: Serving) -> None:
-        """Commit the line's state as one, with the answer to a command and what was set aside for review."""
-        line, limit = self.line, self.line.threshold
-        fields = {
-            "phase": line.shown_phase,
-            "model": model,
-            "applied_through": line.applied_through,
-            "commands_through": line.commands_through,
-            "threshold": "" if serving.threshold is None else repr(serving.threshold),
-            "provisional": str(int(serving.provisional)),
-            "rate": repr(line.false_positive_rate),
-            "rate_interval": "" if limit is None else f"{limit.rate_low:.4g} {limit.rate_high:.4g}",
-            **shown(line),
-        }
-        also = Commit(self.owed.reply, self.owed.review, self.owed.restart)
-        self.streams.commit(self.epoch, fields, also, self.review_max)
-        self._model = self._loaded_for = model
-        line.serving = serving
-        set_gauges(self.metrics, line)
+        """Commit the line's state as one, with what is owed."""
+        self._commit(committed(self.line, model, serving), self.owed)
+        self.owed = Owed()
+        self.model = self._loaded_for = model
+        self.line.serve(serving)
+        set_gauges(self.metrics, self.line)
 
-    def _acknowledge_rest(self) -> None:
-        """Once scoring, nothing is learned: what had been read ahead is let go."""
-        while entries := self.streams.read_learning(self.epoch, HISTORY, FROM_START):
-            self.streams.acknowledge(self.epoch, [entry.id for entry in entries])
+    def _commit(self, fields: dict[str, str], owed: Owed) -> None:
+        """All of it or nothing. Which, is not known where the reply is lost, and the commit may still be on its way: so
+        the line is loaded again as Redis has it, under a higher epoch that fences what is late."""
+        try:
+            self.streams.commit(self.epoch, fields, owed.commit, self.review)
+        except redis.RedisError as error:
+            self.lose(f"a commit was not confirmed: {error}")
+            raise
 
     def trim(self) -> None:
         """Drop entries that every group in use is done with."""
         if time.monotonic() >= self._trim_at:
             self._trim_at = time.monotonic() + TRIM_SECONDS
-            committed = self.line.serving.phase  # a phase that only memory knows of may be lost with it
-            self.streams.trim(self.epoch, [ANSWERING] if committed == SCORING else [ANSWERING, LEARNING])
+            phase = self.line.serving.phase  # as committed: one that only memory knows of may be lost with it
+            self.streams.trim(self.epoch, [ANSWERING] if phase in (SCORING, PAUSED) else [ANSWERING, LEARNING])
 
     def close(self, holder: str) -> None:
         """Drain: what was applied is made durable and acknowledged, and the lease let go."""
-        if self._unacknowledged:
+        if self._reading.unacknowledged or self.owed.changed:
             self.snapshot()
         self.streams.release(self.epoch, holder)

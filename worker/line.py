@@ -1,54 +1,27 @@
 """One production line: its phases, its model, its counts. Knows no disk, and of Redis the entry ids alone."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from mhpc.core.calibration import Threshold, fit_threshold
+from mhpc.core.calibration import Threshold, fit_threshold, track_threshold, tracked_scores
 from mhpc.core.drift import DriftMonitor
-from mhpc.core.learner import OnePassLearner
+from mhpc.core.learner import STEP, OnePassLearner
 from mhpc.core.scorer import Scorer
 from mhpc.core.scoring import image_scores, patch_scores
 from mhpc.core.whitening import ZSpace
 from worker.errors import ModelError
+from worker.records import Serving, SetAside, Source, Taken, Verdict
 from worker.settings import LineConfig
 from worker.streams.line_streams import FROM_START, entry_key
 
 LEARNING, CALIBRATING, SCORING, PAUSED = "learning", "calibrating", "scoring", "paused"
 PHASES = (LEARNING, CALIBRATING, SCORING, PAUSED)
-CALIBRATION_SCORES, CALIBRATION_MEANS = "calibration_scores", "calibration_means"
+CALIBRATION_SCORES, CALIBRATION_MEANS, TRACKED_SCORES = "calibration_scores", "calibration_means", "tracked_scores"
 ANSWERING = "answering."  # what the tensors of a version that answers while another is learned begin with
 FORGETTING_IMAGES = 1000  # that learning.forgetting is given for
-
-
-class Serving(NamedTuple):
-    """What results are given by: a committed version, and its threshold once there is one."""
-
-    phase: str
-    model: str | None
-    threshold: float | None
-    provisional: bool = False
-    scorer: Scorer | None = None
-
-
-class Verdict(NamedTuple):
-    """`score` and `map` [h, w] are None while no model exists."""
-
-    score: float | None
-    map: NDArray[np.float32] | None
-
-
-class Taken(NamedTuple):
-    """What became of an entry's images; `set_aside` are the places in the entry of those quarantined."""
-
-    learned: int
-    quarantined: int
-    calibrated: int
-    set_aside: tuple[int, ...] = ()
 
 
 class Line:
@@ -73,15 +46,21 @@ class Line:
         self.calibration_means = torch.empty(0, 0)  # in Z-space, [n, d + 1]
         self.threshold: Threshold | None = None
         self.serving = Serving(LEARNING, None, None)
-        self.relearning = False  # a version that answers stays until the next one is calibrated
-        self.sources: list[tuple[str, int]] = []  # entries learned from of late, first image of each
-        self.set_aside: list[tuple[str, int]] = []  # entry and place of parts set aside when learning ended
+        self.standing: Serving | None = None  # answers until the next version is calibrated; its name may be to come
+        self.sources: list[Source] = []  # since learning began, oldest first
+        self.set_aside: list[SetAside] = []  # when learning ended, for the keeper to take
         self.monitor: DriftMonitor | None = None
+        self.forget_recent()
 
     @property
     def learns(self) -> bool:
         """Whether entries of the learning group are wanted."""
         return self.phase != SCORING and not self.paused
+
+    @property
+    def relearning(self) -> bool:
+        """Whether one version answers while the next is learned or calibrated."""
+        return self.standing is not None
 
     @property
     def shown_phase(self) -> str:
@@ -99,7 +78,7 @@ class Line:
         return len(self.calibration_scores), self.config.calibration.images
 
     def judge(self, features: Tensor, grid: tuple[int, int]) -> list[Verdict]:
-        """Verdicts on images by their features [B, P, D]; the drift monitor watches."""
+        """Verdicts on images by their features [B, P, D]; the drift monitor watches, unless the line is paused."""
         B, _, _ = features.shape
         scorer = self.serving.scorer
         if scorer is None:
@@ -107,7 +86,7 @@ class Line:
         z = scorer.whiten(features)
         patches = patch_scores(z, scorer.memory)
         scores = image_scores(patches, scorer.top_k)
-        if self.monitor is not None and not self.relearning:
+        if self.monitor is not None and not self.relearning and not self.paused:
             self.monitor.update(scores, z.mean(1))  # GPU sync
         if not self.config.scoring.heat_map:
             return [Verdict(score, None) for score in scores.tolist()]  # GPU sync
@@ -117,20 +96,22 @@ class Line:
     def apply(self, entry: str, features: Iterable[Tensor], guard: bool = True) -> Taken:
         """Learn from, or calibrate on, an entry's images, given as chunks [B, P, D]; then switch if it is time.
 
-        An entry at or before `applied_through` changes nothing.
+        An entry at or before `applied_through` changes nothing. All chunks but the last are of a multiple of STEP
+        images, so that an entry is learned in the same steps however it was cut.
         """
         if entry_key(entry) <= entry_key(self.applied_through):
             return Taken(0, 0, 0)
-        before, learned = self._counts(), []
-        if self.phase == LEARNING:
-            self.sources.append((entry, self.learner.images_seen_))
+        before, learned, first = self._counts(), list[bool](), self.learner.images_seen_
         for chunk in features:
-            if self.phase == LEARNING:
-                self._forget(len(chunk))
-                learned += self.learner.partial_fit(chunk, guard).learned.tolist()
-            else:
-                self._calibrate(chunk)
+            for images in chunk.split(STEP):
+                if self.phase == LEARNING:
+                    self._forget(len(images))
+                    learned += self.learner.partial_fit(images, guard).learned.tolist()
+                else:
+                    self._calibrate(images)
         self.applied_through = entry
+        if learned:
+            self.sources.append(Source(entry, first))
         learned_now, quarantined, calibrated = (now - was for now, was in zip(self._counts(), before, strict=True))
         aside = tuple(place for place, was_learned in enumerate(learned) if not was_learned)
         taken = Taken(learned_now, quarantined, calibrated, aside)
@@ -161,15 +142,16 @@ class Line:
             if done >= wanted or (enough and self.learner.convergence_.converged):
                 self.end_learning()
         elif self.phase == CALIBRATING and done >= wanted:
+            self.phase, self.standing = SCORING, None
+            self.forget_recent()
             self.threshold = self.fitted()
-            self.phase, self.relearning = SCORING, False
             self.watch_drift()
 
     def end_learning(self) -> None:
         """Freeze the bank and go on to calibration; parts that turn out not to belong go to `set_aside`."""
         for number in self.learner.freeze().tolist():
-            entry, first = max((source for source in self.sources if source[1] <= number), key=lambda s: s[1])
-            self.set_aside.append((entry, number - first))
+            entry, first, identity = max((s for s in self.sources if s.first <= number), key=lambda s: s.first)
+            self.set_aside.append(SetAside(entry, number - first, identity))
         self.sources = []
         self.phase = CALIBRATING
         self.forget_calibration()
@@ -178,9 +160,25 @@ class Line:
         self.calibration_scores = torch.empty(0, dtype=torch.float64)
         self.calibration_means = torch.empty(0, 0)
 
+    def forget_recent(self) -> None:
+        """Scores by another bank say nothing of this one's threshold: those to follow begin with the next result."""
+        self.recent_scores = torch.empty(0, dtype=torch.float64)
+        self.scores_through = ""  # the last of the results that they are of
+
+    def follow(self, scores: list[float], through: str) -> None:
+        """Remember the newest scores, up to the result entry `through`: as many as the threshold is fitted to."""
+        kept = torch.cat([self.recent_scores, torch.tensor(scores, dtype=torch.float64)])
+        self.recent_scores = kept[-tracked_scores(self.false_positive_rate) :].clone()
+        self.scores_through = through
+
     def fitted(self) -> Threshold:
-        """The threshold by calibration's scores."""
-        return fit_threshold(self.calibration_scores.numpy(), self.false_positive_rate)
+        """The threshold by calibration's scores, and by the recent ones where it follows them."""
+        rate, scoring = self.false_positive_rate, self.config.scoring
+        calibrated = fit_threshold(self.calibration_scores.numpy(), rate)
+        if not scoring.track_threshold or not len(self.recent_scores):
+            return calibrated
+        window = torch.cat([self.calibration_scores, self.recent_scores])[-tracked_scores(rate) :]
+        return track_threshold(calibrated, window.numpy(), rate, scoring.track_bound)
 
     def watch_drift(self) -> None:
         self.monitor = DriftMonitor().fit(self.calibration_scores, self.calibration_means)
@@ -188,31 +186,40 @@ class Line:
     def served_by(self, model: str) -> Serving:
         """How this version answers once it is committed; while the bank still learns there is none to answer by.
 
-        A version that answers already does so until the next is calibrated.
+        A version that answers already does so until the next is calibrated; where a command has changed its bank, it
+        goes by this name from now on.
         """
         phase = self.shown_phase
-        if self.relearning:
-            return self.serving._replace(phase=phase)
+        if self.standing is not None:
+            return self.standing._replace(phase=phase, model=self.standing.model or model)
         if self.phase == LEARNING:
             return Serving(phase, None, None)
         limit = self.threshold
         value, provisional = (None, False) if limit is None else (limit.value, limit.provisional)
         return Serving(phase, model, value, provisional, self.learner.scorer())
 
+    def serve(self, serving: Serving) -> None:
+        """Answer by a version that is committed."""
+        self.serving = serving
+        if self.standing is not None:
+            self.standing = serving
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and metadata of a snapshot."""
         tensors = self.learner.state_dict()
         tensors |= {CALIBRATION_SCORES: self.calibration_scores, CALIBRATION_MEANS: self.calibration_means}
+        tensors[TRACKED_SCORES] = self.recent_scores
         answering = None
-        if self.relearning and self.serving.scorer is not None:
-            tensors |= {ANSWERING + name: tensor for name, tensor in self.serving.scorer.state_dict().items()}
-            answering = [self.serving.model, self.serving.threshold, self.serving.provisional]
+        if self.standing is not None and self.standing.scorer is not None:
+            tensors |= {ANSWERING + name: tensor for name, tensor in self.standing.scorer.state_dict().items()}
+            answering = [self.standing.model, self.standing.threshold, self.standing.provisional]
         return tensors, {
             "line": self.name,
             "phase": self.phase,
             "paused": self.paused,
             "applied_through": self.applied_through,
             "commands_through": self.commands_through,
+            "scores_through": self.scores_through,
             "images_learned": self.learner.images_learned_,
             "images_quarantined": self.learner.images_quarantined_,
             "images_calibrated": len(self.calibration_scores),
@@ -228,7 +235,7 @@ class Line:
         }
 
     def restore(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-        """Continue from a snapshot's `state`; a false-positive rate that was changed since gives another threshold.
+        """Continue from a snapshot's `state`.
 
         Raises:
             ModelError: its scores are not comparable with those of this configuration.
@@ -238,26 +245,31 @@ class Line:
                 f"line {self.name}: scoring.top_k is {top_k}, its model was calibrated with {metadata['top_k']}; "
                 "restore that, or learn anew under another line name"
             )
-        self.restore_model(tensors, metadata)
-        self.paused, self.rate, self.forgetting = metadata["paused"], metadata["rate"], metadata["forgetting"]
+        self.paused, self.forgetting = metadata["paused"], metadata["forgetting"]
         self.applied_through, self.commands_through = metadata["applied_through"], metadata["commands_through"]
-        self.relearning = metadata["answering"] is not None
-        if self.relearning:
-            state = {name.removeprefix(ANSWERING): t for name, t in tensors.items() if name.startswith(ANSWERING)}
-            scorer = Scorer.of_state(state, top_k, self.device)
-            model, threshold, provisional = metadata["answering"]
-            self.serving = Serving(self.shown_phase, model, threshold, provisional, scorer)
-        if self.phase == SCORING and metadata["false_positive_rate"] != self.false_positive_rate:
-            self.threshold = self.fitted()
+        self.recent_scores, self.scores_through = tensors[TRACKED_SCORES].clone(), metadata["scores_through"]
+        self.restore_model(tensors, metadata)
 
     def restore_model(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-        """Take over what a snapshot has learned and calibrated, and its phase."""
-        beside = (CALIBRATION_SCORES, CALIBRATION_MEANS)
+        """Take over what a snapshot has learned and calibrated, its phase, and what answered beside it.
+
+        A false-positive rate that is configured otherwise since gives another threshold.
+        """
+        beside = (CALIBRATION_SCORES, CALIBRATION_MEANS, TRACKED_SCORES)
         learned = {name: t for name, t in tensors.items() if name not in beside and not name.startswith(ANSWERING)}
         self.learner.load_state_dict(learned)
-        self.calibration_scores, self.calibration_means = (tensors[name].clone() for name in beside)
-        self.phase = metadata["phase"]
-        self.sources = [(entry, first) for entry, first in metadata["sources"]]
+        self.calibration_scores = tensors[CALIBRATION_SCORES].clone()
+        self.calibration_means = tensors[CALIBRATION_MEANS].clone()
+        self.phase, self.rate = metadata["phase"], metadata["rate"]
+        self.sources = [Source(*source) for source in metadata["sources"]]
         self.threshold = Threshold(**metadata["threshold"]) if metadata["threshold"] else None
+        self.standing = self.monitor = None
+        if metadata["answering"] is not None:
+            state = {name.removeprefix(ANSWERING): t for name, t in tensors.items() if name.startswith(ANSWERING)}
+            scorer = Scorer.of_state(state, self.config.scoring.top_k, self.device)
+            model, threshold, provisional = metadata["answering"]
+            self.standing = Serving(self.phase, model, threshold, provisional, scorer)
         if self.phase == SCORING:
             self.watch_drift()
+            if metadata["false_positive_rate"] != self.false_positive_rate:
+                self.threshold = self.fitted()

@@ -9,14 +9,16 @@ from torch import Tensor
 from worker.commands import Means, execute
 from worker.errors import RefusedError
 from worker.keeper import Keeper
+from worker.owed import Usable, nobody
 from worker.snapshots import Snapshot
 from worker.streams import review
 from worker.streams.control import Command, Reply, encode_reply, read_commands, send
 from worker.streams.line_streams import ReviewPart
 from worker.versions import load_for_rollback
-from worker.watching import set_gauges, shown
+from worker.watching import ThresholdTracker, set_gauges, shown
 
 LOOK_SECONDS = 1.0
+REFIT_SNAPSHOTS = 10  # times snapshots.every_seconds, between versions that differ by the threshold alone
 
 log = structlog.get_logger()
 
@@ -28,10 +30,11 @@ class Look:
 
     def __init__(self, keeper: Keeper) -> None:
         self.keeper = keeper
+        self.tracker = ThresholdTracker(keeper.streams, REFIT_SNAPSHOTS * keeper.settings.every_seconds)
         self._at = 0.0
         self._alarmed = False
 
-    def __call__(self, features: Features) -> None:
+    def __call__(self, features: Features, usable: Usable = nobody) -> None:
         """Every second: obey the commands that came, let the threshold follow its scores, show how it goes."""
         keeper = self.keeper
         if time.monotonic() < self._at:
@@ -40,18 +43,18 @@ class Look:
         for command in read_commands(keeper.streams, keeper.line.commands_through):
             if keeper.owed.changed:  # the disk refuses: the one before is not answered yet
                 return
-            _obey(keeper, command, features)
-        if keeper.tracker is not None and (threshold := keeper.tracker.refit(keeper.line)) is not None:
+            _obey(keeper, command, features, usable)
+        if (threshold := self.tracker.refit(keeper.line)) is not None:
             log.info("threshold", line=keeper.line.name, threshold=threshold._asdict())
             keeper.line.threshold = threshold
-            keeper.snapshot()
+            keeper.changed()
         self._watch_drift()
         keeper.streams.show(keeper.epoch, shown(keeper.line))
         set_gauges(keeper.metrics, keeper.line)
 
     def _watch_drift(self) -> None:
         line = self.keeper.line
-        drift = 0.0 if line.monitor is None else line.monitor.drift_
+        drift = 0.0 if line.monitor is None or line.paused else line.monitor.drift_
         if drift > 1 and not self._alarmed:
             log.warning("drift: the images of late are not those of calibration", line=line.name, drift=drift)
             if line.config.learning.relearn_on_drift:
@@ -59,7 +62,7 @@ class Look:
         self._alarmed = drift > 1
 
 
-def _obey(keeper: Keeper, command: Command, features: Features) -> None:
+def _obey(keeper: Keeper, command: Command, features: Features, usable: Usable) -> None:
     line, dropped = keeper.line, list[str]()
     before = line.applied_through
     try:
@@ -71,7 +74,7 @@ def _obey(keeper: Keeper, command: Command, features: Features) -> None:
     line.commands_through = command.entry
     log.info("command", line=line.name, name=command.name, by=command.by, ok=reply.ok, text=reply.text)
     if reply.ok:
-        keeper.obeyed(encode_reply(command, reply), line.applied_through != before, dropped)
+        keeper.obeyed(encode_reply(command, reply), line.applied_through != before, dropped, usable)
     else:
         keeper.refused(encode_reply(command, reply))
 

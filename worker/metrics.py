@@ -23,49 +23,59 @@ class Metrics:
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
 
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"mhpc_{name}", text, labels, registry=registry)
-
-        def gauge(name: str, text: str, *labels: str) -> Gauge:
-            return Gauge(f"mhpc_{name}", text, labels, registry=registry)
-
-        def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-            return Histogram(f"mhpc_{name}", text, labels, buckets=buckets, registry=registry)
-
-        self.images = counter("images_total", "Images by what became of them.", "line", "outcome")
-        self.stage_seconds = histogram("stage_seconds", "Time spent in a stage, per call.", SECONDS, "stage")
-        self.end_to_end_seconds = histogram(
-            "end_to_end_seconds", "From the entry's id to its result, by Redis' clock.", SECONDS, "line"
-        )
-        self.stream_lag = gauge("stream_lag_entries", "Entries not read for answering; NaN before Redis 7.", "line")
-        self.pending = gauge("pending_entries", "Entries read for answering and not yet answered.", "line")
-        self.oldest_pending = gauge("oldest_pending_seconds", "Age of the oldest of those.", "line")
-        self.score_to_threshold = histogram(
-            "score_to_threshold", "Scores in parts of the line's threshold.", RATIOS, "line"
-        )
-        self.threshold = gauge("threshold", "Scores above it are anomalous.", "line")
-        self.anomalies = counter("anomalies_total", "Images that were found anomalous.", "line")
-        self.drift = gauge("drift", "Distance of recent images from calibration's; above 1 is an alarm.", "line")
-        self.learning_outside_share = gauge(
-            "learning_outside_share", "Share of new patches that are unlike all in the bank, while it learns.", "line"
-        )
-        self.learning_subspace_change = gauge(
-            "learning_subspace_change", "Share of the space that the last refresh turned to.", "line"
-        )
-        self.bank_anchors = gauge("bank_anchors", "Anchors in the memory bank.", "line")
-        self.bank_radius = gauge("bank_radius", "Radius that the anchors cover, in standard deviations.", "line")
-        self.pca_components = gauge("pca_components", "Dimensions of the whitened space.", "line")
-        self.snapshot_last_success = gauge(
-            "snapshot_last_success_timestamp_seconds", "When the last snapshot was committed.", "line"
-        )
-        self.dead_letters = counter("dead_letters_total", "Dead letters by reason.", "line", "reason")
-        self.entries_lost = counter("entries_lost_total", "Entries trimmed before they were answered.", "line")
-        self.redis_reconnects = counter("redis_reconnects_total", "Connections to Redis that had to be made anew.")
-        self.line_phase = gauge("line_phase", "1 for the phase that the line is in.", "line", "phase")
-        self.build_info = gauge("build_info", "1; the versions are labels.", "version", "python", "torch")
+        self._name_answering()
+        self._name_learning()
+        self.build_info = self._gauge("build_info", "1; the versions are labels.", "version", "python", "torch")
         self.build_info.labels(version("mhpc"), platform.python_version(), version("torch")).set(1)
         for stage in STAGES:
             self.stage_seconds.labels(stage)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"mhpc_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"mhpc_{name}", text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+        return Histogram(f"mhpc_{name}", text, labels, buckets=buckets, registry=self.registry)
+
+    def _name_answering(self) -> None:
+        self.images = self._counter("images_total", "Images by what became of them.", "line", "outcome")
+        self.stage_seconds = self._histogram("stage_seconds", "Time spent in a stage, per call.", SECONDS, "stage")
+        self.end_to_end_seconds = self._histogram(
+            "end_to_end_seconds", "From the entry's id to its result, by Redis' clock.", SECONDS, "line"
+        )
+        self.stream_lag = self._gauge(
+            "stream_lag_entries", "Entries not read for answering; NaN before Redis 7.", "line"
+        )
+        self.pending = self._gauge("pending_entries", "Entries read for answering and not yet answered.", "line")
+        self.oldest_pending = self._gauge("oldest_pending_seconds", "Age of the oldest of those.", "line")
+        self.score_to_threshold = self._histogram(
+            "score_to_threshold", "Scores in parts of the line's threshold.", RATIOS, "line"
+        )
+        self.threshold = self._gauge("threshold", "Scores above it are anomalous.", "line")
+        self.anomalies = self._counter("anomalies_total", "Images that were found anomalous.", "line")
+        self.dead_letters = self._counter("dead_letters_total", "Dead letters by reason.", "line", "reason")
+        self.entries_lost = self._counter("entries_lost_total", "Entries trimmed before they were answered.", "line")
+        self.redis_reconnects = self._counter(
+            "redis_reconnects_total", "Connections to Redis that had to be made anew."
+        )
+
+    def _name_learning(self) -> None:
+        self.drift = self._gauge("drift", "Distance of recent images from calibration's; above 1 is an alarm.", "line")
+        self.learning_outside_share = self._gauge(
+            "learning_outside_share", "Share of new patches that are unlike all in the bank, while it learns.", "line"
+        )
+        self.learning_subspace_change = self._gauge(
+            "learning_subspace_change", "Share of the space that the last refresh turned to.", "line"
+        )
+        self.bank_anchors = self._gauge("bank_anchors", "Anchors in the memory bank.", "line")
+        self.bank_radius = self._gauge("bank_radius", "Radius that the anchors cover, in standard deviations.", "line")
+        self.pca_components = self._gauge("pca_components", "Dimensions of the whitened space.", "line")
+        self.snapshot_last_success = self._gauge(
+            "snapshot_last_success_timestamp_seconds", "When the last snapshot was committed.", "line"
+        )
+        self.line_phase = self._gauge("line_phase", "1 for the phase that the line is in.", "line", "phase")
 
     def open_line(self, line: str) -> None:
         """Begin a line's counters at zero, so that the first increase of each is seen as one."""

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from worker.message import Image
-from worker.streams.line_streams import Entry, ReviewPart
+from worker.records import SetAside
+from worker.streams.line_streams import Commit, Entry, LineStreams, ReviewPart
 from worker.streams.review import review_part
 
 Usable = Callable[[Entry], list[Image]]  # the images of an entry that can be decoded
@@ -22,14 +23,29 @@ class Owed:
     reply: bytes = b""
     review: list[ReviewPart] = field(default_factory=list)
     restart: str = ""
-    dropped: list[str] = field(default_factory=list)  # review entries to be removed behind it
+    dropped: list[str] = field(default_factory=list)  # ids of review entries to be removed
     changed: bool = False  # a command has changed the line
+
+    @property
+    def commit(self) -> Commit:
+        return Commit(self.reply, self.review, self.restart, self.dropped)
 
     def set_aside(self, parts: list[tuple[Entry, int]], usable: Usable) -> None:
         """Keep quarantined parts, each by its entry and its place among the usable images, for review."""
         for entry, place in parts:
             images = [] if entry.batch is None else usable(entry)
-            if place < len(images):
-                self.review.append(review_part(entry.id, images[place], "quarantined", None, None, ""))
-            else:  # trimmed by now
-                self.review.append(ReviewPart(entry.id, f"#{place}", "quarantined", "", "", "", b""))
+            self._put_up(entry.id, images[place : place + 1], f"#{place}")
+
+    def set_aside_late(self, parts: list[SetAside], streams: LineStreams, usable: Usable) -> None:
+        """The same for parts that turned out not to belong when learning ended, as far as the stream still has them."""
+        for name, place, identity in parts:
+            entry = streams.entry(name)
+            images = [] if entry.batch is None else usable(entry)
+            found = [x for x in images if x.id == identity] if identity else images[place : place + 1]
+            self._put_up(name, found[:1], identity or f"#{place}")
+
+    def _put_up(self, entry: str, image: list[Image], name: str) -> None:
+        if image:
+            self.review.append(review_part(entry, image[0], "quarantined", None, None, ""))
+        else:  # trimmed by now
+            self.review.append(ReviewPart(entry, name, "quarantined", "", "", "", b""))

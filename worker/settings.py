@@ -1,24 +1,16 @@
-"""Configuration: defaults < TOML < environment (`MHPC_...`, nested by `__`) < flags. Imports no torch."""
+"""What can be configured, with its defaults; `worker.configuration` reads it. Imports no torch."""
 
-import os
 import re
 import socket
-import tomllib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
-from pydantic_settings.exceptions import SettingsError
-
-from worker.errors import ConfigurationError
 
 ENV_PREFIX = "MHPC_"
 LINE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}\Z")  # "$" would let a newline pass
 MIB = 1024 * 1024
-EXPECTED = {"model_type": "expected a table of keys", "tuple_type": "expected a list; of tables: [[key]]"}
 
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
@@ -106,6 +98,7 @@ class StreamSettings(Section):
     scores_max: Positive = 100_000
     dead_max: Positive = 10_000
     review_max: Positive = 500
+    review_bytes: Positive = 256 * MIB
     payload_bytes: Positive = 1 * MIB  # of a dead letter; what is longer is cut
 
 
@@ -214,91 +207,3 @@ def line_configs(settings: Settings) -> list[LineConfig]:
         )
         for line in settings.lines
     ]
-
-
-def load_settings(
-    config: Path | None, flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] = os.environ
-) -> Settings:
-    """Read the configuration.
-
-    Raises:
-        ConfigurationError: a file that cannot be read, an unknown key or environment name, or a value of the wrong
-            kind; one line that names the key, what came and what is expected.
-    """
-    toml = _read_toml(config) if config else {}
-    _refuse_unknown_environment(environ)
-    layers: dict[str, Any] = {"_toml": toml, "_flags": dict(flags or {})}
-    try:
-        return Settings(**layers)
-    except ValidationError as error:
-        problem, *others = error.errors(include_url=False)
-        source = _source(problem["loc"], config, layers["_flags"], environ)
-        more = f" (and {len(others)} more)" if others else ""
-        raise ConfigurationError(f"{source}: {_told(problem)}{more}") from None
-    except SettingsError as error:  # its text names the section, not the variable
-        section = str(error).split('"')[1]
-        names = [name for name in environ if name.upper().startswith((ENV_PREFIX + section).upper())]
-        raise ConfigurationError(
-            f"environment {', '.join(sorted(names))}: lists and tables are given as JSON, such as "
-            'MHPC_MODEL__LAYERS=\'["layer2", "layer3"]\''
-        ) from None
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigurationError(f"{path}: no such file; copy config.example.toml and name it by --config") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigurationError(f"{path}: not readable as TOML: {error}") from None
-
-
-def _refuse_unknown_environment(environ: Mapping[str, str]) -> None:
-    """pydantic-settings ignores unknown names at the top level and indices into lists; a typo must not go unseen."""
-    for name in sorted(environ):
-        if not name.upper().startswith(ENV_PREFIX):
-            continue
-        table: Any = Settings
-        for part in name[len(ENV_PREFIX) :].lower().split("__"):
-            fields = table.model_fields if isinstance(table, type) and issubclass(table, BaseModel) else {}
-            if part not in fields:
-                known = ", ".join(sorted(fields)) or "nothing below it (give a list as JSON)"
-                raise ConfigurationError(f"environment {name}: {part!r} is unknown; known here: {known}")
-            table = fields[part].annotation
-
-
-def _told(problem: ErrorDetails) -> str:
-    """The key, what is expected and what came, on one line."""
-    loc, kind, came = problem["loc"], problem["type"], problem["input"]
-    key = ".".join(str(part) for part in loc)
-    if kind == "extra_forbidden":
-        return f"{key}: unknown key; known here: {', '.join(_keys_beside(loc))}"
-    text = EXPECTED.get(kind, problem["msg"].removeprefix("Value error, "))
-    secret = "redis" in loc or isinstance(came, dict)  # an address may carry a password
-    return f"{key}: {text}" if secret else f"{key}: {text} (came: {came!r})"
-
-
-def _source(
-    loc: tuple[int | str, ...], config: Path | None, flags: Mapping[str, Any], environ: Mapping[str, str]
-) -> str:
-    """The topmost layer that has the value at loc, or the table that holds it."""
-    if loc and loc[0] in flags:
-        return "command line"
-    by_path = {name.upper(): name for name in environ}
-    for depth in range(len(loc), 0, -1):
-        path = ENV_PREFIX + "__".join(str(part) for part in loc[:depth]).upper()
-        if path in by_path:
-            return f"environment {by_path[path]}"
-    return str(config) if config else "configuration"
-
-
-def _keys_beside(loc: tuple[int | str, ...]) -> list[str]:
-    table: Any = Settings
-    for part in loc[:-1]:
-        if isinstance(part, int):
-            table = LineSettings
-        else:
-            annotation = table.model_fields[part].annotation
-            arms = [arm for arm in getattr(annotation, "__args__", ()) if isinstance(arm, type)]
-            table = next((a for a in [annotation, *arms] if isinstance(a, type) and issubclass(a, BaseModel)), table)
-    return sorted(table.model_fields)

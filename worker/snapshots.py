@@ -15,7 +15,7 @@ from torch import Tensor
 
 from worker.errors import ModelError, SnapshotError
 
-VERSION = 1
+VERSION = 2  # 1 knew no commands, no pinned anchors and no recent scores
 STEM = re.compile(r"^(\d{10})-(\d{10})$")
 
 
@@ -102,7 +102,10 @@ class SnapshotStore:
         except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise SnapshotError(f"snapshot {path} is damaged: {error!r}") from None
         if version != VERSION:
-            raise ModelError(f"snapshot {path} has format {version}, this release reads {VERSION}; use one that fits")
+            raise ModelError(
+                f"snapshot {path} has format {version}, this release reads {VERSION}; use one that fits, "
+                "or learn anew under another line name"
+            )
         if (found := _digest(tensors, manifest)) != expected:
             raise SnapshotError(f"snapshot {path} is damaged: SHA-256 {found}, its manifest says {expected}")
         return Snapshot(stem, tensors, manifest)

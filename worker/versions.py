@@ -38,7 +38,7 @@ def load_line(
                 f"layers or input_shape; restore those, or learn anew: {how_to_learn_anew}"
             )
         line.restore(snapshot.tensors, snapshot.metadata)
-        line.serving = line.served_by(stem)
+        line.serve(line.served_by(stem))
         return line, stem
     if committed:  # never learn anew over a model that only is not at hand
         raise ModelError(

@@ -86,7 +86,7 @@ def command(client: Any, line: str, name: str, args: list[str], by: str, seconds
         try:
             named[arg] = float(named[arg])
         except ValueError:
-            raise ConfigurationError(f"{arg} is {named[arg]!r}, expected a number between 0 and 1") from None
+            raise ConfigurationError(f"{arg} is {named[arg]!r}, expected a number") from None
     streams = LineStreams(client, line)
     reply = wait_for_reply(streams, send(streams, name, named, by), seconds)
     if reply is None:

@@ -1,55 +1,86 @@
 """What the keeper sees of a line that scores: the threshold that its scores ask for, and what people are shown."""
 
+import math
 import time
+from typing import Any
 
-import numpy as np
+import msgpack
 
-from mhpc.core.calibration import Threshold, track_threshold, tracked_scores
+from mhpc.core.calibration import Threshold
 from worker.line import PHASES, SCORING, Line
-from worker.message import decode_result
 from worker.metrics import Metrics
+from worker.records import Serving
 from worker.streams.line_streams import LineStreams, newest_id
 
-READ = 500  # results in one turn
+READ, PAGES = 500, 10  # results in one call, calls in one turn
 REFIT_EVERY = 64  # scores
 MOVED = 0.01  # share of the threshold: what is less is no news
-REFIT_SECONDS = 300.0  # between versions that differ by the threshold alone
 
 
 class ThresholdTracker:
-    """Follows a line's results, of all workers, from the moment it is made."""
+    """Follows a line's results, those of all workers, and keeps `seconds` between versions for the threshold alone."""
 
-    def __init__(self, streams: LineStreams) -> None:
+    def __init__(self, streams: LineStreams, seconds: float) -> None:
         self.streams = streams
-        self._last = newest_id(streams.client, streams.scores)
-        self._recent: list[float] = []
+        self.seconds = seconds
         self._since_refit = 0
         self._refit_at = time.monotonic()
 
     def refit(self, line: Line) -> Threshold | None:
         """The threshold that the newest scores ask for, where it is news."""
-        self._read(line)
-        scoring, current = line.config.scoring, line.threshold
-        due = self._since_refit >= REFIT_EVERY and time.monotonic() >= self._refit_at
-        if not due or current is None or not scoring.track_threshold:
+        current = line.threshold
+        if line.phase != SCORING or line.paused or current is None or not line.config.scoring.track_threshold:
+            return None
+        caught_up = self._read(line)  # what lies far back says little of now
+        if not caught_up or self._since_refit < REFIT_EVERY or time.monotonic() < self._refit_at:
             return None
         self._since_refit = 0
-        scores = np.concatenate([line.calibration_scores.numpy(), self._recent])
-        window = scores[-tracked_scores(line.false_positive_rate) :]
-        tracked = track_threshold(line.fitted(), window, line.false_positive_rate, scoring.track_bound)
-        news = abs(tracked.value / current.value - 1) > MOVED or tracked.provisional != current.provisional
-        if news:
-            self._refit_at = time.monotonic() + REFIT_SECONDS
-        return tracked if news else None
+        tracked = line.fitted()
+        if abs(tracked.value / current.value - 1) <= MOVED and tracked.provisional == current.provisional:
+            return None
+        self._refit_at = time.monotonic() + self.seconds
+        return tracked
 
-    def _read(self, line: Line) -> None:
-        for entry, fields in self.streams.client.xrange(self.streams.scores, min=f"({self._last}", count=READ):
-            self._last = entry.decode()
-            result = decode_result(fields[b"result"])
-            if result["phase"] == SCORING and result["score"] is not None:
-                self._recent.append(result["score"])
-                self._since_refit += 1
-        del self._recent[: -tracked_scores(line.false_positive_rate)]
+    def _read(self, line: Line) -> bool:
+        """Let the line follow the results behind those that it knows; returns whether that was all of them."""
+        if not line.scores_through:
+            line.follow([], newest_id(self.streams.client, self.streams.scores))
+            self._since_refit = 0
+        for _ in range(PAGES):
+            page = self.streams.client.xrange(self.streams.scores, min=f"({line.scores_through}", count=READ)
+            if page:
+                scores = [score for _, fields in page if (score := _score(fields.get(b"result"))) is not None]
+                line.follow(scores, page[-1][0].decode())
+                self._since_refit += len(scores)
+            if len(page) < READ:
+                return True
+        return False
+
+
+def _score(packed: bytes | None) -> float | None:
+    """The score of a result in phase scoring; None of any other, and of what is no result: anybody may write there."""
+    try:
+        result = msgpack.unpackb(packed or b"")
+    except (ValueError, msgpack.UnpackException, RecursionError):
+        return None
+    score: Any = result.get("score") if isinstance(result, dict) and result.get("phase") == SCORING else None
+    return float(score) if type(score) is float and 0 <= score < math.inf else None
+
+
+def committed(line: Line, model: str, serving: Serving) -> dict[str, str]:
+    """What the state hash says of a version."""
+    limit = line.threshold
+    return {
+        "phase": line.shown_phase,
+        "model": model,
+        "applied_through": line.applied_through,
+        "commands_through": line.commands_through,
+        "threshold": "" if serving.threshold is None else repr(serving.threshold),
+        "provisional": str(int(serving.provisional)),
+        "rate": repr(line.false_positive_rate),
+        "rate_interval": "" if limit is None else f"{limit.rate_low:.4g} {limit.rate_high:.4g}",
+        **shown(line),
+    }
 
 
 def shown(line: Line) -> dict[str, str]:
@@ -73,8 +104,8 @@ def set_gauges(metrics: Metrics, line: Line) -> None:
     outside, change = line.learner.convergence_[:2]
     metrics.learning_outside_share.labels(name).set(outside)
     metrics.learning_subspace_change.labels(name).set(change)
-    if line.monitor is not None:
-        metrics.drift.labels(name).set(line.monitor.drift_)
+    # 0 where nobody watches: an alert must not go on by what was before a relearn.
+    metrics.drift.labels(name).set(0.0 if line.monitor is None or line.paused else line.monitor.drift_)
     if (threshold := line.serving.threshold) is not None:
         metrics.threshold.labels(name).set(threshold)
     if (bank := line.learner.bank_) is not None:

@@ -48,7 +48,7 @@ def table(device: torch.device, gemm: int, copied: int) -> None:
     theirs = seconds(device, lambda: matrix_vector_loop(rows, CHOSEN, 0), 1)
     read = 4 * rows.numel() * CHOSEN
     print(
-        f"exact greedy, {CHOSEN} of {len(rows)} ({kind}): {ours:.3f} s, {theirs / ours:.1f} times the loop, which reads "
+        f"exact greedy, {CHOSEN} of {len(rows)} ({kind}): {ours:.3f} s, {theirs / ours:.1f} times the loop; that reads "
         f"its rows at {read / theirs / bandwidth:.0%} of the bandwidth"
     )
 

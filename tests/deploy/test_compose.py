@@ -5,7 +5,8 @@ from typing import Any
 
 import yaml
 
-from worker.settings import load_settings
+from worker.configuration import load_settings
+from worker.metrics import Metrics
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 
@@ -37,6 +38,21 @@ def test_prometheus_scrapes_the_port_that_the_worker_serves() -> None:
     scrape = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
     (targets,) = (config["static_configs"][0]["targets"] for config in scrape["scrape_configs"])
     assert targets == [f"worker:{port}"]
+
+
+def test_prometheus_loads_an_alert_for_drift_by_a_metric_that_exists() -> None:
+    folder = DEPLOY / "prometheus"
+    prometheus = yaml.safe_load((folder / "prometheus.yml").read_text())
+    mounted = {volume.split(":")[1] for volume in services()["prometheus"]["volumes"]}
+    rules = []
+    for name in prometheus["rule_files"]:
+        assert f"/etc/prometheus/{name}" in mounted
+        rules += [rule for group in yaml.safe_load((folder / name).read_text())["groups"] for rule in group["rules"]]
+    (drift,) = (rule for rule in rules if rule["alert"] == "MhpcDrift")
+    assert (drift["expr"], drift["for"]) == ("mhpc_drift > 1", "10m")
+    metrics = Metrics()
+    metrics.drift.labels("press-3").set(2)
+    assert metrics.registry.get_sample_value("mhpc_drift", {"line": "press-3"}) == 2
 
 
 def test_nothing_is_published_beyond_loopback() -> None:

@@ -1,16 +1,21 @@
 """What the worker's tests share."""
 
 import os
+import signal
 import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
+import structlog
 import torch
 
+from tests.worker.calling import Call, Ended
 from tests.worker.helpers import small_settings
 from tests.worker.keeping import ENTRIES, MakeKeeper, extract
+from worker.cli import main
 from worker.engine import Engine, pick_device
 from worker.keeper import Keeper
 from worker.line import Line
@@ -79,3 +84,41 @@ def unbroken(make_keeper: MakeKeeper) -> Line:
         if line.learns:
             line.apply(entry, extract("", Entry(entry, entry.encode())))
     return line
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Call]:
+    """Run a command in this process, as the console script does."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def call(*arguments: str | Path) -> Ended:
+        monkeypatch.setattr("sys.argv", ["mhpc-worker", *map(str, arguments)])
+        code: Any = 0
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code or 0
+        return Ended(code, *capfd.readouterr())
+
+    yield call
+    structlog.reset_defaults()  # logs go to this test's stderr
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def config(tmp_path: Path, redis_url: str, line: str) -> Callable[..., Path]:
+    """A file with a line and a small model; the text is put in front, other tables after it."""
+
+    def write(
+        top: str = "", model: str = 'backbone = "resnet18"\nweights = "random:0"', lines: str = "", url: str = redis_url
+    ) -> Path:
+        path = tmp_path / "config.toml"
+        path.write_text(
+            f"{top}\n[redis]\nurl = {url!r}\n[model]\ninput_shape = [64, 64]\n{model}\n"
+            f"[snapshots]\ndirectory = '{tmp_path / 'snapshots'}'\n[http]\nport = 0\n"
+            + (lines or f"[[lines]]\nname = {line!r}")
+        )
+        return path
+
+    return write

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 from torch import Tensor
 
-from worker.settings import Settings, load_settings
+from worker.configuration import load_settings
+from worker.settings import Settings
 
 DEADLINE_SECONDS = 60.0  # for what takes a moment here, but longer on a machine that is busy
 

@@ -1,78 +1,19 @@
 import json
-import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import redis
-import structlog
 from safetensors.torch import save_file
 
 from mhpc.core.backbones import load_backbone
+from tests.worker.calling import Call, Ended
 from tests.worker.test_views import publish
-from worker.cli import main
 from worker.streams.line_streams import LineStreams
-
-
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    @property
-    def error(self) -> str:
-        """The one line on stderr."""
-        assert self.err.startswith("error: ")
-        assert self.err.count("\n") == 1
-        assert "Traceback" not in self.err
-        return self.err
-
-
-Call = Callable[..., Ended]
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Call]:
-    """Run a command in this process, as the console script does."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def call(*arguments: str | Path) -> Ended:
-        monkeypatch.setattr("sys.argv", ["mhpc-worker", *map(str, arguments)])
-        code: Any = 0
-        try:
-            main()
-        except SystemExit as ended:
-            code = ended.code or 0
-        return Ended(code, *capfd.readouterr())
-
-    yield call
-    structlog.reset_defaults()  # logs go to this test's stderr
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-
-
-@pytest.fixture
-def config(tmp_path: Path, redis_url: str, line: str) -> Callable[..., Path]:
-    """A file with a line and a small model; the text is put in front, other tables after it."""
-
-    def write(
-        top: str = "", model: str = 'backbone = "resnet18"\nweights = "random:0"', lines: str = "", url: str = redis_url
-    ) -> Path:
-        path = tmp_path / "config.toml"
-        path.write_text(
-            f"{top}\n[redis]\nurl = {url!r}\n[model]\ninput_shape = [64, 64]\n{model}\n"
-            f"[snapshots]\ndirectory = '{tmp_path / 'snapshots'}'\n[http]\nport = 0\n"
-            + (lines or f"[[lines]]\nname = {line!r}")
-        )
-        return path
-
-    return write
-
 
 UNREACHABLE = "redis://:hunter2@127.0.0.1:1/0"
 
@@ -270,3 +211,29 @@ def test_tail_asks_which_line_where_there_are_several(call: Call, config: Any) -
     ended = call("tail", "--config", config(lines="[[lines]]\nname = 'a'\n[[lines]]\nname = 'b'"))
     assert ended.code == 2
     assert "--line with one of a, b" in ended.error
+
+
+def test_the_status_table_fits_into_80_columns_and_cuts_nothing_off(
+    call: Call, config: Any, client: redis.Redis, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    streams = LineStreams(client, line)
+    streams.ensure_groups()
+    epoch, _ = streams.acquire("inspection-station-12#ab", 0)
+    said = {
+        "phase": "calibrating", "progress": "1000/1000", "outside_share": "0.1234", "threshold": "123.456",
+        "provisional": "1", "drift": "12.345", "quarantined": "1234",
+    }  # fmt: skip
+    streams.commit(epoch, said)
+    for number in range(3):
+        client.xadd(streams.dead, {"entry": str(number)})
+    ended = call("status", "--config", config())
+    assert ended.code == 0
+    head, *rows = ended.out.splitlines()
+    assert head.split() == ["line", "phase", "progress", "threshold", "drift", "lag", "dead", "quar.", "keeper"]
+    assert max(map(len, ended.out.splitlines())) <= 80
+    for cell in ("calibrating", "1000/1000 12% new", "123.5?", "12.35", " 3 ", "1234"):
+        assert cell in rows[0]
+    columns = [head.index("phase"), head.index("keeper")]
+    assert "".join(row[: columns[0]].strip() for row in rows) == line
+    assert "".join(row[columns[1] :].strip() for row in rows) == "inspection-station-12"

@@ -12,10 +12,13 @@ import redis
 from tests.conftest import PrivateRedis
 from tests.worker.helpers import LosesReplies, eventually, item, message, small_settings
 from tests.worker.playing import answered, in_phase, results, send
+from tests.worker.station import stained
 from tests.worker.test_metrics import EXPECTED
 from worker.daemon import Worker
 from worker.line import CALIBRATING, LEARNING, SCORING
 from worker.settings import Settings
+from worker.streams.control import send as command
+from worker.streams.control import wait_for_reply
 from worker.streams.line_streams import ANSWERING, LineStreams, read_answering
 from worker.streams.line_streams import LEARNING as LEARNING_GROUP
 
@@ -134,6 +137,40 @@ def test_the_health_probe_tells_when_the_loop_stands_still(settings: Any, line: 
     assert worker.alive() == ""
     worker.turn_at -= 500
     assert worker.alive() == "no turn of the work loop for 500 s"
+
+
+def test_a_paused_line_goes_on_answering(run: Run, settings: Any, client: redis.Redis, line: str) -> None:
+    worker = run(settings(line))
+    send(client, line, 1, 36)
+    eventually(lambda: in_phase(client, line, SCORING))
+    answered(client, line, 36)
+    streams = LineStreams(client, line)
+    assert wait_for_reply(streams, command(streams, "pause", {}, "ann"), 30) is not None
+    send(client, line, 37, 44)
+    found = answered(client, line, 44)
+    assert {result["phase"] for result in found[36:]} == {"paused"}
+    assert all(result["score"] is not None and result["threshold"] is not None for result in found[36:])
+    assert get(worker, "/readyz") == (200, "ok\n")
+    assert worker.metrics.registry.get_sample_value("mhpc_line_phase", {"line": line, "phase": "paused"}) == 1
+
+
+def test_a_part_set_aside_by_a_person_is_learned_by_the_running_worker(
+    run: Run, settings: Any, client: redis.Redis, line: str
+) -> None:
+    run(settings(line))
+    send(client, line, 1, 36)
+    eventually(lambda: in_phase(client, line, SCORING))
+    streams = LineStreams(client, line)
+    client.xadd(streams.images, {"batch": message(item("strange", data=stained(7)))})
+    strange = answered(client, line, 37)[-1]
+    assert strange["anomalous"]
+    reply = wait_for_reply(streams, command(streams, "normal", {"entry": strange["entry"], "id": "strange"}, "ann"), 30)
+    assert reply is not None
+    assert reply.ok, reply.text
+    client.xadd(streams.images, {"batch": message(item("again", data=stained(7)))})
+    again = answered(client, line, 38)[-1]
+    assert (again["id"], again["anomalous"]) == ("again", False)
+    assert again["model"] > strange["model"]
 
 
 # -- when Redis is not what it was -------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ from torch import Tensor
 from mhpc.core.scoring import image_scores
 from tests.worker.helpers import patches
 from worker.errors import ModelError
-from worker.line import CALIBRATING, LEARNING, SCORING, Line, Serving, Taken
+from worker.line import CALIBRATING, LEARNING, SCORING, Line
+from worker.records import Serving, Taken
 from worker.settings import CalibrationSettings, LearningSettings, LineConfig, ScoringSettings
 
 CPU = torch.device("cpu")

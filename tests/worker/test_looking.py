@@ -1,77 +1,19 @@
 """What commands do to a line: over a real Redis, by a keeper that may fail in between."""
 
-from collections.abc import Callable
-from typing import Any
-
 import msgpack
 import pytest
 import redis
 import torch
-from torch import Tensor
 
 from mhpc.core.memory_bank import MemoryBank
-from tests.worker.helpers import patches
-from tests.worker.keeping import ENTRIES, MakeKeeper, add, assert_same, extract, learn_all, opened
+from tests.worker.commanding import limit, look, put_up_for_review, replies, score, told, trained, version
+from tests.worker.keeping import MakeKeeper, add, answer_all, assert_same, extract, learn_all, opened
 from worker.keeper import Keeper
 from worker.line import CALIBRATING, LEARNING, SCORING
-from worker.looking import Look
 from worker.message import Image
 from worker.streams import review
 from worker.streams.control import send
-from worker.streams.line_streams import Commit, LineStreams, ReviewPart
-
-STRANGE = patches(70, 1, shift=3.0)
-
-
-def features(image: bytes) -> Tensor:
-    """What the engine would give for the one picture that review holds here."""
-    assert msgpack.unpackb(image)["id"] == "part"
-    return STRANGE
-
-
-def trained(make_keeper: MakeKeeper, streams: LineStreams) -> Keeper:
-    add(streams, *ENTRIES)
-    keeper = learn_all(opened(make_keeper()))
-    assert keeper.line.phase == SCORING
-    return keeper
-
-
-def look(keeper: Keeper, of: Callable[[bytes], Tensor] = features) -> None:
-    Look(keeper)(of)
-
-
-def told(keeper: Keeper, name: str, **args: Any) -> tuple[bool, str]:
-    """Send a command, let the keeper look, and return its answer."""
-    send(keeper.streams, name, args, "ann")
-    look(keeper)
-    return replies(keeper.streams)[-1]
-
-
-def replies(streams: LineStreams) -> list[tuple[bool, str]]:
-    packed = [msgpack.unpackb(fields[b"reply"]) for _, fields in streams.client.xrange(streams.replies)]
-    return [(reply["ok"], reply["text"]) for reply in packed]
-
-
-def put_up_for_review(keeper: Keeper, entry: str = "9-9", why: str = "anomalous") -> None:
-    part = ReviewPart(entry, "part", why, "9.0", "4.0", "m", review.pack_image(Image("part", "png", b"bytes")))
-    keeper.streams.commit(keeper.epoch, {"phase": keeper.line.phase}, Commit(review=[part]))
-
-
-def score(keeper: Keeper) -> float:
-    (verdict,) = keeper.line.judge(STRANGE, (4, 4))
-    assert verdict.score is not None
-    return verdict.score
-
-
-def version(keeper: Keeper) -> str:
-    assert keeper.line.serving.model is not None
-    return keeper.line.serving.model
-
-
-def limit(keeper: Keeper) -> float:
-    assert keeper.line.serving.threshold is not None
-    return keeper.line.serving.threshold
-
+from worker.streams.line_streams import LineStreams
 
 # -- feedback ----------------------------------------------------------------------------------------------------------
 
@@ -206,15 +148,52 @@ def test_a_rollback_makes_a_new_version_of_an_earlier_one(make_keeper: MakeKeepe
 # -- phases and the rate -----------------------------------------------------------------------------------------------
 
 
-def test_a_paused_line_learns_nothing_until_it_is_resumed(make_keeper: MakeKeeper, streams: LineStreams) -> None:
+def test_a_paused_line_learns_nothing_until_it_is_resumed_and_goes_on_with_the_next_part(
+    make_keeper: MakeKeeper, streams: LineStreams
+) -> None:
     keeper = opened(make_keeper())
     assert told(keeper, "resume")[0] is False
-    assert told(keeper, "pause")[0]
+    add(streams, "1-0")
+    assert keeper.learn(extract, 10) == 1
+    assert "answered as before" in told(keeper, "pause")[1]
     assert streams.state()["phase"] == "paused"
-    add(streams, *ENTRIES[:2])
+    add(streams, "2-0", "3-0")
     assert keeper.learn(extract, 10) == 0
-    assert told(keeper, "resume") == (True, "goes on in phase learning")
-    assert keeper.learn(extract, 10) == 2
+    ok, text = told(keeper, "resume")
+    assert (ok, text.startswith("goes on in phase learning with the next part")) == (True, True)
+    assert keeper.learn(extract, 10) == 0
+    add(streams, "4-0")
+    assert keeper.learn(extract, 10) == 1
+    assert (keeper.line.learner.images_seen_, keeper.line.applied_through) == (8, "4-0")
+
+
+def test_a_paused_line_trims_what_was_answered_and_comes_back_though_it_is_gone(
+    make_keeper: MakeKeeper, streams: LineStreams
+) -> None:
+    keeper = opened(make_keeper())
+    told(keeper, "pause")
+    add(streams, "1-0", "2-0")
+    answer_all(streams)
+    keeper.trim()
+    assert streams.client.xlen(streams.images) == 0
+    again = opened(make_keeper(), "station-1#b")
+    assert again.line.paused
+    assert told(again, "resume")[0]
+    add(streams, "3-0")
+    assert again.learn(extract, 10) == 1
+    assert again.line.learner.images_seen_ == 4
+
+
+def test_a_paused_line_goes_on_scoring_and_watches_nothing(make_keeper: MakeKeeper, streams: LineStreams) -> None:
+    keeper = trained(make_keeper, streams)
+    before, threshold = score(keeper), limit(keeper)
+    told(keeper, "pause")
+    assert (score(keeper), limit(keeper)) == (before, threshold)
+    assert keeper.line.serving.phase == "paused"
+    monitor = keeper.line.monitor
+    assert monitor is not None
+    assert len(monitor.recent_scores_) == 1  # of the part before the pause
+    assert told(keeper, "resume") == (True, "goes on in phase scoring")
 
 
 def test_a_rate_of_a_command_outlasts_the_process(make_keeper: MakeKeeper, streams: LineStreams) -> None:

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from worker.configuration import load_settings
 from worker.errors import ConfigurationError
-from worker.settings import LINE_NAME, Settings, line_configs, load_settings
+from worker.settings import LINE_NAME, Settings, line_configs
 
 
 @pytest.fixture

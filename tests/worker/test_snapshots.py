@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from worker.errors import ModelError, SnapshotError, WorkerError
-from worker.snapshots import SnapshotStore, epoch_of, stem_of
+from worker.snapshots import VERSION, SnapshotStore, epoch_of, stem_of
 
 STEM = stem_of(3, 7)
 TENSORS = {
@@ -55,7 +55,7 @@ def test_a_version_comes_back_as_it_was_written(store: SnapshotStore) -> None:
     store.write(STEM, TENSORS, METADATA)
     stem, tensors, metadata = store.load(STEM)
     assert stem == STEM
-    assert metadata == {**METADATA, "version": 1}
+    assert metadata == {**METADATA, "version": VERSION}
     assert set(tensors) == set(TENSORS)
     for name, tensor in TENSORS.items():
         assert tensors[name].dtype == tensor.dtype
@@ -153,9 +153,9 @@ def with_manifest(store: SnapshotStore, metadata: dict[str, str] | None) -> None
         {"mhpc": "[]"},
         {"mhpc": '"x"'},
         {"mhpc": "{}"},
-        {"mhpc": '{"version": 1}'},
-        {"mhpc": json.dumps({"version": 1, "sha256": "0" * 64})},
-        {"mhpc": json.dumps({"version": 1, "sha256": None})},
+        {"mhpc": json.dumps({"version": VERSION})},
+        {"mhpc": json.dumps({"version": VERSION, "sha256": "0" * 64})},
+        {"mhpc": json.dumps({"version": VERSION, "sha256": None})},
     ],
 )
 def test_a_manifest_that_lies_is_refused(store: SnapshotStore, metadata: dict[str, str] | None) -> None:
@@ -164,8 +164,8 @@ def test_a_manifest_that_lies_is_refused(store: SnapshotStore, metadata: dict[st
 
 
 def test_another_format_is_refused_by_its_number(store: SnapshotStore) -> None:
-    with_manifest(store, {"mhpc": json.dumps({"version": 2, "sha256": "0" * 64})})
-    assert "format 2, this release reads 1" in refused(store, error=ModelError)  # whole, but not for this release
+    with_manifest(store, {"mhpc": json.dumps({"version": 1, "sha256": "0" * 64})})
+    assert "format 1, this release reads 2" in refused(store, error=ModelError)  # whole, but not for this release
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\x80\x04\x95pickle", b"\xff" * 64])

@@ -55,5 +55,7 @@ def shown(url: str) -> str:
     return f"{scheme}://{rest.rpartition('@')[2]}"
 
 
-def script(name: str) -> str:
-    return files("worker.streams").joinpath(f"{name}.lua").read_text(encoding="utf-8")
+def script(*names: str) -> str:
+    """One Lua script of the files of those names, in that order; Redis has no way to load one from another."""
+    folder = files("worker.streams")
+    return "".join(folder.joinpath(f"{name}.lua").read_text(encoding="utf-8") for name in names)

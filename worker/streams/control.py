@@ -74,8 +74,8 @@ def _decoded(entry: str, value: bytes | None) -> Command:
         return refused(f"`command` is not msgpack: {error}")
     if not isinstance(message, dict) or message.get("v") != VERSION:
         return refused(f"expected a map with `v` {VERSION}, `name`, `args` and `by`")
-    name, args, by = message.get("name"), message.get("args") or {}, message.get("by") or ""
-    if name not in COMMANDS or not isinstance(args, dict) or not isinstance(by, str):
+    name, args, by = message.get("name"), message.get("args", {}), message.get("by", "")
+    if not isinstance(name, str) or name not in COMMANDS or not isinstance(args, dict) or not isinstance(by, str):
         return refused(
             f"`name` is {name!r:.40}, expected one of {', '.join(COMMANDS)}, with a map `args` and a text `by`"
         )
@@ -83,7 +83,11 @@ def _decoded(entry: str, value: bytes | None) -> Command:
     if not required <= set(args) <= {arg.rstrip("?") for arg in COMMANDS[name]}:
         expected = ", ".join(COMMANDS[name]) or "none"
         return refused(f"{name} came with the arguments {', '.join(map(str, args)) or 'none'}, expected {expected}")
-    return Command(entry, name, args, by)
+    given = {arg: value for arg, value in args.items() if value is not None or arg in required}
+    for arg in {"entry", "id", "version"} & set(given):
+        if not isinstance(given[arg], str):
+            return refused(f"{arg} of {name} is {given[arg]!r:.40}, expected a text")
+    return Command(entry, name, given, by)
 
 
 def encode_reply(command: Command, reply: Reply) -> bytes:

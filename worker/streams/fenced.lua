@@ -2,8 +2,9 @@
 -- KEYS: state, images, lease, replies, review.  ARGV: epoch, what, then by what:
 --   renew   holder, milliseconds
 --   read    group, consumer, count, id ('>' or where to go on in the pending entries)
---   commit  reply or '', cap of replies, group to be moved or '', to which entry, cap of review, number of review
---           fields, review fields (7 a part, by REVIEW), field, value, ... of the state hash; all of it at once
+--   commit  reply or '', cap of replies, group to be moved or '', to which entry, cap of review, most bytes in review,
+--           number of review fields, number of review entries to remove, review fields (7 a part, by REVIEW), ids of the
+--           entries to remove, field, value, ... of the state hash; all of it at once
 --   show    field, value, ...                  of the state hash: what is only to be seen
 --   ack     group, entry, ...
 --   trim    lowest id to keep, done_through
@@ -21,19 +22,18 @@ if what == 'renew' then
 elseif what == 'read' then
   return redis.call('XREADGROUP', 'GROUP', ARGV[3], ARGV[4], 'COUNT', ARGV[5], 'STREAMS', KEYS[2], ARGV[6])
 elseif what == 'commit' then
-  local REVIEW = {'entry', 'id', 'why', 'score', 'threshold', 'model', 'image'}
-  local state = 9 + tonumber(ARGV[8])
+  local removed = 11 + tonumber(ARGV[9])
+  local state = removed + tonumber(ARGV[10])
   redis.call('XLEN', KEYS[4])  -- keys of another type fail before anything is written
   redis.call('XLEN', KEYS[5])
   if ARGV[5] ~= '' then
     redis.call('XGROUP', 'SETID', KEYS[2], ARGV[5], ARGV[6])
   end
-  for i = 9, state - 1, #REVIEW do
-    local fields = {}
-    for j, name in ipairs(REVIEW) do
-      fields[2 * j - 1], fields[2 * j] = name, ARGV[i + j - 1]
-    end
-    redis.call('XADD', KEYS[5], 'MAXLEN', '~', ARGV[7], '*', unpack(fields))
+  for i = 11, removed - 1, #REVIEW do
+    keep_for_review(KEYS[5], ARGV[7], tonumber(ARGV[8]), ARGV, i)
+  end
+  for i = removed, state - 1 do
+    redis.call('XDEL', KEYS[5], ARGV[i])
   end
   redis.call('HSET', KEYS[1], unpack(ARGV, state))
   if ARGV[3] ~= '' then

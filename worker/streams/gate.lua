@@ -2,10 +2,9 @@
 -- nothing at all.
 -- Only who finds the entry pending publishes, so a repeat after a lost reply changes nothing. XACK comes last: an
 -- XADD that fails must leave the entry pending. XLEN first: a key of another type fails before anything is written.
--- KEYS: images, scores, dead, review.  ARGV: group, entry, caps of scores, dead and review, number of results, number of
--- review fields, results..., review fields (7 a part, by REVIEW), then for each dead letter: id, reason, error, payload.
--- Returns 1 if it published, 0 if the entry was not pending.
-local REVIEW = {'entry', 'id', 'why', 'score', 'threshold', 'model', 'image'}
+-- KEYS: images, scores, dead, review.  ARGV: group, entry, caps of scores, dead and review, most bytes in review, number
+-- of results, number of review fields, results..., review fields (7 a part, by REVIEW), then for each dead letter: id,
+-- reason, error, payload. Returns 1 if it published, 0 if the entry was not pending.
 for i = 2, 4 do
   redis.call('XLEN', KEYS[i])
 end
@@ -13,18 +12,14 @@ local pending = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[2], ARGV[2], 1)
 if #pending == 0 then
   return 0
 end
-local results = tonumber(ARGV[6])
-local parts = 8 + results
-local dead = parts + tonumber(ARGV[7])
-for i = 8, parts - 1 do
+local results = tonumber(ARGV[7])
+local parts = 9 + results
+local dead = parts + tonumber(ARGV[8])
+for i = 9, parts - 1 do
   redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[3], '*', 'result', ARGV[i])
 end
 for i = parts, dead - 1, #REVIEW do
-  local fields = {}
-  for j, name in ipairs(REVIEW) do
-    fields[2 * j - 1], fields[2 * j] = name, ARGV[i + j - 1]
-  end
-  redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[5], '*', unpack(fields))
+  keep_for_review(KEYS[4], ARGV[5], tonumber(ARGV[6]), ARGV, i)
 end
 for i = dead, #ARGV, 4 do
   redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[4], '*', 'entry', ARGV[2], 'id', ARGV[i], 'reason', ARGV[i + 1],

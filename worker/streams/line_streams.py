@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 import redis
 
 from worker.errors import FencedError
+from worker.settings import MIB
 from worker.streams.client import script
 
 ANSWERING, LEARNING = "mhpc", "mhpc-learn"  # consumer groups
 LEARNER = "learner"  # the one consumer of LEARNING
 LEASE_MS = 30_000
 FROM_START = "0-0"
-REPLIES_MAX, REVIEW_MAX = 1000, 500  # entries kept
+REPLIES_MAX = 1000  # entries kept
 
 
 class Entry(NamedTuple):
@@ -53,14 +54,29 @@ class Answer(NamedTuple):
 
 
 class Commit(NamedTuple):
-    """What goes with a commit: a `reply` to a command, parts for `review`, an entry to go on learning behind."""
+    """What goes with a commit.
+
+    Attributes:
+        reply: the answer to a command.
+        review: parts for people to look at.
+        restart: the entry that learning goes on behind.
+        dropped: ids of the entries that leave review.
+    """
 
     reply: bytes = b""
     review: Sequence[ReviewPart] = ()
     restart: str = ""
+    dropped: Sequence[str] = ()
 
 
-ALONE = Commit()
+class ReviewCaps(NamedTuple):
+    """What review holds at most: so many entries, about, and so many bytes of their pictures; none above it."""
+
+    entries: int = 500
+    bytes: int = 256 * MIB
+
+
+ALONE, REVIEW_CAPS = Commit(), ReviewCaps()
 
 
 class Backlog(NamedTuple):
@@ -93,9 +109,9 @@ class LineStreams:
         self.images, self.scores, self.dead = prefix + "images", prefix + "scores", prefix + "dead"
         self.state_key, self.lease = prefix + "state", prefix + "lease"
         self.control, self.replies, self.review = prefix + "control", prefix + "replies", prefix + "review"
-        self._gate = self.client.register_script(script("gate"))
+        self._gate = self.client.register_script(script("review", "gate"))
         self._acquire = self.client.register_script(script("acquire"))
-        self._fenced = self.client.register_script(script("fenced"))
+        self._fenced = self.client.register_script(script("review", "fenced"))
 
     # -- both groups -------------------------------------------------------------------------------------------------
 
@@ -135,13 +151,13 @@ class LineStreams:
         """Entries that were delivered to this consumer and not answered: after a start and after every error."""
         return _entries(self.client.xreadgroup(ANSWERING, consumer, {self.images: FROM_START}, count=count))
 
-    def publish(self, answers: Iterable[Answer], scores_max: int, dead_max: int, review_max: int) -> list[bool]:
+    def publish(self, answers: Iterable[Answer], scores_max: int, dead_max: int, review: ReviewCaps) -> list[bool]:
         """Send each answer through the gate; False where the entry was no longer pending (somebody published it)."""
         pipe = self.client.pipeline(transaction=False)
-        for entry, results, dead, review in answers:
+        for entry, results, dead, for_review in answers:
             letters = [field for letter in dead for field in letter]
-            parts = [field for part in review for field in part]
-            counts = [scores_max, dead_max, review_max, len(results), len(parts)]
+            parts = [field for part in for_review for field in part]
+            counts = [scores_max, dead_max, *review, len(results), len(parts)]
             self._gate(
                 keys=[self.images, self.scores, self.dead, self.review],
                 args=[ANSWERING, entry, *counts, *results, *parts, *letters],
@@ -170,12 +186,17 @@ class LineStreams:
         """New entries for the learner, or with `after` those already delivered to it, from behind that id on."""
         return _entries(self._keeper(epoch, "read", LEARNING, LEARNER, count, ">" if after is None else after))
 
-    def commit(self, epoch: int, fields: Mapping[str, str], also: Commit = ALONE, review_max: int = REVIEW_MAX) -> None:
+    def commit(
+        self, epoch: int, fields: Mapping[str, str], also: Commit = ALONE, review: ReviewCaps = REVIEW_CAPS
+    ) -> None:
         """Set the state's fields and all that goes with them, or nothing."""
         parts = [field for part in also.review for field in part]
         restart = [LEARNING if also.restart else "", also.restart]
         state = [part for item in fields.items() for part in item]
-        self._keeper(epoch, "commit", also.reply, REPLIES_MAX, *restart, review_max, len(parts), *parts, *state)
+        counts = [len(parts), len(also.dropped)]
+        self._keeper(
+            epoch, "commit", also.reply, REPLIES_MAX, *restart, *review, *counts, *parts, *also.dropped, *state
+        )
 
     def show(self, epoch: int, fields: Mapping[str, str]) -> None:
         """Set fields of the state that are for people alone: what they say is in no snapshot."""

@@ -5,9 +5,14 @@ from typing import Any
 import msgpack
 
 from worker.message import Image
-from worker.streams.line_streams import LineStreams, ReviewPart
+from worker.settings import Settings
+from worker.streams.line_streams import LineStreams, ReviewCaps, ReviewPart
 
-PAGE = 50  # entries read at once, newest first
+PAGE = 4  # entries read at once, newest first: each may hold tens of megabytes
+
+
+def review_caps(settings: Settings) -> ReviewCaps:
+    return ReviewCaps(settings.streams.review_max, settings.streams.review_bytes)
 
 
 def review_part(
@@ -33,11 +38,6 @@ def find(streams: LineStreams, entry: str, identity: str) -> list[tuple[str, Rev
                 found.append((key.decode(), part))
         last = f"({page[-1][0].decode()}"
     return found
-
-
-def drop(streams: LineStreams, keys: list[str]) -> None:
-    if keys:
-        streams.client.xdel(streams.review, *keys)
 
 
 def _field(fields: dict[bytes, bytes], name: str) -> Any:

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from worker.configuration import load_settings
 from worker.demo.parts import rendered_parts
 from worker.demo.run import DemoOptions, run_demo, worker_config
 from worker.errors import ConfigurationError
-from worker.settings import Settings, line_configs, load_settings
+from worker.settings import Settings, line_configs
 
 PARTS = rendered_parts(learn=200, calibrate=40, good=1, per_kind=0)
 

@@ -1,6 +1,6 @@
 """What the tests of a line's streams do with them."""
 
-from worker.streams.line_streams import Answer, DeadLetter, LineStreams, read_answering
+from worker.streams.line_streams import Answer, DeadLetter, LineStreams, ReviewCaps, read_answering
 
 HOLDER = "station-1#aa"
 
@@ -21,7 +21,7 @@ def answer(entry: str, *results: bytes, dead: list[DeadLetter] | None = None) ->
 
 
 def publish(streams: LineStreams, *answers: Answer) -> list[bool]:
-    return streams.publish(answers, scores_max=1000, dead_max=1000, review_max=100)
+    return streams.publish(answers, scores_max=1000, dead_max=1000, review=ReviewCaps(100))
 
 
 def results(streams: LineStreams) -> list[bytes]:

@@ -6,6 +6,7 @@ from worker.streams.line_streams import (
     ANSWERING,
     FROM_START,
     LEARNING,
+    REVIEW_CAPS,
     DeadLetter,
     Entry,
     LineStreams,
@@ -164,7 +165,7 @@ def test_results_and_dead_letters_are_capped(streams: LineStreams) -> None:
     dead = [DeadLetter("b", "truncated", "", b"")] * 10
     for entry in entries:
         streams.publish(
-            [answer(entry, *[b"%d" % i for i in range(10)], dead=dead)], scores_max=150, dead_max=50, review_max=100
+            [answer(entry, *[b"%d" % i for i in range(10)], dead=dead)], scores_max=150, dead_max=50, review=REVIEW_CAPS
         )
     block = 100  # Redis trims whole blocks of its streams
     assert 150 <= streams.client.xlen(streams.scores) <= 150 + block

@@ -1,0 +1,83 @@
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import redis
+
+from tests.worker.calling import Call
+from tests.worker.helpers import patches
+from tests.worker.keeping import MakeKeeper, opened
+from worker.keeper import Keeper
+from worker.looking import Look
+from worker.streams.line_streams import LineStreams
+
+
+@contextmanager
+def keeping(make_keeper: MakeKeeper) -> Iterator[Keeper]:
+    """A keeper that obeys, on a thread of its own."""
+    keeper, ended = opened(make_keeper()), threading.Event()
+
+    def obey() -> None:
+        looks = Look(keeper)
+        while not ended.wait(0.01):
+            looks._at = 0.0
+            looks(lambda _: patches(1))
+
+    thread = threading.Thread(target=obey)
+    thread.start()
+    try:
+        yield keeper
+    finally:
+        ended.set()
+        thread.join(30)
+
+
+def test_control_prints_the_keepers_answer_and_ends_by_it(
+    call: Call, config: Any, make_keeper: MakeKeeper, line: str
+) -> None:
+    with keeping(make_keeper) as keeper:
+
+        def control(*arguments: str) -> tuple[int, str]:
+            ended = call("control", line, *arguments, "--config", config())
+            assert ended.err == ""
+            return ended.code, ended.out.splitlines()[-1]  # the keeper, which runs in this process here, logs before it
+
+        code, text = control("pause")
+        assert (code, text.partition(",")[0]) == (0, "paused in phase learning: parts are answered as before")
+        assert keeper.line.paused
+        assert control("pause") == (1, "the line is paused already")
+        code, text = control("resume", "--json")
+        assert (code, json.loads(text)["ok"]) == (0, True)
+        code, text = control("normal", "1-0", "part 7")
+        assert (code, text.partition(":")[0]) == (1, "too old")
+        assert control("rate", "0.02") == (0, "false-positive rate 0.02 from the next calibration on")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["explode"], ["command 'explode' is unknown", "relearn, calibrate, pause"]),
+        (["normal", "1-0"], ["normal takes ENTRY ID, came: 1-0"]),
+        (["pause", "now"], ["pause takes nothing, came: now"]),
+        (["rate", "often"], ["rate is 'often', expected a number"]),
+    ],
+)
+def test_control_refuses_what_is_no_command_and_sends_nothing(
+    call: Call, config: Any, client: redis.Redis, line: str, arguments: list[str], parts: list[str]
+) -> None:
+    ended = call("control", line, *arguments, "--config", config())
+    assert ended.code == 2
+    assert [part for part in parts if part not in ended.error] == []
+    assert client.xlen(LineStreams(client, line).control) == 0
+
+
+def test_control_says_who_should_have_answered(call: Call, config: Any, client: redis.Redis, line: str) -> None:
+    ended = call("control", line, "pause", "--timeout", "0.2", "--config", config())
+    assert ended.code == 1
+    assert "no answer within 0.2 s; it has no keeper: start a worker" in ended.out
+    assert f"waits in mhpc:{{{line}}}:control" in ended.out
+    LineStreams(client, line).acquire("station-9#ab", 0)
+    assert "its keeper is station-9" in call("control", line, "pause", "--timeout", "0.2", "--config", config()).out

@@ -1,0 +1,165 @@
+"""The threshold follows the results of a line, whoever has written them, and across restarts."""
+
+import msgpack
+import numpy as np
+import pytest
+import torch
+from redis import Redis
+
+from tests.worker.commanding import limit, look, told, trained
+from tests.worker.keeping import MakeKeeper, opened
+from worker.keeper import Keeper
+from worker.line import PAUSED, SCORING
+from worker.looking import Look
+from worker.message import Result, encode_result
+from worker.streams.line_streams import LineStreams
+
+RISEN = 1.12  # times calibration's scores
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.looking.REFIT_SNAPSHOTS", 0)
+
+
+def calibrated(make_keeper: MakeKeeper, streams: LineStreams) -> Keeper:
+    """A line that scores, with the scores of 400 images behind its threshold."""
+    keeper = trained(make_keeper, streams)
+    line = keeper.line
+    line.calibration_scores = torch.from_numpy(np.random.default_rng(5).gumbel(2.4, 0.1, 400))
+    line.calibration_means = line.calibration_means.repeat(20, 1)
+    line.threshold = line.fitted()
+    keeper.snapshot()
+    look(keeper)  # from here on results are followed
+    return keeper
+
+
+def publish(keeper: Keeper, count: int, seed: int = 0, phase: str = SCORING) -> None:
+    base = keeper.line.calibration_scores.numpy()
+    for score in np.random.default_rng(seed).choice(base, count) * RISEN:
+        result = Result(
+            keeper.line.name, "1-0", "a", phase, "m", float(score), 1.0, False, False, None, 1.0, None, None
+        )
+        keeper.streams.client.xadd(keeper.streams.scores, {"result": encode_result(result)})
+
+
+def test_a_threshold_that_was_tracked_outlasts_the_process(make_keeper: MakeKeeper, streams: LineStreams) -> None:
+    keeper = calibrated(make_keeper, streams)
+    before = limit(keeper)
+    publish(keeper, 480)
+    look(keeper)
+    tracked = limit(keeper)
+    assert before * 1.08 < tracked <= before * 1.2
+    again = opened(make_keeper(), "station-1#b")
+    assert limit(again) == tracked
+    publish(again, 70, seed=1)
+    look(again)
+    assert limit(again) == pytest.approx(tracked, rel=0.02)
+    assert len(again.line.recent_scores) == 500
+    assert again.line.threshold == again.line.fitted()
+
+
+def test_results_that_came_while_nobody_kept_the_line_are_followed_once(
+    make_keeper: MakeKeeper, streams: LineStreams
+) -> None:
+    keeper = calibrated(make_keeper, streams)
+    publish(keeper, 100)
+    look(keeper)
+    assert len(keeper.line.recent_scores) == 100
+    publish(keeper, 30)
+    again = opened(make_keeper(), "station-1#b")
+    look(again)
+    assert len(again.line.recent_scores) == 130
+    look(again)
+    assert len(again.line.recent_scores) == 130
+
+
+def test_what_is_no_result_of_a_scoring_line_is_passed_over(make_keeper: MakeKeeper, streams: LineStreams) -> None:
+    keeper = calibrated(make_keeper, streams)
+    publish(keeper, 3, phase=PAUSED)
+    for field, value in {"something": b"else", "result": b"\xc1"}.items():
+        streams.client.xadd(streams.scores, {field: value})
+    rogues = (b"\x90", b"\x01", b"", b"\x80", scored(float("nan")), scored(-1.0), scored(float("inf")), scored(None))
+    for value in (*rogues, scored("high"), scored(True)):
+        streams.client.xadd(streams.scores, {"result": value})
+    publish(keeper, 2)
+    look(keeper)
+    assert len(keeper.line.recent_scores) == 2
+
+
+def scored(score: object) -> bytes:
+    packed: bytes = msgpack.packb({"phase": SCORING, "score": score})
+    return packed
+
+
+def test_scores_by_another_bank_are_forgotten_and_a_pause_forgets_nothing(
+    make_keeper: MakeKeeper, streams: LineStreams
+) -> None:
+    keeper = calibrated(make_keeper, streams)
+    publish(keeper, 480)
+    look(keeper)
+    tracked = limit(keeper)
+    assert told(keeper, "pause")[0]
+    publish(keeper, 100, phase=PAUSED)
+    look(keeper)
+    assert told(keeper, "resume")[0]
+    assert (len(keeper.line.recent_scores), limit(keeper)) == (480, tracked)
+    assert told(keeper, "rollback", version=keeper.model)[0]
+    assert len(keeper.line.recent_scores) == 0
+
+
+def test_a_rate_that_is_set_goes_by_the_recent_scores_too(make_keeper: MakeKeeper, streams: LineStreams) -> None:
+    keeper = calibrated(make_keeper, streams)
+    publish(keeper, 480)
+    look(keeper)
+    tracked = limit(keeper)
+    assert told(keeper, "rate", rate=0.06)[0]
+    assert limit(keeper) == pytest.approx(tracked, rel=0.03)
+
+
+def test_versions_for_the_threshold_alone_are_seldom(
+    make_keeper: MakeKeeper, streams: LineStreams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.looking.REFIT_SNAPSHOTS", 10)
+    monkeypatch.setattr("worker.looking.LOOK_SECONDS", 0)
+    keeper = calibrated(make_keeper, streams)
+    looks, versions = Look(keeper), set[str]()
+    for seed in range(6):
+        publish(keeper, 80, seed)
+        looks(lambda _: torch.empty(0))
+        versions.add(keeper.model)
+    assert len(versions) <= 2
+
+
+def test_a_long_backlog_of_results_is_read_before_the_threshold_moves(
+    make_keeper: MakeKeeper, streams: LineStreams, client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.watching.READ", 50)
+    monkeypatch.setattr("worker.watching.PAGES", 2)
+    keeper = calibrated(make_keeper, streams)
+    before = limit(keeper)
+    publish(keeper, 250)
+    looks = Look(keeper)
+    for _ in range(3):
+        assert limit(keeper) == before
+        looks._at = 0.0
+        looks(lambda _: torch.empty(0))
+    assert limit(keeper) > before
+    assert client.xlen(streams.scores) == 250
+
+
+@pytest.mark.parametrize("command", ["pause", "relearn"])
+def test_the_metric_for_drift_is_zero_while_nobody_watches(
+    make_keeper: MakeKeeper, streams: LineStreams, command: str
+) -> None:
+    keeper = calibrated(make_keeper, streams)
+    assert keeper.line.monitor is not None
+    keeper.line.monitor.score_drift_ = 3.0
+
+    def drift() -> float | None:
+        return keeper.metrics.registry.get_sample_value("mhpc_drift", {"line": streams.line})
+
+    look(keeper)
+    assert drift() == 3.0
+    told(keeper, command)
+    assert drift() == 0.0

@@ -1,0 +1,53 @@
+"""What a line says of the version that answers, and of the parts that it took."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mhpc.core.scorer import Scorer
+
+
+class Serving(NamedTuple):
+    """What results are given by: a committed version, and its threshold once there is one."""
+
+    phase: str
+    model: str | None
+    threshold: float | None
+    provisional: bool = False
+    scorer: Scorer | None = None
+
+
+class Verdict(NamedTuple):
+    """`score` and `map` [h, w] are None while no model exists."""
+
+    score: float | None
+    map: NDArray[np.float32] | None
+
+
+class Taken(NamedTuple):
+    """What became of an entry's images; `set_aside` are the places in the entry of those quarantined."""
+
+    learned: int
+    quarantined: int
+    calibrated: int
+    set_aside: tuple[int, ...] = ()
+
+
+class Source(NamedTuple):
+    """Where parts that were learned from came from: all of an entry, or of it the one part `id`.
+
+    `first` is the number of the first, as the learner counts them.
+    """
+
+    entry: str
+    first: int
+    id: str = ""
+
+
+class SetAside(NamedTuple):
+    """A part that turned out not to belong when learning ended: by its place among its entry's, or by its id."""
+
+    entry: str
+    place: int
+    id: str = ""

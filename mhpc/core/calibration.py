@@ -16,8 +16,7 @@ MAX_TRIMMED = 0.1  # share of the images that may be of defective parts
 BODY = (0.5, 0.8)  # quantiles between which normal scores are alone with themselves: few defective parts score so low
 BODY_SHAPE = 0.22  # xi; on textures 0.16 gives a third more false positives and a fifth more of the defects
 BODY_ROUNDS = 4
-CAUTION = 2.0  # standard deviations of the count of images above the threshold that it is kept on the safe side
-MAX_CAUTION = 3.0  # of the wanted rate, no more than such a share is given away for that
+MAX_CAUTION = 3.0  # the wanted rate is divided by at most so much where the tail is heavy
 TRIMMED_EXPECTED = 0.1  # normal images beyond the limit of trimming
 CONFIDENCE = 0.95  # of the stated interval
 PROVISIONAL = 4.0  # times the wanted rate
@@ -74,8 +73,8 @@ def fit_threshold(scores: NDArray[np.floating], false_positive_rate: float) -> T
 
     1. The scores' quantile where at least EXPECTED_ABOVE of them lie beyond it, else that of a generalised Pareto
        distribution fitted to the largest (peaks over threshold: Pickands, 1975; Balkema & de Haan, 1974). Defective
-       parts raise it. Of k = N * rate images above, the true count errs by sqrt(k), and too low a threshold floods
-       people with alarms: the rate is divided by 1 + CAUTION / sqrt(k), by MAX_CAUTION at most.
+       parts raise it. Where m images are in excess of what the bulk explains, these may be normal and the tail heavy;
+       too low a threshold floods people with alarms, so the rate is divided by 1 + m, by MAX_CAUTION at most.
     2. The quantile of an extreme value distribution fitted to the bulk (Fisher & Tippett, 1928: scores are maxima over
        patches), which they do not reach.
 
@@ -85,9 +84,14 @@ def fit_threshold(scores: NDArray[np.floating], false_positive_rate: float) -> T
     x = _checked(scores, false_positive_rate)
     body = _fit_body(x)
     kept = x if body is None else _trimmed(x, body)
-    value, method = _plain_threshold(kept, false_positive_rate)
-    if body is not None and false_positive_rate < 1 - BODY[1] and value > (limit := body.isf(false_positive_rate)):
-        value, method = limit, "body"
+    if body is None or false_positive_rate >= 1 - BODY[1]:
+        value, method = _plain_threshold(kept, false_positive_rate)
+    else:
+        unexplained = max(0.0, body.excess * len(x) - (len(x) - len(kept)))
+        cautious = false_positive_rate / min(1 + unexplained, MAX_CAUTION)
+        value, method = _plain_threshold(kept, cautious)
+        if value > (limit := body.isf(false_positive_rate)):
+            value, method = limit, "body"
     return _stated(x, len(kept), body, max(value * (1 + MARGIN), FLOOR), method, false_positive_rate)
 
 
@@ -180,11 +184,10 @@ def _stated(x: NDArray[np.float64], n: int, body: Body | None, value: float, met
 
 
 def _plain_threshold(x: NDArray[np.float64], rate: float) -> tuple[float, str]:
-    """Threshold from all sorted scores x [N], on the cautious side, and by which method."""
-    cautious = rate / min(1 + CAUTION / math.sqrt(len(x) * rate), MAX_CAUTION)
-    if len(x) * cautious >= EXPECTED_ABOVE:
-        return float(np.quantile(x, 1 - cautious)), "quantile"
-    return _tail_quantile(x, cautious), "tail"
+    """Threshold that a share rate of all sorted scores x [N] exceeds, and by which method."""
+    if len(x) * rate >= EXPECTED_ABOVE:
+        return float(np.quantile(x, 1 - rate)), "quantile"
+    return _tail_quantile(x, rate), "tail"
 
 
 def _tail_quantile(x: NDArray[np.float64], rate: float) -> float:

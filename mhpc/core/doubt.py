@@ -8,7 +8,6 @@ from torch import Tensor
 from mhpc.linalg import blocks
 
 FROM, FULL = 1.5, 3.0  # robust deviations of the logarithm; between them doubt grows from none to full
-WEIGHT = 0.8  # of the squared distance that full doubt adds
 MAX_SHARE = 0.1  # of the pictures, at most so many are in doubt
 MIN_PICTURES = 32  # without which nobody can tell
 
@@ -20,15 +19,17 @@ class Doubt(NamedTuple):
     set_aside: Tensor
 
 
-def find_doubt(images: Tensor, picture: Tensor, own: Tensor, radius: float) -> Doubt:
+def find_doubt(images: Tensor, picture: Tensor, own: Tensor, support: Tensor, radius: float) -> Doubt:
     """Doubt in anchors images [K, d] that were born from pictures numbered picture [K] (-1: of earlier days).
 
     A defective part among those learned from leaves anchors that no other picture has use for, and that look unlike
     the rest of their own picture, too. A rare but normal part leaves lone anchors as well, but its patches resemble
-    one another. With n the distance to the nearest anchor of another picture and o, own [K], the distance to the mean
-    of its own picture, an anchor is alone by v = sqrt(n o), and a picture by the largest of its anchors' v. Pictures
-    whose log v lies FROM robust deviations above the median are in doubt, in full from FULL on; a doubt of g lifts an
-    anchor out of the space by a squared distance of g WEIGHT (v^2 - radius^2), if it is alone by more than the radius.
+    one another; the corners of a fixed part look unlike the rest of it, but support many pictures. With n the distance
+    to the nearest anchor of another picture, o, own [K], the distance to the mean of its own picture, and s, support
+    [K], the pictures with a patch nearest to it, an anchor is alone by sqrt(n o / s), and a picture by the largest of
+    its anchors' figures. Pictures for which the logarithm of it lies FROM robust deviations above the median are in
+    doubt, in full from FULL on; a doubt of g lifts an anchor out of the space by a squared distance of g (n^2 -
+    radius^2), if it is farther from the others than the radius: in full doubt as far as if it were not there.
 
     Lifting costs a clean stream less than removing: a rare normal part is still nearer to its anchors than a defect.
     """
@@ -36,7 +37,8 @@ def find_doubt(images: Tensor, picture: Tensor, own: Tensor, radius: float) -> D
     numbers, index = picture.unique(return_inverse=True)
     if len(numbers) < MIN_PICTURES:
         return Doubt(lift, nobody)
-    alone = (_others(images, picture) * own).sqrt()
+    others = _others(images, picture)
+    alone = (others * own / support.clamp_min(1).to(own.dtype)).sqrt()
     by_picture = torch.zeros(len(numbers), device=images.device).scatter_reduce(0, index, alone, "amax")
     present = numbers >= 0
     logs = by_picture.clamp_min(torch.finfo(by_picture.dtype).tiny).log()
@@ -44,8 +46,8 @@ def find_doubt(images: Tensor, picture: Tensor, own: Tensor, radius: float) -> D
     doubt = ((deviation - FROM) / (FULL - FROM)).clamp(0, 1) * present
     least = doubt.sort(descending=True).values[int(MAX_SHARE * len(numbers))]  # what the share leaves no room for
     doubt = torch.where(doubt > least, doubt, 0)
-    excess = (alone.square() - radius**2).clamp_min(0)
-    return Doubt(WEIGHT * doubt[index] * excess, numbers[doubt >= 1].cpu())
+    excess = (others.square() - radius**2).clamp_min(0)
+    return Doubt(doubt[index] * excess, numbers[doubt >= 1].cpu())
 
 
 def _others(images: Tensor, picture: Tensor) -> Tensor:

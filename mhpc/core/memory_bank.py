@@ -174,7 +174,7 @@ class MemoryBank(Bank):
         of = self.picture >= 0
         mean_of = torch.searchsorted(self.numbers, self.picture[of])  # numbers ascend
         own[of] = (self.images[of] - self.whiten(self.means)[mean_of]).norm(dim=1)
-        doubt = find_doubt(self.images, self.picture, own, self.radius)
+        doubt = find_doubt(self.images, self.picture, own, self.support, self.radius)
         self.lift = torch.where(self.picture >= 0, doubt.lift, self.lift)
         return doubt.set_aside
 

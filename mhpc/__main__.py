@@ -31,7 +31,11 @@ def train(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     resume: Annotated[bool, typer.Option(help="Go on from the checkpoint beside the output.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
-    teacher_bfloat16: Annotated[bool, typer.Option(help="The teacher's products in bfloat16.")] = False,
+    learning_rate: Annotated[float, typer.Option(min=0, help="The highest, after warming up.")] = 3e-3,
+    teacher_bfloat16: Annotated[bool, typer.Option(help="Products of what is not trained in bfloat16.")] = False,
+    from_teacher: Annotated[
+        bool, typer.Option("--from-teacher", help="Start from its weights, pruned; it is laid out as MobileNet v1.")
+    ] = False,
 ) -> None:
     """Distil the bundled backbone from a teacher, on generated pictures and packaged photographs."""
     from mhpc.training.distill import Recipe
@@ -47,7 +51,9 @@ def train(
         crop=crop,
         pictures=pictures,
         seed=seed,
+        learning_rate=learning_rate,
         teacher_bfloat16=teacher_bfloat16,
+        from_teacher=from_teacher,
     )
     with refusals("train"):
         check_device(device)

@@ -194,6 +194,7 @@ def demo(
     report: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("demo-report"),
     rate: Annotated[float, typer.Option(min=0, help="Pictures per second; 0 is as fast as it goes.")] = 0.0,
     serve: Annotated[bool, typer.Option("--serve", help="Go on until interrupted.")] = False,
+    backbones: Annotated[bool, typer.Option(help="Compare backbones at the end; takes half a minute.")] = True,
 ) -> None:
     """See it work: a private Redis, a camera, the worker, and a report at the end."""
     try:
@@ -204,7 +205,7 @@ def demo(
     run_demo(
         DemoOptions(
             images=images, backbone=backbone, weights=weights, layers=chosen, json=json_file,
-            report=report, rate=rate, serve=serve,
+            report=report, rate=rate, serve=serve, backbones=backbones,
         )
     )  # fmt: skip
 

@@ -99,6 +99,14 @@ def default_layers(backbone: BackboneName | str | nn.Module) -> list[str]:
     return next(list(layers) for family, layers in DEFAULT_LAYERS.items() if name.startswith(family))
 
 
+def pretrained_file(name: BackboneName) -> Path:
+    """Where torch hub keeps, or would keep, torchvision's weights of a backbone other than tiny."""
+    import torchvision.models
+
+    url: str = torchvision.models.get_model_weights(name.value).IMAGENET1K_V1.url
+    return Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
+
+
 def backbone_label(backbone: BackboneName | str | nn.Module) -> str:
     """How a backbone is written in files and figures."""
     if isinstance(backbone, nn.Module):
@@ -191,7 +199,7 @@ def _pretrained(name: BackboneName) -> nn.Module:
     import torchvision.models
 
     weights = torchvision.models.get_model_weights(name.value).IMAGENET1K_V1  # those that PatchCore was published with
-    cached = Path(torch.hub.get_dir(), "checkpoints", weights.url.rpartition("/")[2])
+    cached = pretrained_file(name)
     try:
         # torch hub unpickles by default whatever lies in its cache, and compares hashes after a download alone:
         # weights_only lets in tensors and nothing that runs.

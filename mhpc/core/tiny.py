@@ -1,16 +1,19 @@
-"""The bundled backbone: 0.48 M parameters, depthwise-separable, laid out for the CPU.
+"""The bundled backbone: 0.55 M parameters, depthwise-separable, laid out for the CPU.
 
-Depthwise-separable convolutions are those of MobileNet v1 (Howard et al., 2017, arXiv:1704.04861, section 3.1).
-Every downsampling kernel is even (4 x 4, stride 2, padding 1), so the cells of each map lie exactly at the centres
-of the pixels that they stand for, and a heat map scaled up from them is not shifted.
+It is MobileNet v1 (Howard et al., 2017, arXiv:1704.04861, table 1) up to stride 16, half as wide there. One thing is
+changed: every downsampling kernel is even (4 x 4, stride 2, padding 1), so that the cells of each map can lie at the
+centres of the pixels that they stand for, and a heat map scaled up from them is not shifted.
 """
 
 import torch
+import torch.fx
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-# Channels of the maps at strides 4, 8 and 16; `layer2` and `layer3` are those the memory bank sees.
-LAYER1, LAYER2, LAYER3 = 96, 192, 288
+# Channels of the maps at strides 8 and 16, those that the memory bank sees.
+LAYER2, LAYER3 = 256, 256
+STEM = (24, 64)  # channels at stride 2, where maps are largest: of MobileNet's 32 in its first layer, 24 ever fire
+STRIDE = 16  # of `layer3`
 
 
 def _convolution(
@@ -18,9 +21,8 @@ def _convolution(
 ) -> nn.Sequential:
     padding = (kernel - 1) // 2
     convolution = nn.Conv2d(c_in, c_out, kernel, stride, padding, groups=groups, bias=not batch_norm)
-    if batch_norm:
-        return nn.Sequential(convolution, nn.BatchNorm2d(c_out), nn.ReLU(inplace=True))
-    return nn.Sequential(convolution, nn.Identity(), nn.ReLU(inplace=True))
+    norm = nn.BatchNorm2d(c_out) if batch_norm else nn.Identity()
+    return nn.Sequential(convolution, norm, nn.ReLU6(inplace=True))
 
 
 def _separable(c_in: int, c_out: int, stride: int = 1, *, batch_norm: bool) -> nn.Sequential:
@@ -31,32 +33,42 @@ def _separable(c_in: int, c_out: int, stride: int = 1, *, batch_norm: bool) -> n
     )
 
 
-def _layer(c_in: int, c_out: int, blocks: int, stride: int, *, batch_norm: bool) -> nn.Sequential:
-    first = _separable(c_in, c_out, stride, batch_norm=batch_norm)
-    return nn.Sequential(first, *(_separable(c_out, c_out, batch_norm=batch_norm) for _ in range(blocks - 1)))
+@torch.fx.wrap  # a leaf for torchvision's create_feature_extractor, which traces the shapes away
+def _checked(images: torch.Tensor) -> torch.Tensor:
+    if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < STRIDE:
+        raise ValueError(
+            f"images have shape {list(images.shape)}, expected [B, 3, H, W] with H, W >= {STRIDE}, the largest stride"
+        )
+    return images
 
 
 class TinyBackbone(nn.Module):
     """Feature maps of [B, 3, H, W] float32 images, normalised with ImageNet's mean and deviation.
 
-    `layer2` gives [B, 192, H // 8, W // 8] and `layer3`, the output, [B, 288, H // 16, W // 16]; the children run in
+    `layer2` gives [B, 256, H // 8, W // 8] and `layer3`, the output, [B, 256, H // 16, W // 16]; the children run in
     the order `stem`, `layer1`, `layer2`, `layer3`. As built by default, batch norm is folded into the convolutions:
-    the form in which the weights are bundled. `batch_norm=True` gives the form that is trained; `folded` leads from
-    it to the default one.
+    the form in which the weights are bundled. `batch_norm=True` gives the form that is trained from scratch; `folded`
+    leads from it to the default one.
     """
 
     def __init__(self, batch_norm: bool = False) -> None:
         super().__init__()
-        self.stem = nn.Sequential(
-            _convolution(3, 32, 4, 2, batch_norm=batch_norm), _separable(32, 64, 2, batch_norm=batch_norm)
-        )
-        self.layer1 = _layer(64, LAYER1, blocks=2, stride=1, batch_norm=batch_norm)
-        self.layer2 = _layer(LAYER1, LAYER2, blocks=4, stride=2, batch_norm=batch_norm)
-        self.layer3 = _layer(LAYER2, LAYER3, blocks=4, stride=2, batch_norm=batch_norm)
+
+        def separable(c_in: int, c_out: int, stride: int = 1) -> nn.Sequential:
+            return _separable(c_in, c_out, stride, batch_norm=batch_norm)
+
+        self.stem = _convolution(3, STEM[0], 4, 2, batch_norm=batch_norm)
+        self.layer1 = nn.Sequential(separable(*STEM), separable(STEM[1], 128, 2), separable(128, 128))
+        self.layer2 = nn.Sequential(separable(128, LAYER2, 2), separable(LAYER2, LAYER2))
+        self.layer3 = nn.Sequential(separable(LAYER2, LAYER3, 2), *(separable(LAYER3, LAYER3) for _ in range(5)))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the map of `layer3`, [B, 288, H // 16, W // 16]."""
-        layer3: torch.Tensor = self.layer3(self.layer2(self.layer1(self.stem(images))))
+        """Return the map of `layer3`, [B, 256, H // 16, W // 16].
+
+        Raises:
+            ValueError: images that are not [B, 3, H, W], or smaller than a cell of `layer3`.
+        """
+        layer3: torch.Tensor = self.layer3(self.layer2(self.layer1(self.stem(_checked(images)))))
         return layer3
 
 

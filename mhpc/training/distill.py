@@ -4,6 +4,9 @@ The student's `layer2` and `layer3` learn, through one 1x1 head each that is thr
 of the teacher, standardised per channel, under a smooth L1 loss: feature distillation as in FitNets (Romero et al.,
 2015, arXiv:1412.6550), with all layers trained at once. Whitened distances do not change under an invertible linear
 map, so a student whose features predict the teacher's linearly gives the memory bank the teacher's geometry.
+
+A student that starts from its teacher (`mhpc/training/inherit.py`) has that one's first map already; there `layer3`
+alone is trained.
 """
 
 import math
@@ -18,10 +21,12 @@ from torch import nn
 
 from mhpc.core.tiny import LAYER2, LAYER3, TinyBackbone, folded
 from mhpc.training.checkpoint import load_checkpoint, save_checkpoint
+from mhpc.training.inherit import inherit
 from mhpc.training.pictures import Crops
 from mhpc.training.teacher import Teacher
 
 STANDARDISE_CROPS = 256
+PRUNING_CROPS = 64
 CHECKPOINT_STEPS = 200
 
 
@@ -40,7 +45,8 @@ class Recipe:
     learning_rate: float = 3e-3
     weight_decay: float = 0.01
     warmup_steps: int = 50
-    teacher_bfloat16: bool = False  # the teacher's products; the student's are always float32
+    teacher_bfloat16: bool = False  # products of what is not trained; the others are always float32
+    from_teacher: bool = False  # start from its weights, and train layer3 alone
 
     def as_json_map(self) -> dict[str, object]:
         return {**asdict(self), "teacher_layers": list(self.teacher_layers)}
@@ -56,16 +62,19 @@ class Distillation:
         self.device = device
         # 1. Standardise: the heads' widths follow from the teacher's maps.
         teacher.standardise(self._views(0, STANDARDISE_CROPS)[1])
-        # 2. Build, from the seed alone.
+        # 2. Build, from the seed alone or from the teacher. Heads are of the layers that are trained.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
-            self.student = TinyBackbone(batch_norm=True)
-            widths = zip((LAYER2, LAYER3), teacher.mean_, strict=True)
+            self.student = TinyBackbone(batch_norm=not recipe.from_teacher)
+            widths = list(zip((LAYER2, LAYER3), teacher.mean_, strict=True))[1 if recipe.from_teacher else 0 :]
             self.heads = nn.ModuleList(nn.Conv2d(c, mean.shape[1], 1) for c, mean in widths)
         for module in (self.student, self.heads):
             module.to(device).to(memory_format=torch.channels_last)
+        if recipe.from_teacher:
+            self._start_from_teacher()
         # 3. The optimiser, over parameters that are already on their device.
-        parameters = [*self.student.parameters(), *self.heads.parameters()]
+        trained = self.student.layer3 if recipe.from_teacher else self.student
+        parameters = [*trained.parameters(), *self.heads.parameters()]
         self.optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
         self.step_ = 0
 
@@ -85,17 +94,42 @@ class Distillation:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.recipe, self.step_)
         self.student.train()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.teacher_bfloat16):
-            targets = self.teacher.targets(teacher_view)
-        layer2 = self.student.layer2(self.student.layer1(self.student.stem(student_view)))
-        maps = (layer2, self.student.layer3(layer2))
-        predictions = [head(features) for head, features in zip(self.heads, maps, strict=True)]
+        targets = self._targets(teacher_view)
+        predictions = [head(m) for head, m in zip(self.heads, self._maps(student_view), strict=True)]
         loss = torch.stack([_loss(p, t) for p, t in zip(predictions, targets, strict=True)]).sum()
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         self.step_ += 1
         return float(loss.detach())  # waits for the device
+
+    def _maps(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """The student's maps of the layers that are trained."""
+        student, frozen = self.student, self.recipe.from_teacher
+        with torch.set_grad_enabled(not frozen), self._bfloat16(frozen):
+            layer2: torch.Tensor = student.layer2(student.layer1(student.stem(images)))
+        layer3: torch.Tensor = student.layer3(layer2.float())
+        return [layer3] if frozen else [layer2, layer3]
+
+    def _targets(self, images: torch.Tensor) -> list[torch.Tensor]:
+        with self._bfloat16():
+            return self.teacher.targets(images)[-len(self.heads) :]
+
+    def _bfloat16(self, frozen: bool = True) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=frozen and self.recipe.teacher_bfloat16)
+
+    @torch.no_grad()
+    def _start_from_teacher(self) -> None:
+        """The teacher's weights, and the head that predicts its map best from them by least squares."""
+        student_view, teacher_view = self._views(0, PRUNING_CROPS)
+        inherit(self.student, self.teacher.network, teacher_view)
+        self.student.requires_grad_(False)
+        self.student.layer3.requires_grad_(True)
+        maps = (self._maps(student_view)[0], self._targets(teacher_view)[0])
+        x, y = (m.permute(0, 2, 3, 1).flatten(0, 2) for m in maps)  # [cells, C]
+        solution = torch.linalg.lstsq(torch.cat([x, torch.ones_like(x[:, :1])], dim=1), y).solution
+        state = {"weight": solution[:-1].T[:, :, None, None], "bias": solution[-1]}
+        self.heads[0].load_state_dict(state)
 
     def save(self, path: Path) -> None:
         """Write a checkpoint from which `resume` goes on as if there had been no break."""
@@ -127,7 +161,9 @@ def learning_rate(recipe: Recipe, step: int) -> float:
 
 def export(student: TinyBackbone, path: Path) -> None:
     """Write the student as it is bundled: batch norm folded, float16, safetensors."""
-    state = {name: tensor.half().cpu().contiguous() for name, tensor in folded(student).state_dict().items()}
+    has_batch_norm = any(isinstance(module, nn.BatchNorm2d) for module in student.modules())
+    final = folded(student) if has_batch_norm else student
+    state = {name: tensor.half().cpu().contiguous() for name, tensor in final.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(state, path)
 
@@ -138,4 +174,9 @@ def _loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
             f"the teacher's map is {tuple(target.shape[-2:])} where the student's is {tuple(prediction.shape[-2:])}; "
             "choose teacher layers at strides 8 and 16, and a crop that 16 divides"
         )
-    return F.smooth_l1_loss(prediction, target)
+    # Of the cells and of their 3x3 means, which are what the memory bank sees.
+    return F.smooth_l1_loss(prediction, target) / 2 + F.smooth_l1_loss(_means(prediction), _means(target))
+
+
+def _means(maps: torch.Tensor) -> torch.Tensor:
+    return F.avg_pool2d(maps, 3, stride=1, padding=1, count_include_pad=False)

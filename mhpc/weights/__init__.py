@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load
 
 TINY = Path(__file__).with_name("tiny.safetensors")
-TINY_SHA256 = "743b9cbb947b511bdf7a4debcd346a71e713c8d9732d018a9598e8d0eb3e30c0"
+TINY_SHA256 = "5de1c5ecfc3125bfe28b94f0b763e4becf069cd8c66678f1b3f1342640f3e60b"
 
 
 def load_tiny_state(path: Path = TINY) -> dict[str, torch.Tensor]:

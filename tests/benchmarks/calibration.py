@@ -4,8 +4,6 @@ A population of scores is the tiles' own, each blurred by a factor exp(N(0, SMOO
 any threshold is known exactly, and not by the few tiles beyond it. Calibrations are bootstraps of N images from it.
 """
 
-import importlib.util
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,12 +13,10 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
-from mhpc.core.backbones import load_backbone
 from mhpc.core.calibration import Threshold, fit_threshold
 from mhpc.core.learner import OnePassLearner
-from mhpc.core.patch_features import PatchFeatures
 from mhpc.core.whitening import ZSpace
-from tests.benchmarks.one_pass import TILES, tile_features
+from tests.benchmarks.tiles import KINDS, tiles
 
 LEARNED, BANK, TOP_K, ORDERS = 120, 3000, 20, 4
 N, RATES, BOOTSTRAPS = 200, (0.05, 0.02, 0.01), 200
@@ -122,16 +118,11 @@ def tile_scores(features: Mapping[str, Tensor], seed: int) -> dict[str, Scores]:
 def main() -> None:
     for name, distribution in FORMULAS.items():
         report_rates(name, of_formula(distribution))
-    if not TILES.is_dir():
-        print(f"{TILES} is absent: the real tiles are not at hand")
+    features = tiles()
+    if features is None:
         return
-    sys.path.insert(0, str(TILES.parents[1]))
-    if importlib.util.find_spec("mobilenet_v1") is None:
-        print("mobilenet_v1 is not importable")
-        return
-    extract = PatchFeatures(load_backbone("mobilenet_v1:mobilenet_v1"), ["block5", "block11"])
-    good = torch.cat([tile_features(extract, TILES / part / "good") for part in ("train", "test")])
-    defective = {kind: tile_features(extract, TILES / "test" / kind) for kind in ("blowhole", "break")}
+    good = torch.cat([features["train"], features["good"]])
+    defective = {kind: features[kind] for kind in KINDS}
     print(f"\nmtd/tile, {LEARNED} of {len(good)} good tiles learned, bank {BANK}, top {TOP_K}")
     report([tile_scores({"good": good, **defective}, seed) for seed in range(ORDERS)])
 

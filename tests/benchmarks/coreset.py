@@ -6,7 +6,6 @@ else of rendered discs.
 
 import importlib.util
 import io
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from mhpc.core.backbones import load_backbone
 from mhpc.core.patch_features import PatchFeatures
 from mhpc.sampler import GreedyCoresetSampler
 from tests.benchmarks.bundled_backbone import discs, features
-from tests.benchmarks.one_pass import TILES, tile_features
+from tests.benchmarks.tiles import TILES, mobilenet_features, tile_features
 
 IMAGES, DIMENSIONS = 100, 128
 SMALL = 8000  # rows of the comparison in float64
@@ -27,9 +26,8 @@ SMALL = 8000  # rows of the comparison in float64
 
 def patch_rows() -> tuple[Tensor, str]:
     """[78400, 128] and what they are of."""
-    if TILES.is_dir():
-        sys.path.insert(0, str(TILES.parents[1]))
-        extract = PatchFeatures(load_backbone("mobilenet_v1:mobilenet_v1"), ["block5", "block11"])
+    extract = mobilenet_features()
+    if extract is not None:
         maps, kind = tile_features(extract, TILES / "train" / "good", IMAGES), "tiles, MobileNet v1"
     else:
         extract = PatchFeatures(load_backbone("tiny", "bundled"), ["layer2", "layer3"])

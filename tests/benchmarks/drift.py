@@ -4,8 +4,6 @@ Calibration and stream are drawn, with replacement, from the same tiles, none of
 they are, the stream's brightened or darkened. Pixels are multiplied by a factor and rounded to uint8, in steps of STEP.
 """
 
-import importlib.util
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,13 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from mhpc.core.backbones import load_backbone
 from mhpc.core.calibration import fit_threshold
 from mhpc.core.drift import DriftMonitor
 from mhpc.core.learner import OnePassLearner
 from mhpc.core.patch_features import PatchFeatures
 from mhpc.core.whitening import ZSpace
-from tests.benchmarks.one_pass import TILES
+from tests.benchmarks.tiles import TILES, mobilenet_features
 from worker.engine import DEVIATION, MEAN
 
 LEARNED, BANK, TOP_K = 100, 3000, 20
@@ -139,14 +136,10 @@ def heavy_tailed(n: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
 def main() -> None:
     for n in CALIBRATING:
         report_stationary("lognormal scores, Student means", heavy_tailed, n)
-    if not TILES.is_dir():
-        print(f"{TILES} is absent: the real tiles are not at hand")
+    extract = mobilenet_features()
+    if extract is None:
         return
-    sys.path.insert(0, str(TILES.parents[1]))
-    if importlib.util.find_spec("mobilenet_v1") is None:
-        print("mobilenet_v1 is not importable")
-        return
-    levels = tile_levels(PatchFeatures(load_backbone("mobilenet_v1:mobilenet_v1"), ["block5", "block11"]))
+    levels = tile_levels(extract)
     still = levels.at(1.0)
 
     def tiles(n: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:

@@ -3,8 +3,6 @@
 The same features, images, bank size and image score for both, in one run; three orders of the images.
 """
 
-import importlib.util
-import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -17,33 +15,17 @@ from torch import Tensor
 
 from mhpc.core.backbones import load_backbone
 from mhpc.core.learner import OnePassLearner
-from mhpc.core.patch_features import PatchFeatures
 from mhpc.core.scoring import image_scores, patch_scores
 from mhpc.core.whitening import ZSpace
 from mhpc.sampler import GreedyCoresetSampler
-from tests.benchmarks.one_pass import TILES, tile_features
+from tests.benchmarks.tiles import KINDS, tiles
 
-KINDS = ("blowhole", "break")
 BANK, SMALL_BANK, TOP_K, PCA = 6000, 1000, 20, 0.9
 ORDERS = 3
 DEFECTIVE = 0.05  # of the images learned from, half of either kind; those are not scored
 BOOTSTRAPS = 1000
 Scores = dict[str, NDArray[np.float64]]  # by kind
 Items = list[tuple[str, int]]  # folder and number of the image
-
-
-def tiles() -> dict[str, Tensor] | None:
-    """Features [N, 784, 768] of the tiles by folder; None where they are not at hand."""
-    if not TILES.is_dir():
-        print(f"{TILES} is absent: the real tiles are not at hand")
-        return None
-    sys.path.insert(0, str(TILES.parents[1]))
-    if importlib.util.find_spec("mobilenet_v1") is None:
-        print("mobilenet_v1 is not importable")
-        return None
-    extract = PatchFeatures(load_backbone("mobilenet_v1:mobilenet_v1"), ["block5", "block11"])
-    folders = {"train": TILES / "train" / "good", **{kind: TILES / "test" / kind for kind in ("good", *KINDS)}}
-    return {name: tile_features(extract, folder) for name, folder in folders.items()}
 
 
 class Split(NamedTuple):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mhpc.core.calibration import fit_threshold
 from tests.benchmarks import calibration, learning
+from tests.benchmarks.tiles import tiles
 
 DOCS = Path(__file__).parents[2] / "docs"
 LEARNED = (16, 32, 48, 72, 96, 128, 160, 200, 240)
@@ -20,7 +21,7 @@ BOOTSTRAPS = 100
 
 
 def main() -> None:
-    features = learning.tiles()
+    features = tiles()
     if features is None:
         return
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")

@@ -6,14 +6,16 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
 
+from worker.demo.backbones import backbones_table, compare_backbones
 from worker.demo.figures import Figures, Run, Verdict, compute_figures
 from worker.demo.folder import read_folder
 from worker.demo.parts import Part, rendered_parts
@@ -24,6 +26,7 @@ from worker.demo.table import figures_table
 from worker.errors import ConfigurationError, WorkerError
 from worker.message import Image
 from worker.producer import Producer, connect
+from worker.settings import ModelSettings
 
 SERVE_RATE = 10.0  # images per second with --serve where no rate is asked for
 
@@ -41,6 +44,7 @@ class DemoOptions:
     rate: float = 0.0
     serve: bool = False
     false_positive_rate: float = 0.01
+    backbones: bool = True  # compare them at the end
 
 
 def run_demo(options: DemoOptions, console: Console | None = None) -> Figures:
@@ -73,7 +77,7 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> Figures:
             client = connect(url)
             player = Player(Producer(client, LINE, rate=options.rate), Watch(client), worker)
             figures, verdicts = _play_all(player, parts, options, console)
-            _publish(figures, verdicts, options, notes, console)
+            _publish(figures, verdicts, parts, options, notes, console)
             if options.serve:
                 _serve(player, [part for part in parts if part.split == "test"], port, console)
     return figures
@@ -220,13 +224,29 @@ def _verdict(part: Part, result: Result) -> Verdict:
 
 
 def _publish(
-    figures: Figures, verdicts: Sequence[Verdict], options: DemoOptions, notes: Sequence[str], console: Console
+    figures: Figures,
+    verdicts: Sequence[Verdict],
+    parts: Sequence[Part],
+    options: DemoOptions,
+    notes: Sequence[str],
+    console: Console,
 ) -> None:
     page = write_report(options.report, figures, verdicts, notes)
     console.print(figures_table(figures))
+    document = figures.as_json()
+    if options.backbones:
+        own = ModelSettings(backbone=options.backbone, weights=options.weights, **_layers(options))
+        with console.status("Comparing backbones"):
+            compared = compare_backbones(own, parts)
+        console.print(backbones_table(compared))
+        document["backbones"] = [asdict(row) for row in compared]
     if options.json is not None:
-        options.json.write_text(json.dumps(figures.as_json(), indent=2) + "\n", encoding="utf-8")
+        options.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     console.print(f"Report: {page}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _layers(options: DemoOptions) -> dict[str, Any]:
+    return {"layers": options.layers} if options.layers else {}
 
 
 def _serve(player: Player, parts: Sequence[Part], port: int, console: Console) -> None:

@@ -16,8 +16,8 @@ def bundled() -> TinyBackbone:
 
 def test_layer2_has_stride_8_and_layer3_stride_16(bundled: TinyBackbone) -> None:
     maps = create_feature_extractor(bundled, ["layer2", "layer3"])(torch.zeros(2, 3, 224, 160))
-    assert maps["layer2"].shape == (2, 192, 28, 20)
-    assert maps["layer3"].shape == (2, 288, 14, 10)
+    assert maps["layer2"].shape == (2, 256, 28, 20)
+    assert maps["layer3"].shape == (2, 256, 14, 10)
 
 
 @torch.inference_mode()
@@ -35,8 +35,8 @@ def test_extractor_hooks_and_children_give_the_same_maps(bundled: TinyBackbone) 
 
 
 def test_it_stays_within_its_size() -> None:
-    assert sum(parameter.numel() for parameter in TinyBackbone().parameters()) <= 500_000
-    assert TINY.stat().st_size < 3 * 2**20
+    assert sum(parameter.numel() for parameter in TinyBackbone().parameters()) <= 1_500_000
+    assert TINY.stat().st_size <= 3_000_000
 
 
 @torch.inference_mode()
@@ -74,3 +74,9 @@ def test_folding_twice_is_refused() -> None:
 def test_features_do_not_depend_on_the_batch(bundled: TinyBackbone) -> None:
     images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(bundled(images)[2:3], bundled(images[2:3]), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 64, 64), (3, 64, 64), (1, 3, 15, 64), (1, 4, 64, 64)])
+def test_what_it_cannot_see_is_refused_with_what_is_needed(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"images have shape \[.*\], expected \[B, 3, H, W\] with H, W >= 16"):
+        TinyBackbone()(torch.zeros(shape))

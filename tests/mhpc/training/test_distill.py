@@ -9,7 +9,7 @@ from mhpc.core.tiny import TinyBackbone, folded
 from mhpc.training.distill import Distillation, Recipe, export, learning_rate
 from mhpc.training.pictures import Crops, series
 from mhpc.training.teacher import Teacher
-from tests.mhpc.training.toy_teacher import toy_teacher
+from tests.mhpc.training.toy_teacher import separable_teacher, toy_teacher
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(
@@ -24,8 +24,12 @@ RECIPE = Recipe(
 )
 
 
+FROM_TEACHER = replace(RECIPE, teacher="separable", teacher_shift=8, steps=2, crop=64, from_teacher=True)
+
+
 def distillation(recipe: Recipe = RECIPE) -> Distillation:
-    teacher = Teacher(toy_teacher(), recipe.teacher_layers, CPU)
+    network = separable_teacher() if recipe.from_teacher else toy_teacher()
+    teacher = Teacher(network, recipe.teacher_layers, CPU)
     pictures = series(recipe.pictures, recipe.seed, side=48)
     crops = Crops(pictures, [], recipe.crop + abs(recipe.teacher_shift), recipe.seed)
     return Distillation(recipe, teacher, crops, CPU)
@@ -40,11 +44,12 @@ def assert_equal_weights(one: Distillation, other: Distillation) -> None:
         assert torch.equal(tensor, weights(other)[name]), name
 
 
-def test_two_runs_of_one_recipe_agree_bit_for_bit() -> None:
-    one, other = distillation(), distillation()
+@pytest.mark.parametrize("recipe", [RECIPE, FROM_TEACHER])
+def test_two_runs_of_one_recipe_agree_bit_for_bit(recipe: Recipe) -> None:
+    one, other = distillation(recipe), distillation(recipe)
     one.run()
     other.run()
-    assert one.step_ == 4
+    assert one.step_ == recipe.steps
     assert_equal_weights(one, other)
 
 
@@ -53,16 +58,27 @@ def test_another_seed_gives_another_student() -> None:
     assert not torch.equal(next(one.student.parameters()), next(other.student.parameters()))
 
 
-def test_a_resumed_run_ends_as_an_unbroken_one(tmp_path: Path) -> None:
-    unbroken = distillation()
+def test_a_start_from_the_teacher_trains_layer3_alone_and_is_better_than_chance(tmp_path: Path) -> None:
+    run = distillation(FROM_TEACHER)
+    before = {name: tensor.clone() for name, tensor in run.student.state_dict().items()}
+    first = run.step()
+    changed = {name.split(".")[0] for name, t in run.student.state_dict().items() if not torch.equal(t, before[name])}
+    assert changed == {"layer3"}
+    assert first < 0.8 * distillation(replace(FROM_TEACHER, from_teacher=False, teacher=RECIPE.teacher)).step()
+    export(run.student, tmp_path / "tiny.safetensors")
+    assert load_file(tmp_path / "tiny.safetensors").keys() == TinyBackbone().state_dict().keys()
+
+
+@pytest.mark.parametrize("recipe", [RECIPE, FROM_TEACHER])
+def test_a_resumed_run_ends_as_an_unbroken_one(recipe: Recipe, tmp_path: Path) -> None:
+    unbroken = distillation(recipe)
     unbroken.run()
-    broken = distillation()
-    broken.step()
+    broken = distillation(recipe)
     broken.step()
     broken.save(tmp_path / "c.safetensors")
-    resumed = distillation()
+    resumed = distillation(recipe)
     resumed.resume(tmp_path / "c.safetensors")
-    assert resumed.step_ == 2
+    assert resumed.step_ == 1
     resumed.run()
     assert_equal_weights(unbroken, resumed)
 

@@ -50,7 +50,10 @@ class SeparableTeacher(nn.Module):
 
 
 def separable_teacher(width: int = 512, seed: int = 0) -> SeparableTeacher:
-    """Its first map is `fine`, its last `coarse` [B, width, H // 16, W // 16]; scaled so that no map dies out."""
+    """Its first map is `fine`, its last `coarse` [B, width, H // 16, W // 16]; scaled so that no map dies out.
+
+    As in MobileNet v1 as it was trained, eight channels of the first layer never fire.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         teacher = SeparableTeacher(width).eval()
@@ -59,4 +62,8 @@ def separable_teacher(width: int = 512, seed: int = 0) -> SeparableTeacher:
                 nn.init.kaiming_normal_(parameter, nonlinearity="relu")
             else:
                 nn.init.uniform_(parameter, 0, 0.2)
+        never = torch.zeros(32, dtype=torch.bool)
+        never[4:12] = True
+        bias = torch.where(never, -100.0, teacher.conv.state_dict()["bias"])
+        teacher.conv.load_state_dict({**teacher.conv.state_dict(), "bias": bias})
     return teacher

@@ -31,7 +31,7 @@ def train(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     resume: Annotated[bool, typer.Option(help="Go on from the checkpoint beside the output.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
-    learning_rate: Annotated[float, typer.Option(min=0, help="The highest, after warming up.")] = 3e-3,
+    learning_rate: Annotated[float, typer.Option(min=1e-6, max=1.0, help="The highest, after warming up.")] = 3e-3,
     teacher_bfloat16: Annotated[bool, typer.Option(help="Products of what is not trained in bfloat16.")] = False,
     from_teacher: Annotated[
         bool, typer.Option("--from-teacher", help="Start from its weights, pruned; it is laid out as MobileNet v1.")

@@ -28,26 +28,27 @@ def find_doubt(images: Tensor, picture: Tensor, own: Tensor, support: Tensor, ra
     to the nearest anchor of another picture, o, own [K], the distance to the mean of its own picture, and s, support
     [K], the pictures with a patch nearest to it, an anchor is alone by sqrt(n o / s), and a picture by the largest of
     its anchors' figures. Pictures for which the logarithm of it lies FROM robust deviations above the median are in
-    doubt, in full from FULL on; a doubt of g lifts an anchor out of the space by a squared distance of g (n^2 -
-    radius^2), if it is farther from the others than the radius: in full doubt as far as if it were not there.
+    doubt, in full from FULL on. A doubt of g lifts an anchor out of the space by a squared distance of
+    g (n^2 - radius^2) / s, if it is farther from the others than the radius: in full doubt, and with no other picture's
+    support, as far as if it were not there.
 
     Lifting costs a clean stream less than removing: a rare normal part is still nearer to its anchors than a defect.
     """
-    lift, nobody = torch.zeros(len(images), device=images.device), torch.empty(0, dtype=torch.int64)
+    lift, nobody = torch.zeros_like(own), torch.empty(0, dtype=torch.int64)
     numbers, index = picture.unique(return_inverse=True)
-    if len(numbers) < MIN_PICTURES:
-        return Doubt(lift, nobody)
-    others = _others(images, picture)
-    alone = (others * own / support.clamp_min(1).to(own.dtype)).sqrt()
-    by_picture = torch.zeros(len(numbers), device=images.device).scatter_reduce(0, index, alone, "amax")
     present = numbers >= 0
+    n = int(present.sum())  # GPU sync
+    if n < MIN_PICTURES:
+        return Doubt(lift, nobody)
+    others, shared = _others(images, picture), support.clamp_min(1).to(own.dtype)
+    alone = (others * own / shared).sqrt()
+    by_picture = torch.zeros(len(numbers), dtype=own.dtype, device=own.device).scatter_reduce(0, index, alone, "amax")
     logs = by_picture.clamp_min(torch.finfo(by_picture.dtype).tiny).log()
     deviation = _robust_deviations(logs, present)
-    doubt = ((deviation - FROM) / (FULL - FROM)).clamp(0, 1) * present
-    least = doubt.sort(descending=True).values[int(MAX_SHARE * len(numbers))]  # what the share leaves no room for
-    doubt = torch.where(doubt > least, doubt, 0)
+    least = deviation[present].sort(descending=True).values[int(MAX_SHARE * n)]  # what the share leaves no room for
+    doubt = ((deviation - FROM) / (FULL - FROM)).clamp(0, 1) * (present & (deviation > least))
     excess = (others.square() - radius**2).clamp_min(0)
-    return Doubt(doubt[index] * excess, numbers[doubt >= 1].cpu())
+    return Doubt(doubt[index] * excess / shared, numbers[doubt >= 1].cpu())
 
 
 def _others(images: Tensor, picture: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
 """Distil the bundled backbone from a teacher's feature maps.
 
 The student's `layer2` and `layer3` learn, through one 1x1 head each that is thrown away afterwards, to predict two maps
-of the teacher, standardised per channel, under a smooth L1 loss: feature distillation as in FitNets (Romero et al.,
-2015, arXiv:1412.6550), with all layers trained at once. Whitened distances do not change under an invertible linear
-map, so a student whose features predict the teacher's linearly gives the memory bank the teacher's geometry.
+of the teacher, standardised per channel, under a smooth L1 loss of the cells and of their 3x3 means: feature
+distillation as in FitNets (Romero et al., 2015, arXiv:1412.6550), with all layers trained at once. Whitened distances
+do not change under an invertible linear map, so a student whose features predict the teacher's linearly gives the
+memory bank the teacher's geometry.
 
 A student that starts from its teacher (`mhpc/training/inherit.py`) has that one's first map already; there `layer3`
 alone is trained.
@@ -126,7 +127,7 @@ class Distillation:
         self.student.requires_grad_(False)
         self.student.layer3.requires_grad_(True)
         maps = (self._maps(student_view)[0], self._targets(teacher_view)[0])
-        x, y = (m.permute(0, 2, 3, 1).flatten(0, 2) for m in maps)  # [cells, C]
+        x, y = (m.permute(0, 2, 3, 1).flatten(0, 2).cpu() for m in maps)  # [cells, C]; CUDA's lstsq wants full rank
         solution = torch.linalg.lstsq(torch.cat([x, torch.ones_like(x[:, :1])], dim=1), y).solution
         state = {"weight": solution[:-1].T[:, :, None, None], "bias": solution[-1]}
         self.heads[0].load_state_dict(state)
@@ -174,7 +175,7 @@ def _loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
             f"the teacher's map is {tuple(target.shape[-2:])} where the student's is {tuple(prediction.shape[-2:])}; "
             "choose teacher layers at strides 8 and 16, and a crop that 16 divides"
         )
-    # Of the cells and of their 3x3 means, which are what the memory bank sees.
+    # Of the cells and of their 3x3 means, which are what the memory bank sees (there with zeros around the border).
     return F.smooth_l1_loss(prediction, target) / 2 + F.smooth_l1_loss(_means(prediction), _means(target))
 
 

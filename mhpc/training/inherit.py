@@ -20,15 +20,16 @@ SMALLEST = 1e-6  # of the largest variance: what is left of a channel that other
 def inherit(student: TinyBackbone, teacher: nn.Module, images: Tensor) -> None:
     """Give the student, without batch norm, the teacher's weights, pruned by what it makes of images [B, 3, H, W].
 
+    The teacher's convolutions are taken in the order in which they were registered, with ReLU6 after each.
+
     Raises:
-        BackboneError: the teacher is laid out otherwise.
+        BackboneError: the teacher is laid out otherwise, or either has a convolution without bias.
     """
     ours = _convolutions(student)
     theirs = _convolutions(teacher)[: len(ours)]
     _check(ours, theirs)
-    responses = _responses(
-        teacher, [t for o, t in zip(ours, theirs, strict=True) if t.out_channels > o.out_channels], images
-    )
+    wider = [source for conv, source in zip(ours, theirs, strict=True) if source.out_channels > conv.out_channels]
+    responses = _responses(teacher, wider, images)
     kept, inputs = torch.arange(3), None
     for conv, source in zip(ours, theirs, strict=True):
         weight, bias, response = source.weight, _bias(source), responses.get(source)
@@ -39,7 +40,7 @@ def inherit(student: TinyBackbone, teacher: nn.Module, images: Tensor) -> None:
                 weight, bias = _without_gone(weight, bias, inputs, kept)
             kept = torch.arange(len(weight)) if response is None else _chosen(response, conv.out_channels)
             weight, bias = weight[kept], bias[kept]
-        conv.weight.copy_(_placed(weight, conv, first=conv is _convolutions(student.layer2)[0]))
+        conv.weight.copy_(_placed(weight, conv, source.padding))
         _bias(conv).copy_(bias)
         inputs = response
 
@@ -58,13 +59,19 @@ def _check(ours: list[nn.Conv2d], theirs: list[nn.Conv2d]) -> None:
     if len(theirs) < len(ours):
         raise BackboneError(f"the teacher has {len(theirs)} convolutions, expected at least {len(ours)} to start from")
     for index, (conv, source) in enumerate(zip(ours, theirs, strict=True)):
-        alike = (source.groups > 1) == (conv.groups > 1) and source.stride == conv.stride
-        fits = source.kernel_size <= conv.kernel_size and source.out_channels >= conv.out_channels
-        if not alike or not fits:
+        if not _fits(conv, source):
             raise BackboneError(
                 f"the teacher's convolution {index} is {source}, the student's {conv}: it can start only from a "
                 "teacher of its own layout, as MobileNet v1; train from scratch instead"
             )
+
+
+def _fits(conv: nn.Conv2d, source: nn.Conv2d) -> bool:
+    """Whether the teacher's convolution can stand in the student's place, pruned if it is wider."""
+    kernel = (3, 3) if conv.kernel_size == (4, 4) else conv.kernel_size
+    depthwise = source.groups == source.in_channels if conv.groups > 1 else source.groups == 1
+    same = source.kernel_size == kernel and source.stride == conv.stride and source.dilation == (1, 1)
+    return depthwise and same and source.out_channels >= conv.out_channels
 
 
 def _responses(teacher: nn.Module, convolutions: list[nn.Conv2d], images: Tensor) -> dict[nn.Conv2d, Tensor]:
@@ -78,9 +85,11 @@ def _responses(teacher: nn.Module, convolutions: list[nn.Conv2d], images: Tensor
         return conv.register_forward_hook(keep)
 
     handles = [remember(conv) for conv in convolutions]
-    teacher(images)
-    for handle in handles:
-        handle.remove()
+    try:
+        teacher(images)
+    finally:
+        for handle in handles:
+            handle.remove()
     return found
 
 
@@ -113,16 +122,15 @@ def _without_gone(weight: Tensor, bias: Tensor, inputs: Tensor, kept: Tensor) ->
     return narrow[:, :, None, None], bias + w @ mean - narrow @ mean[kept]
 
 
-def _placed(weight: Tensor, conv: nn.Conv2d, first: bool) -> Tensor:
-    """A 3x3 kernel in the student's 4x4 one of stride 2, last row and column filled, or the first.
+def _placed(weight: Tensor, conv: nn.Conv2d, padding: object) -> Tensor:
+    """A 3x3 kernel where it sees the same within the student's 4x4 one of stride 2, which sees pixels 2i - 1 to 2i + 2.
 
-    A teacher that pads at the lower right alone (SAME, TensorFlow) sees pixels 2i to 2i + 2, the last places of the
-    student's 2i - 1 to 2i + 2. All at the last, cells at stride 8 would lie at pixels 8i + 7, the middle being 8i +
-    3.5; with the third at the first places they lie at 8i + 3, with the same values.
+    One that is padded by itself sees 2i - 1 to 2i + 1; one whose images are padded at the lower right (SAME, as
+    TensorFlow has it) sees 2i to 2i + 2.
     """
     if weight.shape[-1] == conv.kernel_size[0]:
         return weight
     placed = torch.zeros_like(conv.weight)
-    place = slice(0, 3) if first else slice(1, 4)
+    place = slice(0, 3) if padding == (1, 1) else slice(1, 4)
     placed[:, :, place, place] = weight
     return placed

@@ -25,6 +25,10 @@ def train(recipe: Recipe, output: Path, *, resume: bool, device: str) -> str:
         raise ValueError(f"crop is {recipe.crop}; expected a multiple of 16, the stride of layer3")
     if len(recipe.teacher_layers) != 2:
         raise ValueError(f"{len(recipe.teacher_layers)} teacher layers given; expected 2, at strides 8 and 16")
+    if recipe.from_teacher and recipe.teacher_shift:
+        raise ValueError(
+            f"teacher_shift is {recipe.teacher_shift} with from_teacher; expected 0: layer2 is the teacher's"
+        )
     if resume and not checkpoint.is_file():
         raise FileNotFoundError(f"there is no checkpoint {checkpoint} to resume; leave --resume out")
     teacher = Teacher(load_teacher(recipe.teacher), recipe.teacher_layers, where)

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load
 
 TINY = Path(__file__).with_name("tiny.safetensors")
-TINY_SHA256 = "5de1c5ecfc3125bfe28b94f0b763e4becf069cd8c66678f1b3f1342640f3e60b"
+TINY_SHA256 = "6a6d21c588c0e51955daea3afb6b3832b075cc0e6783b0a024d7582de01b2fc9"
 
 
 def load_tiny_state(path: Path = TINY) -> dict[str, torch.Tensor]:

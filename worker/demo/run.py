@@ -233,16 +233,20 @@ def _publish(
 ) -> None:
     page = write_report(options.report, figures, verdicts, notes)
     console.print(figures_table(figures))
+    console.print(f"Report: {page}", markup=False, highlight=False, soft_wrap=True)
     document = figures.as_json()
+    _write_json(document, options)  # nothing of what was found is lost if the comparison fails
     if options.backbones:
         own = ModelSettings(backbone=options.backbone, weights=options.weights, **_layers(options))
         with console.status("Comparing backbones"):
             compared = compare_backbones(own, parts)
         console.print(backbones_table(compared))
-        document["backbones"] = [asdict(row) for row in compared]
+        _write_json({**document, "backbones": [asdict(row) for row in compared]}, options)
+
+
+def _write_json(document: dict[str, Any], options: DemoOptions) -> None:
     if options.json is not None:
         options.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    console.print(f"Report: {page}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _layers(options: DemoOptions) -> dict[str, Any]:

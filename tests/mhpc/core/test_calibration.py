@@ -53,7 +53,7 @@ def fitted(distribution: Any, n: int, rate: float) -> tuple[NDArray[np.float64],
 
 
 @pytest.mark.parametrize("name", NORMAL_SCORES)
-@pytest.mark.parametrize(("n", "rate"), [(2000, 0.01), (500, 0.05), (40, 0.3)])
+@pytest.mark.parametrize(("n", "rate"), [(5000, 0.01), (2000, 0.01), (500, 0.05), (40, 0.3)])
 def test_with_many_images_the_rate_is_the_wanted_on_average(name: str, n: int, rate: float) -> None:
     found, thresholds = fitted(NORMAL_SCORES[name], n, rate)
     assert {t.method for t in thresholds} <= {"quantile", "tail", "body"}
@@ -223,9 +223,9 @@ def test_a_threshold_is_made_of_plain_numbers() -> None:
 
 def test_a_tracked_threshold_follows_a_slow_change_of_the_normal_scores() -> None:
     calibrated = fit_threshold(texture(2000, seed=0), 0.01)
-    tracked = track_threshold(calibrated, 1.1 * texture(2000, seed=0), 0.01)
-    assert tracked == fit_threshold(1.1 * texture(2000, seed=0), 0.01)
-    np.testing.assert_allclose(tracked.value, 1.1 * calibrated.value)
+    tracked = track_threshold(calibrated, 1.1 * texture(2000, seed=1), 0.01)
+    assert tracked == fit_threshold(1.1 * texture(2000, seed=1), 0.01)
+    assert 1.0 < tracked.value / calibrated.value < 1.2  # two draws of 2,000 differ by some per cent by themselves
 
 
 @pytest.mark.parametrize(("factor", "limit"), [(1.5, 1.2), (0.5, 0.8)])

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,14 +24,31 @@ def empty_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_own_backbone_comes_first_and_no_backbone_twice() -> None:
     figures = compare_backbones(ModelSettings(), PARTS)
     assert [row.backbone for row in figures] == ["tiny", "resnet18"]
-    assert all(row.images_per_second > 0 for row in figures)
+    assert all(row.images_per_second for row in figures)
     assert figures[0].auroc is not None
     assert figures[0].auroc > 0.8
 
 
 def test_without_weights_at_hand_nothing_is_downloaded_and_speed_alone_is_given() -> None:
     resnet18 = compare_backbones(ModelSettings(), PARTS)[1]
-    assert (resnet18.weights, resnet18.auroc) == ("random:0", None)
+    assert (resnet18.weights, resnet18.auroc, resnet18.missing) == ("random:0", None, "no weights at hand")
+
+
+def test_a_peer_whose_weights_are_damaged_costs_one_cell() -> None:
+    file = pretrained_file(BackboneName.resnet18)
+    file.parent.mkdir()
+    file.write_bytes(b"half a download")
+    tiny, resnet18 = compare_backbones(ModelSettings(), PARTS)
+    assert tiny.auroc is not None
+    assert (resnet18.images_per_second, resnet18.auroc) == (None, None)
+    assert "holds no weights that can be read" in resnet18.missing
+
+
+def test_parts_that_nobody_sorted_give_speed_alone() -> None:
+    unknown = [replace(part, kind=None) for part in PARTS]
+    tiny = compare_backbones(ModelSettings(), unknown)[0]
+    assert tiny.images_per_second
+    assert (tiny.auroc, tiny.missing) == (None, "truth not known")
 
 
 def test_weights_that_the_hub_has_are_used(tmp_path: Path) -> None:
@@ -43,12 +61,17 @@ def test_weights_that_the_hub_has_are_used(tmp_path: Path) -> None:
     assert resnet18.auroc is not None
 
 
-def test_where_the_truth_is_not_known_the_table_says_so() -> None:
+def test_the_table_fits_eighty_columns_and_says_what_is_missing() -> None:
     console = Console(width=80, record=True)
-    rows = [BackboneFigures("tiny", "bundled", 100.0, 0.99), BackboneFigures("resnet18", "random:0", 20.0, None)]
-    console.print(backbones_table([*rows, BackboneFigures("m:f", None, 20.0, None)]))
+    damaged = "model: /somewhere/far/away/checkpoints/resnet18-f37072fd.pth holds no weights that can be read"
+    rows = [
+        BackboneFigures("tiny", "bundled", 100.0, 0.99),
+        BackboneFigures("resnet18", "pretrained", None, None, damaged),
+        BackboneFigures("wide_resnet50_2", "random:0", 20.0, None, "no weights at hand"),
+    ]
+    console.print(backbones_table(rows))
     lines = console.export_text().splitlines()
     assert max(len(line) for line in lines) <= 80
     text = " ".join(" ".join(lines).split())
-    for part in ("tiny 100.0 0.9900", "resnet18 20.0 no weights at hand", "m:f 20.0 not known"):
+    for part in ("tiny 100.0 0.9900", "wide_resnet50_2 20.0 no weights at hand", "holds no"):
         assert part in text

@@ -1,12 +1,11 @@
 """The bundled backbone against its teacher and against resnet18: `python -m tests.benchmarks.bundled_backbone`.
 
-Accuracy: image AUROC on rendered discs and, where ../shared/data is on PYTHONPATH, on magnetic tiles; 200 good parts
+Accuracy: image AUROC on rendered discs and, where they are at hand, on magnetic tiles; 200 good parts
 learned, features whitened by PCA, once with a greedy bank (batch) and once in one pass; the difference from the teacher
 is paired, over bootstraps of the test parts. Speed: images per second of the bare forward pass up to `layer3`,
 channels-last, as a ratio to resnet18's of the same run.
 """
 
-import importlib.util
 import io
 import time
 from collections.abc import Callable
@@ -28,6 +27,7 @@ from mhpc.core.whitening import ZSpace
 from mhpc.linalg import batch_moments, nearest
 from mhpc.sampler import farthest_first
 from tests.benchmarks.learning import auroc, paired_interval
+from tests.benchmarks.tiles import TILES, mobilenet_features
 from worker.demo.parts import rendered_parts
 
 LEARNED = 200
@@ -142,13 +142,10 @@ def main() -> None:
     console.print(speed(tiny))
     extractors = {"tiny": PatchFeatures(tiny, ["layer2", "layer3"])}
     parts = {"discs": discs()}
-    found = importlib.util.find_spec("mobilenet_v1")
-    if found is not None and found.origin is not None:
-        teacher = load_backbone("mobilenet_v1:mobilenet_v1")
-        extractors["mobilenet_v1"] = PatchFeatures(teacher, ["block5", "block11"])
-        parts["tiles"] = tiles(Path(found.origin).parent / "mtd" / "tile")
-    else:
-        console.print("mobilenet_v1 is not on PYTHONPATH: no tiles, no teacher")
+    teacher = mobilenet_features()
+    if teacher is not None:
+        extractors["mobilenet_v1"] = teacher
+        parts["tiles"] = tiles(TILES)
     for part, pictures in parts.items():
         console.print(report(part, {name: patch_scores(extract, pictures) for name, extract in extractors.items()}))
 

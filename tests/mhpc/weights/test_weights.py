@@ -44,7 +44,7 @@ def test_a_change_is_seen_where_it_is() -> None:
     backbone.load_state_dict(load_tiny_state())
     shifts: dict[int, list[torch.Tensor]] = {8: [], 16: []}
     for index in range(8):
-        picture = torch.from_numpy(generate(0, index, side=224)).permute(2, 0, 1)[None].float() / 128 - 1
+        picture = torch.from_numpy(generate(0, index, side=224).copy()).permute(2, 0, 1)[None].float() / 128 - 1
         changed, at = picture.clone(), 96 + 4 * index
         changed[..., at : at + 4, at : at + 4] += 2
         layer2 = [backbone.layer2(backbone.layer1(backbone.stem(x))) for x in (picture, changed)]

@@ -27,7 +27,7 @@ def train(recipe: Recipe, output: Path, *, resume: bool, device: str) -> str:
         raise ValueError(f"{len(recipe.teacher_layers)} teacher layers given; expected 2, at strides 8 and 16")
     if recipe.from_teacher and recipe.teacher_shift:
         raise ValueError(
-            f"teacher_shift is {recipe.teacher_shift} with from_teacher; expected 0: layer2 is the teacher's"
+            f"teacher_shift is {recipe.teacher_shift}; expected 0 with from_teacher, whose layer2 is the teacher's"
         )
     if resume and not checkpoint.is_file():
         raise FileNotFoundError(f"there is no checkpoint {checkpoint} to resume; leave --resume out")

@@ -41,6 +41,7 @@ def test_resuming_a_finished_run_writes_the_same_weights(tmp_path: Path) -> None
         (("--crop", "40"), "expected a multiple of 16"),
         (("--resume",), "there is no checkpoint"),
         (("--teacher-layers", "fine"), "1 teacher layers given; expected 2"),
+        (("--from-teacher", "--teacher-shift", "4"), "teacher_shift is 4"),
     ],
 )
 def test_train_refuses_what_it_cannot_use_with_exit_code_2(
@@ -49,3 +50,9 @@ def test_train_refuses_what_it_cannot_use_with_exit_code_2(
     code, said = mhpc_train(tmp_path / "tiny.safetensors", *options)
     assert code == 2
     assert complaint in said
+
+
+def test_a_teacher_to_start_from_that_is_laid_out_otherwise_is_a_model_error(tmp_path: Path) -> None:
+    code, said = mhpc_train(tmp_path / "tiny.safetensors", "--from-teacher")
+    assert code == 4
+    assert "the teacher has 2 convolutions, expected at least 23" in said

@@ -29,11 +29,11 @@ from mhpc.sampler import farthest_first
 from tests.benchmarks.learning import auroc, paired_interval
 from tests.benchmarks.tiles import TILES, mobilenet_features
 from worker.demo.parts import rendered_parts
+from worker.engine import DEVIATION, MEAN
 
 LEARNED = 200
 BANK = 4000
 RATIOS = (0.9, 0.99)
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Pictures = dict[str, list[Image.Image]]  # by kind; "learn" and "good" always
 PatchScores = Callable[[Tensor], Tensor]  # patch scores [images, P] of features [images, P, D]
 
@@ -59,7 +59,7 @@ def features(extract: PatchFeatures, pictures: list[Image.Image]) -> Tensor:
     """[images, P, D]"""
     resized = [np.asarray(p.convert("RGB").resize((224, 224), Image.Resampling.BILINEAR)) for p in pictures]
     images = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float() / 255
-    images = (images - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(DEVIATION).view(3, 1, 1)
+    images = (images - MEAN) / DEVIATION
     return torch.cat([extract(batch)[0] for batch in images.split(8)])
 
 

@@ -1,4 +1,4 @@
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -94,23 +94,47 @@ def test_on_textures_with_unusual_good_parts_rate_and_interval_hold(rate: float)
     assert np.mean([t.rate_low <= q <= t.rate_high for t, q in zip(thresholds, found, strict=True)]) >= 0.9
 
 
-def test_defective_parts_among_the_images_neither_raise_the_threshold_above_the_defects_nor_void_it() -> None:
-    clean, dirty, quantiles = [], [], []
+class Recall(NamedTuple):
+    """Mean share of unseen defects found at 0.01: by a clean calibration, by one with 5 % defects, by its quantile."""
+
+    clean: float
+    dirty: float
+    quantile: float
+
+
+@pytest.fixture(scope="module")
+def calibrations() -> list[tuple[Threshold, Threshold, float]]:
+    """From 200 textures, from 190 of them and ten defects, and the plain quantile of the latter."""
+    found = []
     for seed in range(100):
         good = texture(200, seed)
         mixed = np.concatenate([good[10:], defects(10, 1000 + seed)])
-        clean.append(fit_threshold(good, 0.01))
-        dirty.append(fit_threshold(mixed, 0.01))
-        quantiles.append(np.quantile(mixed, 0.99))
+        found.append((fit_threshold(good, 0.01), fit_threshold(mixed, 0.01), float(np.quantile(mixed, 0.99))))
+    return found
+
+
+@pytest.fixture(scope="module")
+def recall(calibrations: list[tuple[Threshold, Threshold, float]]) -> Recall:
     unseen = defects(2000, seed=5000)
-    values = ([t.value for t in clean], [t.value for t in dirty], quantiles)
-    of_clean, of_dirty, of_quantile = [np.mean([(unseen > v).mean() for v in vs]) for vs in values]
-    assert of_clean > 0.5
-    assert of_dirty > 0.6 * of_clean
-    assert of_dirty > 1.4 * of_quantile
-    found = [texture_rate(t.value) for t in dirty]
+    values = [(clean.value, dirty.value, quantile) for clean, dirty, quantile in calibrations]
+    return Recall(*(float(np.mean([(unseen > v).mean() for v in column])) for column in zip(*values, strict=True)))
+
+
+def test_defective_parts_among_the_images_neither_raise_the_threshold_above_the_defects_nor_void_it(
+    recall: Recall, calibrations: list[tuple[Threshold, Threshold, float]]
+) -> None:
+    assert recall.clean > 0.5
+    assert recall.dirty > 0.6 * recall.clean
+    assert recall.dirty > 1.4 * recall.quantile
+    found = [texture_rate(dirty.value) for _, dirty, _ in calibrations]
+    held = [t.rate_low <= q <= t.rate_high for (_, t, _), q in zip(calibrations, found, strict=True)]
     assert max(found) < 0.05
-    assert np.mean([t.rate_low <= q <= t.rate_high for t, q in zip(dirty, found, strict=True)]) >= 0.9
+    assert np.mean(held) >= 0.9
+
+
+@pytest.mark.xfail(strict=True, reason="0.61 is reached: 200 images cannot tell ten defects from a heavy tail")
+def test_with_five_percent_defective_nine_tenths_of_what_a_clean_calibration_finds_are_found(recall: Recall) -> None:
+    assert recall.dirty >= 0.9 * recall.clean
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.01, 0.001])

@@ -14,6 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 LAYER2, LAYER3 = 256, 256
 STEM = (24, 64)  # channels at stride 2, where maps are largest: of MobileNet's 32 in its first layer, 24 ever fire
 STRIDE = 16  # of `layer3`
+CHUNK_BYTES = 4 * 3 * 224 * 224 * 4  # of images that run through `stem` and `layer1` at once on a CPU
 
 
 def _convolution(
@@ -68,8 +69,29 @@ class TinyBackbone(nn.Module):
         Raises:
             ValueError: images that are not [B, 3, H, W], or smaller than a cell of `layer3`.
         """
-        layer3: torch.Tensor = self.layer3(self.layer2(self.layer1(self.stem(_checked(images)))))
+        layer3: torch.Tensor = self.layer3(self.layer2(self._layer1(_checked(images))))
         return layer3
+
+    def _layer1(self, images: torch.Tensor) -> torch.Tensor:
+        """The map of `layer1`; on a CPU by a few images at a time.
+
+        In float32 the maps of a whole batch, the largest of all, are beyond what malloc keeps: they would be mapped and
+        cleared anew for every batch, which took up to a third of its time.
+        """
+        # Batch norm that learns, fx, the compiler and hooks are to see the batch as one.
+        traced = isinstance(images, torch.fx.Proxy) or torch.compiler.is_compiling()
+        if self.training or traced or images.device.type != "cpu" or len(images) == 0 or self._early_hooks():
+            return self._early(images)
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else images.dtype
+        chunks = images.split(max(1, CHUNK_BYTES // (images[0].numel() * dtype.itemsize)))
+        return torch.cat([self._early(chunk) for chunk in chunks]) if len(chunks) > 1 else self._early(images)
+
+    def _early(self, images: torch.Tensor) -> torch.Tensor:
+        layer1: torch.Tensor = self.layer1(self.stem(images))
+        return layer1
+
+    def _early_hooks(self) -> bool:
+        return any(m._forward_hooks for part in (self.stem, self.layer1) for m in part.modules())
 
 
 def folded(trained: TinyBackbone) -> TinyBackbone:

@@ -1,9 +1,12 @@
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from mhpc.core.tiny import TinyBackbone, folded
+from mhpc.core.patch_features import PatchFeatures
+from mhpc.core.tiny import CHUNK_BYTES, TinyBackbone, folded
 from mhpc.weights import TINY, load_tiny_state
 
 
@@ -32,6 +35,28 @@ def test_extractor_hooks_and_children_give_the_same_maps(bundled: TinyBackbone) 
     torch.testing.assert_close(extracted["layer2"], hooked[0])
     torch.testing.assert_close(extracted["layer2"], by_children)
     torch.testing.assert_close(extracted["layer3"], output)
+
+
+@torch.inference_mode()
+def test_a_batch_that_runs_in_chunks_gives_what_it_gives_as_one(bundled: TinyBackbone) -> None:
+    images = torch.randn(5, 3, 448, 448, generator=torch.Generator().manual_seed(0))
+    assert 5 * images[0].nbytes > CHUNK_BYTES
+    torch.testing.assert_close(bundled(images), nn.Sequential(*bundled.children())(images))
+    assert bundled(images[:0]).shape == (0, 256, 28, 28)
+
+
+@torch.inference_mode()
+def test_a_hook_on_an_early_layer_sees_the_batch_as_one(bundled: TinyBackbone) -> None:
+    images = torch.randn(5, 3, 448, 448, generator=torch.Generator().manual_seed(0))
+    features, grid = PatchFeatures(bundled, ["layer1.0"])(images)
+    assert (len(features), grid) == (5, (224, 224))
+
+
+def test_batch_norm_learns_from_the_whole_batch() -> None:
+    torch.manual_seed(0)
+    images, backbone = torch.randn(5, 3, 448, 448), TinyBackbone(batch_norm=True)
+    whole = nn.Sequential(*deepcopy(backbone).children())(images)
+    torch.testing.assert_close(backbone(images), whole)
 
 
 def test_it_stays_within_its_size() -> None:

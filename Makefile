@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types bench clean
+.PHONY: demo test lint types chaos soak bench clean
 .DELETE_ON_ERROR:
 
 $(READY): pyproject.toml constraints.txt
@@ -29,6 +29,14 @@ lint: $(READY)
 
 types: $(READY)
 	$(BIN)/mypy
+
+# make chaos [ARGS="--kills 300 --images 20000 --seed 0"]: a worker is killed again and again, and all is counted
+chaos: $(READY)
+	$(BIN)/python -m tests.worker.faults.chaos $(ARGS)
+
+# make soak [ARGS="--minutes 60 --rate 40"]: does a worker's memory grow?
+soak: $(READY)
+	$(BIN)/python -m tests.worker.faults.soak $(ARGS)
 
 # make bench [ARGS="coreset statistics ..."]; anomalib, one of the peers it compares with, is installed for it
 bench: $(VENV)/.bench

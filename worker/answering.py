@@ -1,28 +1,32 @@
 """Answering: every image of every line gets its result or its dead letter, through the gate."""
 
-import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
 import msgpack
 import redis
+import structlog
 import torch
 from torch import Tensor
 
 from worker.engine import Engine, FeatureCache
-from worker.errors import RefusedError, RejectedError
+from worker.errors import RefusedError, RejectedError, one_line
+from worker.failpoints import failpoint
+from worker.intake import Intake
 from worker.keeper import Keeper
 from worker.line import Line
 from worker.message import Image, Rejected, Result, decode_batch, decode_pixels, encode_map, encode_result
 from worker.metrics import Metrics
 from worker.records import Verdict
 from worker.settings import Settings
-from worker.streams.line_streams import Answer, DeadLetter, Entry, entry_key, read_answering
+from worker.streams.line_streams import Answer, DeadLetter, Entry, LineStreams, entry_key
 from worker.streams.review import review_caps, review_part
 
-READ_ENTRIES = 8  # per line and call
+ATTEMPTS = 3  # at an image by itself
+
+log = structlog.get_logger()
 
 
 @dataclass
@@ -39,28 +43,44 @@ class Opened:
 class Answering:
     """Reads the answering group of all lines, and publishes."""
 
-    def __init__(self, settings: Settings, engine: Engine, cache: FeatureCache, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        engine: Engine,
+        cache: FeatureCache,
+        metrics: Metrics,
+        streams: Mapping[str, LineStreams],
+    ) -> None:
         self.settings = settings
+        self.streams = streams
         self.engine = engine
         self.cache = cache
         self.metrics = metrics
-        self._to_recover: set[str] = set()  # lines whose own pending entries come first
+        self.intake = Intake(settings.streams, settings.worker.name, metrics)
         self.refused: dict[str, str] = {}  # what Redis said to the last turn, by line
         self._room = 0  # bytes of features that this turn may still keep for learning
-
-    def rewind(self, lines: Iterable[str]) -> None:
-        """After a start or an error: what was delivered and not answered comes again, before anything new."""
-        self._to_recover.update(lines)
 
     def turn(self, client: Any, keepers: Mapping[str, Keeper], block_ms: int | None) -> int:
         """Answer one read's worth of entries; returns how many there were. `refused` then says which lines failed."""
         self.refused = {}
         with self.metrics.stage("read"):
-            entries = self._read(client, keepers, block_ms)
-        opened = [Opened(keepers[name].line, entry) for name, entry in entries]
+            taken = self.intake.read(client, keepers, block_ms)
+        failpoint("read")
+        opened = [Opened(keepers[name].line, entry) for name, entry in taken.entries]
+        self._room = self.cache.capacity
+        if taken.alone:
+            name = opened[0].line.name
+            try:
+                self._judge_alone(opened[0])
+            except redis.ResponseError as error:  # the mark is refused: it stays pending
+                self.refused[name] = str(error)
+                return len(opened)
+        elif opened and not self._judged(opened):
+            return len(opened)
         if opened:
-            self._judge(opened)
+            failpoint("gate")
             self._publish(client, keepers, opened)
+            failpoint("gate_done")
         return len(opened)
 
     def extract(self, line: str, entry: Entry) -> Iterator[Tensor]:
@@ -69,11 +89,11 @@ class Answering:
         if cached is not None:
             yield cached
             return
-        yield from self.engine.batches(x for _, x in self._prepared(entry, []))
+        yield from self.engine.batches(x for _, x in self._prepared(entry, [], self.streams[line]))
 
-    def usable(self, entry: Entry) -> list[Image]:
+    def usable(self, line: str, entry: Entry) -> list[Image]:
         """The images of an entry that can be decoded: those that `extract` gives the features of."""
-        return [image for image, _ in self._prepared(entry, [])]
+        return [image for image, _ in self._prepared(entry, [], self.streams[line])]
 
     def features_of(self, image: bytes) -> Tensor:
         """Features [1, P, D] of an image as review keeps it.
@@ -90,22 +110,8 @@ class Answering:
             raise RefusedError("the picture that review holds cannot be decoded")
         return next(iter(self.engine.batches(prepared)))
 
-    def _read(self, client: Any, keepers: Mapping[str, Keeper], block_ms: int | None) -> list[tuple[str, Entry]]:
-        consumer = self.settings.worker.name
-        for name in sorted(self._to_recover & set(keepers)):
-            own = keepers[name].streams.own_pending(consumer, READ_ENTRIES)
-            if own:
-                return [(name, entry) for entry in own]
-            self._to_recover.discard(name)
-        streams = [keeper.streams for keeper in keepers.values()]
-        if not streams:
-            time.sleep((block_ms or 0) / 1000)
-            return []
-        batches = read_answering(client, streams, consumer, READ_ENTRIES, block_ms)
-        return [(name, entry) for name, entries in batches for entry in entries]
-
-    def _prepared(self, entry: Entry, rejected: list[Rejected]) -> Iterator[tuple[Image, Tensor]]:
-        """An entry's images, decoded one at a time as they are needed; what is unusable goes to `rejected`."""
+    def _images(self, entry: Entry, rejected: list[Rejected]) -> Iterator[Image]:
+        """An entry's images; what cannot be one goes to `rejected`."""
         try:
             if entry.lost:
                 raise RejectedError("lost", "the entry was trimmed from the stream before it was answered")
@@ -116,14 +122,46 @@ class Answering:
         for image in images:
             if isinstance(image, Rejected):
                 rejected.append(image)
-                continue
-            try:
-                with self.metrics.stage("decode"):
-                    prepared = self.engine.prepare(decode_pixels(image, self.settings.limits))
-            except RejectedError as error:
-                rejected.append(Rejected(image.id, error.reason, str(error), image.data))
-                continue
-            yield image, prepared
+            else:
+                yield image
+
+    def _prepared(
+        self, entry: Entry, rejected: list[Rejected], streams: LineStreams | None = None
+    ) -> Iterator[tuple[Image, Tensor]]:
+        """An entry's images, decoded one at a time as they are needed; what is unusable goes to `rejected`.
+
+        With the line's streams, repeats of an image that came before are left out.
+        """
+        for place, image in enumerate(self._images(entry, rejected)):
+            prepared = self._prepare(image, rejected)
+            if prepared is not None and self._is_first(image, entry, place, streams):
+                yield image, prepared
+
+    def _prepare(self, image: Image, rejected: list[Rejected]) -> Tensor | None:
+        try:
+            with self.metrics.stage("decode"):
+                failpoint("decode", image.id)
+                return self.engine.prepare(decode_pixels(image, self.settings.limits))
+        except RejectedError as error:
+            rejected.append(Rejected(image.id, error.reason, str(error), image.data))
+            return None
+
+    def _is_first(self, image: Image, entry: Entry, place: int, streams: LineStreams | None) -> bool:
+        """What cannot be decoded has no claim on its id: it may be sent again, whole."""
+        window = self.settings.streams.unique_ids
+        return streams is None or not window or streams.is_first(image.id, entry.id, place, window)
+
+    def _judged(self, opened: list[Opened]) -> bool:
+        """Judge; False if something failed that nobody expected: then each entry comes again, by itself."""
+        try:
+            self._judge(opened)
+        except (torch.AcceleratorError, redis.RedisError):  # the device or Redis is lost, whatever they are given
+            raise
+        except Exception as error:
+            log.exception("a batch failed; its entries are tried one by one", entries=len(opened), error=str(error))
+            self.intake.rewind({part.line.name for part in opened}, alone=True)
+            return False
+        return True
 
     def _judge(self, opened: list[Opened]) -> None:
         """Fill in verdicts and rejections, in batches across entries and lines."""
@@ -131,11 +169,11 @@ class Answering:
 
         def prepared() -> Iterator[Tensor]:
             for part in opened:
-                for image, x in self._prepared(part.entry, part.rejected):
+                for image, x in self._prepared(part.entry, part.rejected, self.streams[part.line.name]):
                     taken.append((part, image))
                     yield x
 
-        judged, self._room = 0, self.cache.capacity
+        judged = 0
         for features in self.engine.batches(prepared()):
             chunk = taken[judged : judged + len(features)]
             judged += len(features)
@@ -144,6 +182,30 @@ class Answering:
                 images = [image for _, image in run]
                 self._verdicts(part, images, features[start : start + len(images)])
                 start += len(images)
+
+    def _judge_alone(self, part: Opened) -> None:
+        """Judge an entry image by image, each marked before it is tried: what took the process down is found again."""
+        streams = self.streams[part.line.name]
+        given_up = []  # their marks stay until all are through: the next may yet take the process down
+        for place, image in enumerate(self._images(part.entry, part.rejected)):
+            mark = f"{part.entry.id}/{place}"
+            error = f"the process crashed {ATTEMPTS} times with this image in hand"
+            while streams.mark(mark) <= ATTEMPTS:
+                try:
+                    x = self._prepare(image, part.rejected)
+                    if x is not None and self._is_first(image, part.entry, place, streams):
+                        self._verdicts(part, [image], next(iter(self.engine.batches([x]))))
+                    streams.unmark(mark)
+                    break
+                except (torch.AcceleratorError, redis.RedisError):
+                    raise
+                except Exception as failure:
+                    log.exception("an image failed", line=part.line.name, entry=part.entry.id, id=image.id)
+                    error = f"failed {ATTEMPTS} times: {type(failure).__name__}: {one_line(failure, 300)}"
+            else:
+                part.rejected.append(Rejected(image.id, "failed", error, image.data))
+                given_up.append(mark)
+        streams.unmark(*given_up)
 
     def _verdicts(self, part: Opened, images: list[Image], features: Tensor) -> None:
         with self.metrics.stage("score"):

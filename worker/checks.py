@@ -9,7 +9,9 @@ from rich.console import Console
 
 from worker.errors import ConfigurationError, RedisUnreachableError, SnapshotError, WorkerError, one_line
 from worker.settings import Settings, line_configs
-from worker.streams.client import OLDEST_VERSION, connect, shown
+from worker.streams.address import shown
+from worker.streams.client import OLDEST_VERSION, connect
+from worker.streams.rights import missing_rights
 
 
 def run_checks(settings: Settings, console: Console) -> None:
@@ -50,11 +52,23 @@ def _lines(settings: Settings) -> str:
 
 def _redis(settings: Settings) -> str:
     client: Any = connect(settings.redis)
-    version = str(client.info("server")["redis_version"])
+    version = _version(client)
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_VERSION:
         oldest = ".".join(map(str, OLDEST_VERSION))
         raise RedisUnreachableError(f"Redis {version} is too old: {oldest} or newer is needed")
+    for line in settings.lines:
+        if missing := missing_rights(client, line.name):
+            raise RedisUnreachableError(
+                f"the Redis user may not: {', '.join(missing)}, on keys mhpc:{{{line.name}}}:*; "
+                "grant it what deploy/redis/users.acl grants user worker"
+            )
     return f"{version} at {shown(settings.redis.url.get_secret_value())}"
+
+
+def _version(client: Any) -> str:
+    """By HELLO, which needs no right, as INFO does."""
+    hello: dict[bytes, Any] = dict(zip(*[iter(client.execute_command("HELLO"))] * 2, strict=True))
+    return str(hello[b"version"].decode())
 
 
 def _snapshots(settings: Settings) -> str:

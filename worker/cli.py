@@ -14,15 +14,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from worker.cli_dead import dead
+from worker.cli_options import ConfigOption, JsonFlag, LineOption, UrlOption, line_of, settings_of
+from worker.cli_snapshots import snapshots
 from worker.errors import ConfigurationError, RedisUnreachableError, WorkerError, one_line
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.add_typer(dead, name="dead")
+app.add_typer(snapshots, name="snapshots")
 
-ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="TOML file; see config.example.toml.")]
-JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON document per line instead of text.")]
-LineOption = Annotated[str | None, typer.Option("--line", "-l", help="The line; may be left out if there is but one.")]
 SENT_COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-UrlOption = Annotated[str | None, typer.Option("--redis", help="Address of Redis, instead of the configuration's.")]
 
 
 @app.callback()
@@ -48,7 +49,7 @@ def _fail(text: str, code: int) -> NoReturn:
 @app.command()
 def run(config: ConfigOption = None, redis: UrlOption = None) -> None:
     """Run the worker until SIGTERM or Ctrl-C."""
-    settings = _settings(config, redis)
+    settings = settings_of(config, redis)
     # NumPy's products here are small: threads of its own would only fight torch's for the cores. Before NumPy loads.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from worker.daemon import run_worker
@@ -63,7 +64,7 @@ def check(config: ConfigOption = None, redis: UrlOption = None) -> None:
     """Check configuration, Redis, snapshot folder, port, device and weights; exit code 0 if each is well."""
     from worker.checks import run_checks
 
-    run_checks(_settings(config, redis), Console(highlight=False))
+    run_checks(settings_of(config, redis), Console(highlight=False))
 
 
 @app.command()
@@ -79,14 +80,14 @@ def produce(
     """Play a folder of pictures into a line's stream, as a camera would."""
     from worker import producer
 
-    settings = _settings(config, redis)
+    settings = settings_of(config, redis)
     console = Console(stderr=True, highlight=False)
 
     def say(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)
 
-    client = producer.connect(settings.redis.url.get_secret_value())
-    player = producer.Producer(client, _line(settings, line), rate=rate, held=say)
+    client = producer.connect(settings.redis)
+    player = producer.Producer(client, line_of(settings, line), rate=rate, held=say)
     total = None if loop else len(producer.picture_files(folder))
     sent = 0
     try:
@@ -117,10 +118,10 @@ def tail(
     """Follow a line's results."""
     from worker import views
 
-    settings = _settings(config, redis)
+    settings = settings_of(config, redis)
     client = views.connect(settings)
     try:
-        for number, result in enumerate(views.results(client, _line(settings, line), from_start), start=1):
+        for number, result in enumerate(views.results(client, line_of(settings, line), from_start), start=1):
             typer.echo(views.result_json(result) if as_json else views.result_text(result))
             if number == count:
                 return
@@ -138,7 +139,7 @@ def status(
     """Show what each line is doing."""
     from worker import views
 
-    settings = _settings(config, redis)
+    settings = settings_of(config, redis)
     client = views.connect(settings)
     names = [item.name for item in settings.lines] or views.known_lines(client)
     try:
@@ -170,15 +171,15 @@ def control(
     """Tell a line what to do, and wait for its keeper's answer.
 
     relearn [FORGETTING] | calibrate | pause | resume | rate RATE | rollback [VERSION] |
-    normal ENTRY ID | anomalous ENTRY ID | release ENTRY ID | drop ENTRY ID
+    normal ENTRY ID | anomalous ENTRY ID | release ENTRY ID | drop ENTRY ID | resync
 
     A paused line goes on answering by the version that it has. It neither learns nor calibrates, its threshold stands
     still and drift is not watched; parts that come meanwhile are not learned from later.
     """
     from worker import views
 
-    settings = _settings(config, redis)
-    reply = views.command(views.connect(settings), _line(settings, line), name, args or [], by, timeout)
+    settings = settings_of(config, redis)
+    reply = views.command(views.connect(settings), line_of(settings, line), name, args or [], by, timeout)
     typer.echo(json.dumps(reply._asdict()) if as_json else reply.text)
     if not reply.ok:
         raise typer.Exit(1)
@@ -210,26 +211,6 @@ def demo(
     )  # fmt: skip
 
 
-def _settings(config: Path | None, redis: str | None) -> Any:
-    from worker.configuration import load_settings
-
-    return load_settings(config, {"redis": {"url": redis}} if redis else {})
-
-
-def _line(settings: Any, line: str | None) -> str:
-    from worker.settings import LINE_NAME
-
-    names = [item.name for item in settings.lines]
-    if line is not None:
-        if not LINE_NAME.match(line):
-            raise ConfigurationError(f"--line {line!r}: 1 to 63 of a-z 0-9 _ -, the first a letter or a digit")
-        return line
-    if len(names) == 1:
-        return str(names[0])
-    listed = f"one of {', '.join(names)}" if names else "a line's name"
-    raise ConfigurationError(f"which line? expected --line with {listed}")
-
-
 def _status_table(rows: list[dict[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False, collapse_padding=True)
     right, names = {"threshold", "lag", "dead", "quar."}, {"line", "keeper"}
@@ -243,7 +224,7 @@ def _status_table(rows: list[dict[str, Any]]) -> Table:
         drift = f"{row['drift']:.2f}" if row["drift"] is not None else "-"
         cells = (
             row["line"],
-            row["phase"] or "-",
+            "stopped" if row["problem"] else row["phase"] or "-",
             (row["progress"] or "-") + new,
             threshold,
             drift,

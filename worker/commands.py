@@ -180,6 +180,10 @@ def _rollback(line: Line, means: Means, version: Any = None) -> str:
     return f"a new version has the content of {snapshot.stem}, in phase {line.phase}"
 
 
+def _resync(line: Line, means: Means) -> str:
+    raise RefusedError("the line is not stopped: its stream holds what was learned")
+
+
 def _share(value: Any, name: str, whole: bool = False) -> float:
     """A number in (0, 1), or in (0, 1] where it may be the whole."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -200,4 +204,5 @@ _ACTIONS: dict[str, Callable[..., str]] = {
     "release": _release,
     "drop": _drop,
     "rollback": _rollback,
+    "resync": _resync,
 }

@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 
 import redis
@@ -12,13 +13,15 @@ import structlog
 import torch
 
 from worker.answering import Answering
+from worker.crashes import CrashFile
 from worker.engine import Engine, FeatureCache, pick_device
-from worker.errors import ConfigurationError, DeviceError, FencedError
+from worker.errors import AbsentError, ConfigurationError, DeviceError, FencedError
 from worker.http import HttpServer, make_app
 from worker.keeper import Keeper
 from worker.line import Line
 from worker.looking import Look
 from worker.metrics import Metrics
+from worker.resync import Resync
 from worker.settings import LineConfig, Settings, line_configs
 from worker.snapshots import SnapshotStore
 from worker.streams.client import CONNECTION_ERRORS, connect
@@ -43,6 +46,7 @@ class Worker:
         self.metrics = Metrics()
         self.holder = f"{settings.worker.name}#{secrets.token_hex(4)}"
         self.stopping = threading.Event()
+        self.resync = Resync()
         self.connected = False
         self.turn_at = time.monotonic()
         self._learning_waits = False  # the last turn read something to learn from: do not wait for answers to give
@@ -60,7 +64,13 @@ class Worker:
         self.engine = Engine(self.settings.model, pick_device(self.settings.worker.device), self.metrics, self.beat)
         self.keepers = {config.name: self._keeper(config) for config in line_configs(self.settings)}
         self.looks = {name: Look(keeper) for name, keeper in self.keepers.items()}
-        self.answering = Answering(self.settings, self.engine, FeatureCache(), self.metrics)
+        streams = {name: keeper.streams for name, keeper in self.keepers.items()}
+        self.answering = Answering(self.settings, self.engine, FeatureCache(), self.metrics, streams)
+        self.crash_file = CrashFile(self.settings.snapshots.directory, self.settings.worker.name)
+        if self.crash_file.open():
+            self.answering.intake.rewind(self.keepers, alone=True)
+            for keeper in self.keepers.values():
+                keeper.reading.suspicious = True
         self.http = HttpServer(self.settings.http, make_app(self.metrics.registry, self.alive, self.ready))
         self.http.start()
         log.info(
@@ -121,8 +131,8 @@ class Worker:
 
     def _rewind(self, keeper: Keeper) -> None:
         keeper.streams.ensure_groups()
-        keeper.rewind()
-        self.answering.rewind([keeper.line.name])
+        keeper.reading.rewind()
+        self.answering.intake.rewind([keeper.line.name])
 
     def _turn(self) -> None:
         """Answer what is there, then learn a little: learning never keeps an answer waiting for long."""
@@ -133,6 +143,9 @@ class Worker:
         for keeper in self._usable().values():
             if not keeper.epoch:
                 self._guarded(keeper, lambda k: k.acquire(self.holder, self.settings.worker.name))
+        for keeper in self.keepers.values():
+            if keeper.stopped and keeper.line.name not in self._refused:
+                self._guarded(keeper, lambda k: self.resync(k, self.holder))
         block_ms = None if self._learning_waits else BLOCK_MS
         self.answering.turn(self.client, self._usable(), block_ms)
         for name, error in self.answering.refused.items():
@@ -145,13 +158,17 @@ class Worker:
             self._show_backlog()
 
     def _keep(self, keeper: Keeper) -> None:
-        keeper.renew(self.holder)
-        self.looks[keeper.line.name](self.answering.features_of, self.answering.usable)
+        keeper.lease.renew(keeper.epoch, self.holder)
+        usable = partial(self.answering.usable, keeper.line.name)
+        self.looks[keeper.line.name](self.answering.features_of, usable)
         until = time.monotonic() + LEARN_SECONDS
-        while keeper.learn(self.answering.extract, 1, self.answering.usable):
+        recovering = self.answering.intake.recovering(keeper.line.name)
+        while not recovering and keeper.learn(self.answering.extract, 1, usable):
             if time.monotonic() >= until or keeper.snapshot_due:
                 self._learning_waits = True
                 break
+        if not keeper.epoch:  # an entry failed: the line is loaded again
+            return
         if not keeper.line.learns:
             self.answering.cache.drop(keeper.line.name)
         if keeper.snapshot_due:
@@ -166,6 +183,8 @@ class Worker:
             log.warning("line lost to another keeper", line=keeper.line.name, error=str(error))
             keeper.lose(str(error))
             self.answering.cache.drop(keeper.line.name)
+        except AbsentError as error:  # its keeper was faster: a newer version is committed
+            log.info("a version went while it was loaded; the next one is", line=keeper.line.name, version=str(error))
         except redis.ResponseError as error:
             self._refuse(keeper.line.name, str(error))
 
@@ -218,6 +237,7 @@ class Worker:
     def shutdown(self) -> None:
         """Stop answering HTTP."""
         self.http.stop()
+        self.crash_file.close()
         log.info("stopped")
 
 

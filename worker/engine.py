@@ -4,13 +4,15 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
+import structlog
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mhpc.core.backbones import BackboneError, hash_parameters, load_backbone
 from mhpc.core.patch_features import PatchFeatures
-from worker.errors import DeviceError, ModelError
+from worker.errors import DeviceError, ModelError, one_line
+from worker.failpoints import failpoint
 from worker.message import Pixels
 from worker.metrics import Metrics
 from worker.settings import ModelSettings
@@ -18,6 +20,8 @@ from worker.settings import ModelSettings
 MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]  # ImageNet's, which the backbones were trained with
 DEVIATION = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
 CACHE_BYTES = 256 * 1024 * 1024
+
+log = structlog.get_logger()
 
 
 def pick_device(name: str) -> torch.device:
@@ -75,9 +79,23 @@ class Engine:
         rest = iter(images)
         while chunk := list(islice(rest, self.settings.max_batch)):
             with self.metrics.stage("forward"):
-                features, _ = self.features(torch.stack(chunk))
+                features = self._forward(chunk)
             self.beat()
             yield features
+
+    def _forward(self, chunk: list[Tensor]) -> Tensor:
+        """Features [B, P, D]; a batch that the device has no memory for is halved, down to one image."""
+        try:
+            failpoint("forward", str(len(chunk)))
+            return self.features(torch.stack(chunk))[0]
+        except torch.OutOfMemoryError as error:
+            if len(chunk) == 1:
+                raise
+            log.warning("out of memory: the batch is halved", images=len(chunk), error=one_line(error, 200))
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        half = len(chunk) // 2
+        return torch.cat([self._forward(chunk[:half]), self._forward(chunk[half:])])
 
 
 class FeatureCache:

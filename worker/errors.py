@@ -44,6 +44,14 @@ class FencedError(WorkerError):
     """Another keeper holds the line with a higher epoch: this one reads and commits nothing more."""
 
 
+class AbsentError(WorkerError):
+    """What was named is not there, or not any more."""
+
+
+class ReplayError(WorkerError):
+    """A dead letter that holds too little to be sent again."""
+
+
 class RefusedError(Exception):
     """A command that a line cannot carry out; the text is the answer."""
 

@@ -5,34 +5,35 @@ from collections.abc import Callable, Iterable
 
 import redis
 import structlog
+import torch
 from torch import Tensor
 
-from worker.errors import SnapshotError
+from worker.errors import FencedError, SnapshotError, one_line
+from worker.failpoints import failpoint
+from worker.lease import Lease
 from worker.line import PAUSED, SCORING, Line
 from worker.metrics import Metrics
 from worker.owed import Owed, Usable, nobody
 from worker.reading import Reading
 from worker.records import Serving
+from worker.schedule import Schedule
 from worker.settings import SnapshotSettings
 from worker.snapshots import SnapshotStore, stem_of
 from worker.streams.line_streams import (
     ANSWERING,
     FROM_START,
     LEARNING,
-    LEASE_MS,
     REVIEW_CAPS,
     Entry,
     LineStreams,
     ReviewCaps,
     entry_key,
 )
-from worker.versions import load_line
+from worker.versions import gone_back, load_line
 from worker.watching import committed, set_gauges
 
-RENEW_SECONDS = LEASE_MS / 1000 / 3
 ACQUIRE_SECONDS = 2.0  # between attempts while another holds the lease
 TRIM_SECONDS = 5.0
-RETRY_SECONDS = 5.0  # after a snapshot that the disk refused
 
 log = structlog.get_logger()
 
@@ -70,41 +71,37 @@ class Keeper:
         self.epoch = 0  # 0: not the keeper
         self.stopped = False  # the stream went back behind what was learned; a person must look
         self.problem = "the lease is not held yet"
-        self._attempted = False
-        self._highest_epoch = 0  # ever held by this process
+        self.lease = Lease(streams)
         self._seq = 0
         self.model = ""  # the version that `line` was loaded from or committed as
         self._loaded_for: str | None = None  # what Redis said was committed when `line` was loaded
-        self._reading = Reading(streams)
-        self._images_since = 0  # taken since the last snapshot
+        self.reading = Reading(streams)
+        self._schedule = Schedule(settings)
         self.owed = Owed()
-        self._snapshot_at = self._retry_at = self._renew_at = self._trim_at = self._acquire_at = 0.0
+        self._trim_at = self._acquire_at = 0.0
 
     # -- 1. acquire --------------------------------------------------------------------------------------------------
 
-    def acquire(self, holder: str, take_over: str = "") -> None:
+    def acquire(self, holder: str, take_over: str = "", resync: bool = False) -> None:
         """Try to become the keeper, at most every ACQUIRE_SECONDS; `problem` says why it is not.
 
-        The first attempt takes over what an earlier process of the name `take_over` has left.
+        With `resync` the line is kept although its stream has gone back.
         """
-        if self.stopped or time.monotonic() < self._acquire_at:
+        if (self.stopped and not resync) or time.monotonic() < self._acquire_at:
             return
         self._acquire_at = time.monotonic() + ACQUIRE_SECONDS
-        self._follow()  # first: who cannot load the line's version must not hold its lease
-        floor = max(self.store.highest_epoch(), self._highest_epoch)
-        epoch, other = self.streams.acquire(holder, floor, "" if self._attempted else take_over)
-        self._attempted = True
+        self.follow()  # first: who cannot load the line's version must not hold its lease
+        epoch, other = self.lease.acquire(holder, self.store.highest_epoch(), take_over)
         self.problem = "" if epoch else f"the lease is held by {other}"
         if epoch:
-            self._follow()  # again: the keeper before may have committed in between
-            self._highest_epoch = epoch
+            self.follow()  # again: the keeper before may have committed in between
             try:
-                self._open(epoch)
+                self._open(epoch, resync)
             except BaseException:
                 self.epoch = 0  # half open is not open: it is done again
                 raise
 
-    def _follow(self) -> None:
+    def follow(self) -> None:
         """Load the committed version if it is another; who does not keep the line answers by it all the same."""
         state = self.streams.state()
         committed = state.get("model", "")
@@ -116,44 +113,36 @@ class Keeper:
             # Commands that were refused are in no version.
             through = state.get("commands_through", FROM_START)
             self.line.commands_through = max(through, self.line.commands_through, key=entry_key)
-            if committed and self.model != committed:
-                log.error("an older version serves: what was learned after it is missing", line=self.line.name,
-                          committed=committed, serving=self.model)  # fmt: skip
 
-    def _open(self, epoch: int) -> None:
+    def regression(self) -> str:
+        """What is to be said where the stream ends before what was learned."""
+        return gone_back(self.line.name, self.streams.last_id(), self.line.applied_through, self._how_to_learn_anew)
+
+    def _open(self, epoch: int, resync: bool) -> None:
         """Begin to keep the line under a new epoch."""
-        last, applied = self.streams.last_id(), self.line.applied_through
-        if entry_key(FROM_START) < entry_key(last) < entry_key(applied):
-            self.stopped = True
-            self.problem = (
-                f"the stream ends at {last}, before {applied} that was learned: the server lost writes, or the "
-                f"snapshots are another stream's; restore Redis, or learn anew: {self._how_to_learn_anew}"
-            )
-            log.error("line stopped", line=self.line.name, problem=self.problem)
+        problem = "" if resync else self.regression()
+        self.stopped = bool(problem)
+        if problem:
+            self.problem = problem
+            self.streams.show(epoch, {"problem": problem})
+            log.error("line stopped", line=self.line.name, problem=problem)
             return
-        self.epoch, self._seq, self._images_since = epoch, 0, 0
-        self._reading.open(epoch)
+        self.epoch, self._seq = epoch, 0
+        self.reading.open(epoch)
         self.owed = Owed()
-        now = time.monotonic()
-        self._snapshot_at, self._renew_at = now, now + RENEW_SECONDS
+        self._schedule.restart()
         if self.model == self._loaded_for or not self.model:
             self._publish(self.model, self.line.serving)
         else:
             self.snapshot()  # versions only grow: old content comes back as a new version
         if self.line.phase == SCORING:
-            self._reading.acknowledge_rest()
+            self.reading.acknowledge_rest()
         done, wanted = self.line.progress
         log.info("line opened", line=self.line.name, epoch=epoch, phase=self.line.phase, images=done, of=wanted)
 
     @property
     def _how_to_learn_anew(self) -> str:
         return f"move {self.store.directory} away and DEL {self.streams.state_key}"
-
-    def renew(self, holder: str) -> None:
-        """Keep the lease alive."""
-        if time.monotonic() >= self._renew_at:
-            self.streams.renew(self.epoch, holder)
-            self._renew_at = time.monotonic() + RENEW_SECONDS
 
     def lose(self, problem: str) -> None:
         """Stop keeping; what was not committed comes again to the next keeper, commands and all."""
@@ -169,7 +158,7 @@ class Keeper:
         self._take_set_aside(usable)
         if moved:  # what was read ahead is let go
             self.owed.restart = self.line.applied_through
-            self._reading.rewind()
+            self.reading.rewind()
         self.changed()
 
     def changed(self) -> None:
@@ -181,26 +170,38 @@ class Keeper:
         """Answer a command that changed nothing: no version is made for it."""
         self._commit({"commands_through": self.line.commands_through}, Owed(reply))
 
-    def rewind(self) -> None:
-        """After an error: read the pending entries again."""
-        self._reading.rewind()
-
     # -- 2. learn ----------------------------------------------------------------------------------------------------
 
     def learn(self, extract: Extract, count: int, usable: Usable = nobody) -> int:
-        """Read and apply up to `count` entries; returns how many were read.
-
-        While the disk refuses snapshots, no more is taken than a restart can take again.
-        """
-        held_up = time.monotonic() < self._retry_at and self._images_since >= 2 * self.settings.every_images
-        if not self.line.learns or held_up:
+        """Read and apply up to `count` entries; returns how many were read."""
+        if not self.line.learns or self._schedule.held_up:
             return 0
-        entries = self._reading.read(count)
+        entries = self.reading.read(count)
+        failpoint("learn_read")
         for entry in entries:
-            if self.line.learns:
-                self._apply(entry, extract, usable)
-            self._reading.unacknowledged.append(entry.id)
+            if self.line.learns and not self._tried(entry, extract, usable):
+                return 0
+            self.reading.unacknowledged.append(entry.id)
         return len(entries)
+
+    def _tried(self, entry: Entry, extract: Extract, usable: Usable) -> bool:
+        """Apply; False if it failed. Then the line is loaded again without it, and it comes again, marked."""
+        if self.reading.given_up(entry):
+            log.error("skipped: it failed again and again", line=self.line.name, entry=entry.id)
+            self.metrics.images.labels(self.line.name, "skipped").inc()
+            self.line.apply(entry.id, [])
+            return True
+        try:
+            self._apply(entry, extract, usable)
+        except (redis.RedisError, FencedError, torch.AcceleratorError):
+            raise
+        except Exception as error:
+            log.exception("an entry failed; it is tried again by itself", line=self.line.name, entry=entry.id)
+            self.lose(f"entry {entry.id} failed: {one_line(error, 200)}")
+            self.reading.suspicious = True
+            return False
+        self.reading.survived(entry)
+        return True
 
     def _apply(self, entry: Entry, extract: Extract, usable: Usable) -> None:
         line, phase = self.line, self.line.phase
@@ -209,9 +210,10 @@ class Keeper:
         if entry.lost:
             log.error("trimmed before it was learned from", line=line.name, entry=entry.id)
             self.metrics.images.labels(line.name, "skipped").inc()
+        failpoint("apply", entry.id)
         with self.metrics.stage("learn"):
             taken = line.apply(entry.id, extract(line.name, entry))
-        self._images_since += taken.learned + taken.quarantined + taken.calibrated
+        self._schedule.images += taken.learned + taken.quarantined + taken.calibrated
         self.owed.set_aside([(entry, place) for place in taken.set_aside], usable)
         self._take_set_aside(usable)
         self.metrics.images.labels(line.name, "learned").inc(taken.learned)
@@ -230,15 +232,11 @@ class Keeper:
 
     @property
     def snapshot_due(self) -> bool:
-        """Something is unacknowledged, and a phase ended or enough images or seconds went by."""
-        now = time.monotonic()
-        if now < self._retry_at:
-            return False
-        if self.owed.changed or not self._reading.unacknowledged:
-            return self.owed.changed
+        """Whether what was learned, or what a command changed, is to be made durable now."""
+        if self.owed.changed:
+            return self._schedule.due(owed=True, ended=True)
         ended = self.line.shown_phase != self.line.serving.phase
-        waited = now - self._snapshot_at >= self.settings.every_seconds
-        return ended or waited or self._images_since >= self.settings.every_images
+        return self._schedule.due(bool(self.reading.unacknowledged), ended)
 
     def snapshot(self) -> None:
         """Write, commit, acknowledge, in that order; a disk that refuses is reported, and tried again later.
@@ -254,16 +252,17 @@ class Keeper:
             with self.metrics.stage("snapshot"):
                 self.store.write(stem, tensors, {**metadata, "epoch": self.epoch, "fingerprint": self.fingerprint})
         except SnapshotError as error:
-            self._retry_at = time.monotonic() + RETRY_SECONDS
+            self._schedule.refused()
             log.error("snapshot failed; nothing is acknowledged", line=line.name, error=str(error))
             return
         self._seq += 1
         self._publish(stem, line.served_by(stem))
-        self._images_since, self._snapshot_at = 0, time.monotonic()
+        self._schedule.restart()
         self.metrics.snapshot_last_success.labels(line.name).set_to_current_time()
-        self._reading.acknowledge()
+        failpoint("acknowledge")
+        self.reading.acknowledge()
         if line.phase == SCORING:
-            self._reading.acknowledge_rest()
+            self.reading.acknowledge_rest()
         self.store.prune(self.settings.keep, stem)
         log.info("snapshot", line=line.name, model=stem, phase=line.phase, applied_through=line.applied_through)
 
@@ -278,11 +277,13 @@ class Keeper:
     def _commit(self, fields: dict[str, str], owed: Owed) -> None:
         """All of it or nothing. Which, is not known where the reply is lost, and the commit may still be on its way: so
         the line is loaded again as Redis has it, under a higher epoch that fences what is late."""
+        failpoint("commit")
         try:
             self.streams.commit(self.epoch, fields, owed.commit, self.review)
         except redis.RedisError as error:
             self.lose(f"a commit was not confirmed: {error}")
             raise
+        failpoint("commit_done")
 
     def trim(self) -> None:
         """Drop entries that every group in use is done with."""
@@ -293,6 +294,6 @@ class Keeper:
 
     def close(self, holder: str) -> None:
         """Drain: what was applied is made durable and acknowledged, and the lease let go."""
-        if self._reading.unacknowledged or self.owed.changed:
+        if self.reading.unacknowledged or self.owed.changed:
             self.snapshot()
         self.streams.release(self.epoch, holder)

@@ -35,6 +35,7 @@ REASONS = (
     "not_an_image",
     "truncated",
     "lost",
+    "failed",
 )
 
 Pixels = NDArray[np.uint8]  # [H, W, 3] RGB
@@ -128,13 +129,17 @@ def decode_batch(batch: bytes | None, limits: LimitSettings) -> list[Image | Rej
 
 
 def _image(item: Any, index: int, limits: LimitSettings) -> Image | Rejected:
-    identity = item.get("id") if isinstance(item, dict) else None
-    name = identity if isinstance(identity, str) and len(identity) <= ID_LENGTH else f"#{index}"
     data = item.get("data") if isinstance(item, dict) else None
     try:
         return _checked(item, limits)
     except RejectedError as error:
-        return Rejected(name, error.reason, str(error), data if isinstance(data, bytes) else b"")
+        return Rejected(image_name(item, index), error.reason, str(error), data if isinstance(data, bytes) else b"")
+
+
+def image_name(item: Any, index: int) -> str:
+    """The id of an image of an entry, or its place where it has none that can be used."""
+    identity = item.get("id") if isinstance(item, dict) else None
+    return identity if isinstance(identity, str) and len(identity) <= ID_LENGTH else f"#{index}"
 
 
 def _checked(item: Any, limits: LimitSettings) -> Image:

@@ -32,9 +32,9 @@ POLL_SECONDS = 0.02
 HELD_SECONDS = 5.0  # held up for so long, it says so
 
 
-def connect(url: str) -> redis.Redis:
-    """A client that repeats nothing by itself; raises as `worker.streams.client.connect` does."""
-    return _connect(RedisSettings(url=SecretStr(url)))
+def connect(to: str | RedisSettings) -> redis.Redis:
+    """A client of a url or the [redis] table; it repeats nothing. Raises as `worker.streams.client.connect` does."""
+    return _connect(RedisSettings(url=SecretStr(to)) if isinstance(to, str) else to)
 
 
 def picture_files(folder: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 from worker.streams.line_streams import FROM_START, Entry, LineStreams
 
 HISTORY = 16  # pending entries read in one call
+ATTEMPTS = 3  # at an entry that failed before
 
 
 class Reading:
@@ -10,6 +11,7 @@ class Reading:
 
     def __init__(self, streams: LineStreams) -> None:
         self.streams = streams
+        self.suspicious = False  # something failed with an entry in hand
         self.open(0)
 
     def open(self, epoch: int) -> None:
@@ -32,6 +34,19 @@ class Reading:
                 return fresh
         return self.streams.read_learning(self.epoch, count)
 
+    def given_up(self, entry: Entry) -> bool:
+        """Whether an entry that comes again after a failure was tried often enough; if not, this is marked as a try."""
+        return self._marks and self.streams.mark(_mark(entry)) > ATTEMPTS
+
+    def survived(self, entry: Entry) -> None:
+        """It was applied."""
+        if self._marks:
+            self.streams.unmark(_mark(entry))
+
+    @property
+    def _marks(self) -> bool:
+        return self.suspicious and self._history is not None
+
     def acknowledge(self) -> None:
         """Let go of all that was read and is committed."""
         self.streams.acknowledge(self.epoch, self.unacknowledged)
@@ -41,3 +56,7 @@ class Reading:
         """Once scoring, nothing is learned: what had been read ahead is let go."""
         while entries := self.streams.read_learning(self.epoch, HISTORY, FROM_START):
             self.streams.acknowledge(self.epoch, [entry.id for entry in entries])
+
+
+def _mark(entry: Entry) -> str:
+    return f"learn/{entry.id}"

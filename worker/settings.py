@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSett
 ENV_PREFIX = "MHPC_"
 LINE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}\Z")  # "$" would let a newline pass
 MIB = 1024 * 1024
+REDIS_SCHEMES = ("redis://", "rediss://", "unix://", "redis+sentinel://", "rediss+sentinel://")  # the s is for TLS
 
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
@@ -22,15 +23,34 @@ class Section(BaseModel):
 
 class RedisSettings(Section):
     url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")  # it may carry a password
+    username: str = ""  # here or in the url; likewise the password
+    password_file: str = ""  # the password alone, as Docker and Kubernetes mount secrets
+    ca_file: str = ""  # TLS: trusted beside the system's
+    cert_file: str = ""  # TLS: this client's own
+    key_file: str = ""
 
     @field_validator("url")
     @classmethod
     def _is_a_redis_url(cls, url: SecretStr) -> SecretStr:
-        if not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("must start with redis://, rediss:// or unix://")
+        if not url.get_secret_value().startswith(REDIS_SCHEMES):
+            raise ValueError(f"must start with {', '.join(REDIS_SCHEMES[:-1])} or {REDIS_SCHEMES[-1]}")
         if re.search("://[^/?#]*[/?#].*@", url.get_secret_value()):
             raise ValueError("has an @ behind / ? or #; percent-encode those in user and password (/ is %2F)")
         return url
+
+    @model_validator(mode="after")
+    def _says_each_thing_once(self) -> "RedisSettings":
+        url = self.url.get_secret_value()
+        login, at, _ = url.partition("://")[2].rpartition("@")
+        if self.password_file and (":" in login or re.search("[?&]password=", url)):
+            raise ValueError("a password stands in url, and password_file is given; leave one of them out")
+        if self.username and ((at and login.partition(":")[0]) or re.search("[?&]username=", url)):
+            raise ValueError("a user stands in url, and username is given; leave one of them out")
+        if (self.ca_file or self.cert_file or self.key_file) and not url.startswith("rediss"):
+            raise ValueError("ca_file, cert_file and key_file are for TLS; url must start with rediss")
+        if bool(self.cert_file) != bool(self.key_file):
+            raise ValueError("cert_file and key_file go together; one of them is missing")
+        return self
 
 
 class ProcessSettings(Section):
@@ -100,6 +120,9 @@ class StreamSettings(Section):
     review_max: Positive = 500
     review_bytes: Positive = 256 * MIB
     payload_bytes: Positive = 1 * MIB  # of a dead letter; what is longer is cut
+    prefetch_bytes: Positive = 64 * MIB  # about so much is read at once; an entry that is larger comes alone
+    unique_ids: Annotated[int, Field(ge=0)] = 0  # an id that came among so many last images is a repeat; 0: none is
+    claim_seconds: Annotated[float, Field(gt=0)] = 60.0  # unanswered for so long, an entry is taken from its consumer
 
 
 class LimitSettings(Section):

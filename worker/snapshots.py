@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from worker.errors import ModelError, SnapshotError
+from worker.errors import AbsentError, ModelError, SnapshotError
+from worker.failpoints import failpoint
 
 VERSION = 2  # 1 knew no commands, no pinned anchors and no recent scores
 STEM = re.compile(r"^(\d{10})-(\d{10})$")
@@ -72,10 +73,13 @@ class SnapshotStore:
             if not self.directory.is_dir():
                 self.directory.mkdir(parents=True)
                 _fsync_folder(self.directory.parent)
+            failpoint("temporary")
             with temporary.open("wb") as file:
                 file.write(content)
                 file.flush()
+                failpoint("fsync")
                 os.fsync(file.fileno())
+            failpoint("rename")
             temporary.rename(path)
             _fsync_folder(self.directory)
         except OSError as error:
@@ -89,6 +93,7 @@ class SnapshotStore:
 
         Raises:
             SnapshotError: it is cut off, or its checksum does not hold.
+            AbsentError: it was pruned, or never there.
             ModelError: it may well be whole, but cannot be read here and now: its rights, the disk, another format.
         """
         path = self.directory / f"{stem}.safetensors"
@@ -97,6 +102,8 @@ class SnapshotStore:
                 manifest = json.loads((file.metadata() or {})["mhpc"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
             version, expected = manifest["version"], manifest.pop("sha256")
+        except FileNotFoundError:
+            raise AbsentError(f"snapshot {path} is not there, or not any more") from None
         except OSError as error:
             raise ModelError(f"snapshot {path} cannot be read: {error}; mend its rights or the disk") from None
         except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
@@ -118,11 +125,67 @@ class SnapshotStore:
             _fsync_folder(self.directory)
 
     def prune(self, keep: int, current: str) -> None:
-        """Remove all but the newest `keep` and `current`, and what a killed writer left."""
-        old = [self.directory / f"{stem}.safetensors" for stem in self.stems()[:-keep] if stem != current]
+        """Remove all but the newest `keep`, `current` and those that are pinned, and what a killed writer left."""
+        old = [self._path(stem) for stem in self.stems()[:-keep] if stem != current and not self.pinned(stem)]
         for path in [*old, *self.directory.glob("*.tmp")]:
             with suppress(OSError):  # what stays is removed with a later version
                 path.unlink(missing_ok=True)
+
+    # -- for people --------------------------------------------------------------------------------------------------
+
+    def files(self) -> list[Path]:
+        """Of all versions, those that were set aside included, oldest first."""
+        paths = self.directory.glob("*-*.*")  # a folder that is absent has none
+        return sorted(path for path in paths if STEM.match(path.stem) and path.suffix in (".safetensors", ".bad"))
+
+    def about(self, path: Path) -> dict[str, Any]:
+        """What a file says of its version, unverified; nothing where it cannot be read."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                manifest = json.loads((file.metadata() or {})["mhpc"])
+        except (OSError, SafetensorError, KeyError, ValueError):
+            return {}
+        return manifest if isinstance(manifest, dict) else {}
+
+    def pinned(self, stem: str) -> bool:
+        return self._path(stem, ".pin").exists()
+
+    def pin(self, stem: str) -> None:
+        """Keep a version, however many come after it.
+
+        Raises:
+            AbsentError: there is none of that name.
+            SnapshotError: the folder cannot be written.
+        """
+        if stem in self.stems():
+            self._mark(stem, Path.touch)
+            if stem in self.stems():
+                return
+            self._mark(stem, Path.unlink)  # it was pruned meanwhile
+        there = ", ".join(self.stems()) or "none"
+        raise AbsentError(f"version {stem!r:.60} is not in {self.directory}; there are {there}")
+
+    def unpin(self, stem: str) -> None:
+        """
+        Raises:
+            AbsentError: it is not pinned.
+            SnapshotError: the folder cannot be written.
+        """
+        if not STEM.match(stem) or not self.pinned(stem):
+            pins = ", ".join(sorted(path.stem for path in self.directory.glob("*.pin"))) or "none"
+            raise AbsentError(f"version {stem!r:.60} is not pinned in {self.directory}; pinned are {pins}")
+        self._mark(stem, Path.unlink)
+
+    def _mark(self, stem: str, change: Callable[[Path], None]) -> None:
+        path = self._path(stem, ".pin")
+        try:
+            change(path)
+            _fsync_folder(self.directory)
+        except OSError as error:
+            raise SnapshotError(f"{path} cannot be changed: {error}; mend the rights of its folder") from None
+
+    def _path(self, stem: str, suffix: str = ".safetensors") -> Path:
+        return self.directory / f"{stem}{suffix}"
 
 
 def _digest(tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> str:

@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 import structlog
 
-from worker.errors import ModelError, RefusedError, SnapshotError
+from worker.errors import AbsentError, ModelError, RefusedError, SnapshotError
 from worker.line import Line
 from worker.snapshots import Snapshot, SnapshotStore
+from worker.streams.line_streams import FROM_START, entry_key
 
 log = structlog.get_logger()
 
@@ -21,6 +22,7 @@ def load_line(
 
     Raises:
         ModelError: a version is committed, and none can be used.
+        AbsentError: it was pruned while this looked: newer ones are committed.
     """
     line = make_line()
     for stem in reversed(store.stems()):
@@ -39,6 +41,9 @@ def load_line(
             )
         line.restore(snapshot.tensors, snapshot.metadata)
         line.serve(line.served_by(stem))
+        if committed and stem != committed:
+            log.error("an older version serves: what was learned after it is missing", line=line.name,
+                      committed=committed, serving=stem)  # fmt: skip
         return line, stem
     if committed:  # never learn anew over a model that only is not at hand
         raise ModelError(
@@ -46,6 +51,17 @@ def load_line(
             f"no whole snapshot; set snapshots.directory to where it lies, or learn anew: {how_to_learn_anew}"
         )
     return line, ""
+
+
+def gone_back(line: str, last: str, applied: str, how_to_learn_anew: str) -> str:
+    """What is to be said where a stream ends before what was learned; a wiped one has no last entry, it begins anew."""
+    if not entry_key(FROM_START) < entry_key(last) < entry_key(applied):
+        return ""
+    return (
+        f"the stream ends at {last}, before {applied} that was learned: the server lost writes, or the snapshots are "
+        f"another stream's; restore Redis, or go on from there: mhpc-worker control {line} resync, "
+        f"or learn anew: {how_to_learn_anew}"
+    )
 
 
 def load_for_rollback(store: SnapshotStore, fingerprint: str, present: str, version: str | None) -> Snapshot:
@@ -61,7 +77,7 @@ def load_for_rollback(store: SnapshotStore, fingerprint: str, present: str, vers
         raise RefusedError(f"version {named} is not on disk; there are {', '.join(store.stems()) or 'none'}")
     try:
         snapshot = store.load(stem)
-    except (SnapshotError, ModelError) as error:
+    except (SnapshotError, AbsentError, ModelError) as error:
         raise RefusedError(str(error)) from None
     if snapshot.metadata["fingerprint"] != fingerprint:
         raise RefusedError(f"{stem} was learned with another backbone, weights, layers or input_shape")

@@ -43,6 +43,7 @@ def line_status(client: Any, name: str) -> dict[str, Any]:
     return {
         "line": name,
         "phase": state.get("phase"),
+        "problem": state.get("problem") or None,
         "model": state.get("model") or None,
         "epoch": int(state["epoch"]) if "epoch" in state else None,
         "applied_through": state.get("applied_through"),

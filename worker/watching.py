@@ -77,6 +77,7 @@ def committed(line: Line, model: str, serving: Serving) -> dict[str, str]:
         "commands_through": line.commands_through,
         "threshold": "" if serving.threshold is None else repr(serving.threshold),
         "provisional": str(int(serving.provisional)),
+        "problem": "",
         "rate": repr(line.false_positive_rate),
         "rate_interval": "" if limit is None else f"{limit.rate_low:.4g} {limit.rate_high:.4g}",
         **shown(line),

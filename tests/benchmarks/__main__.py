@@ -9,6 +9,7 @@ from tests.benchmarks import (
     coreset,
     drift,
     gpu,
+    guarantees,
     learning,
     memory,
     one_pass,
@@ -28,6 +29,7 @@ BENCHMARKS: dict[str, Callable[[], None]] = {
     "plots": plots.main,
     "memory": memory.main,
     "gpu": gpu.main,
+    "guarantees": guarantees.main,
     "bundled_backbone": bundled_backbone.main,
 }
 

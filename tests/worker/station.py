@@ -24,8 +24,10 @@ State = tuple[dict[str, Tensor], dict[str, Any]]
 class Station:
     """Answering for some lines, as a worker has it, without a loop around it."""
 
-    def __init__(self, client: Any, engine: Engine, folder: Path, *names: str, room: int = 2**28) -> None:
-        settings = small_settings(*names, streams={"payload_bytes": 100})
+    def __init__(
+        self, client: Any, engine: Engine, folder: Path, *names: str, room: int = 2**28, unique_ids: int = 0
+    ) -> None:
+        settings = small_settings(*names, streams={"payload_bytes": 100, "unique_ids": unique_ids})
         self.client, self.engine, self.metrics, self.cache = client, engine, Metrics(), FeatureCache(room)
         self.keepers = {
             config.name: Keeper(
@@ -38,7 +40,8 @@ class Station:
             )
             for config in line_configs(settings)
         }
-        self.answering = Answering(settings, engine, self.cache, self.metrics)
+        streams = {name: keeper.streams for name, keeper in self.keepers.items()}
+        self.answering = Answering(settings, engine, self.cache, self.metrics, streams)
         for keeper in self.keepers.values():
             keeper.streams.ensure_groups()
 

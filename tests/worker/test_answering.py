@@ -192,7 +192,7 @@ def test_an_entry_that_was_trimmed_while_pending_is_a_lost_one(station: Station,
     station.send(line, message(item("a")))
     station.client.xreadgroup(ANSWERING, "station-1", {station.streams(line).images: ">"})
     station.client.xtrim(station.streams(line).images, maxlen=0, approximate=False)
-    station.answering.rewind([line])
+    station.answering.intake.rewind([line])
     assert station.turn() == 1
     assert [letter["reason"] for letter in station.letters(line)] == ["lost"]
     assert station.counted("entries_lost_total", line=line) == 1
@@ -209,7 +209,7 @@ def test_after_a_start_own_pending_entries_come_before_new_ones(
     sent = [before.send(line, message(item(str(number)))) for number in range(12)]
     client.xreadgroup(ANSWERING, "station-1", {before.streams(line).images: ">"}, count=10)
     again = Station(client, engine, tmp_path, line)
-    again.answering.rewind([line])
+    again.answering.intake.rewind([line])
     while again.turn():
         pass
     assert [result["entry"] for result in again.results(line)] == sent
@@ -219,7 +219,7 @@ def test_after_a_start_own_pending_entries_come_before_new_ones(
 def test_what_another_worker_was_given_is_left_to_it(station: Station, line: str) -> None:
     station.send(line, message(item("a")))
     station.client.xreadgroup(ANSWERING, "station-2", {station.streams(line).images: ">"})
-    station.answering.rewind([line])
+    station.answering.intake.rewind([line])
     assert station.turn() == 0
     assert station.results(line) == []
 
@@ -232,7 +232,7 @@ def test_an_entry_that_somebody_else_answered_meanwhile_is_neither_published_nor
     station.client.xreadgroup(ANSWERING, "station-1", {key: ">"})
     publish = station.streams(line).publish
     station.streams(line).publish = lambda *args: (station.client.xack(key, ANSWERING, entry), publish(*args))[1]  # type: ignore[method-assign]  # somebody is faster
-    station.answering.rewind([line])
+    station.answering.intake.rewind([line])
     assert station.turn() == 1
     assert (station.results(line), station.letters(line)) == ([], [])
     assert station.counted("images_total", line=line, outcome="unscored") == 0

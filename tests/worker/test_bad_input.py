@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def play(station: Station, line: str, first: int, last: int, pixels: Callable[[i
         numbers = range(start, min(start + batch, last + 1))
         station.send(line, message(*[item(str(i), data=encoded(pixels(i))) for i in numbers]))
         station.turn()
-        while keeper.learn(station.answering.extract, 1, station.answering.usable):
+        while keeper.learn(station.answering.extract, 1, partial(station.answering.usable, line)):
             if keeper.snapshot_due:
                 keeper.snapshot()
 

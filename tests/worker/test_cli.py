@@ -131,7 +131,7 @@ def test_a_usage_that_is_unknown_ends_with_code_2_and_its_name(call: Call, argum
 def test_help_names_every_command(call: Call) -> None:
     ended = call("--help")
     assert ended.code == 0
-    for command in ("run", "check", "produce", "tail", "status", "demo"):
+    for command in ("run", "check", "produce", "tail", "status", "control", "dead", "snapshots", "demo"):
         assert f" {command} " in ended.out
 
 

@@ -33,7 +33,7 @@ def test_a_command_is_answered_once_though_the_reply_to_its_commit_is_lost(
     epoch, port = keeper.epoch, streams.client.connection_pool.connection_kwargs["port"]
     proxy = LosesReplies(port, lambda command: b"commands_through" in command and not proxy.lost)
     client: Any = redis.Redis(port=proxy.port, protocol=2, retry=Retry(NoBackoff(), 0))
-    keeper.streams = keeper._reading.streams = LineStreams(client, streams.line)
+    keeper.streams = keeper.reading.streams = LineStreams(client, streams.line)
     keeper.owed.review = [ReviewPart("1-0", "aside", "quarantined", "", "", "", b"")]
     send(streams, "normal", {"entry": "9-9", "id": "part"}, "ann")
     with pytest.raises(redis.ConnectionError):

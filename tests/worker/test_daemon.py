@@ -278,6 +278,29 @@ def test_a_line_whose_stream_went_back_stops_alone(run: Run, settings: Any, clie
     assert (status, text.startswith(f"line {bad}: the stream ends at 5-0")) == (503, True)
     assert good not in text
     assert len(results(client, bad)) == 8
+    assert LineStreams(client, bad).state()["problem"].startswith("the stream ends at 5-0")
+
+
+def test_a_line_whose_stream_went_back_goes_on_from_there_when_it_is_told_to(
+    run: Run, settings: Any, client: redis.Redis, line: str
+) -> None:
+    with running(settings(line)):
+        send(client, line, 1, 8)
+        answered(client, line, 8)
+        eventually(lambda: LineStreams(client, line).state().get("model"))
+    streams = LineStreams(client, line)
+    client.delete(streams.images)
+    client.xadd(streams.images, {"batch": message(item())}, id="5-0")
+    worker = run(settings(line))
+    eventually(lambda: worker.keepers[line].stopped)
+    reply = wait_for_reply(streams, command(streams, "resync", {}, "somebody"), 20)
+    assert reply is not None
+    assert (reply.ok, reply.text.partition(";")[0]) == (True, "goes on behind 5-0")
+    state = streams.state()
+    assert (state["problem"], state["applied_through"]) == ("", "5-0")
+    send(client, line, 9, 36)
+    eventually(lambda: in_phase(client, line, SCORING))
+    assert worker.keepers[line].line.learner.images_seen_ == 16  # 8 before, 8 after: the one at 5-0 is let go
 
 
 @pytest.mark.parametrize("key", ["scores", "images"])

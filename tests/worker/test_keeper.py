@@ -150,7 +150,7 @@ def test_a_pending_entry_that_was_trimmed_is_passed_over(make_keeper: MakeKeeper
     keeper = opened(make_keeper(every_images=1000))
     streams.read_learning(keeper.epoch, 3)
     streams.client.xtrim(streams.images, minid="2-0", approximate=False)
-    keeper.rewind()
+    keeper.reading.rewind()
     learn_all(keeper)
     keeper.snapshot()
     assert keeper.line.learner.images_seen_ == 8
@@ -164,7 +164,7 @@ def test_entries_whose_reply_was_lost_are_learned_before_newer_ones(
     keeper = opened(make_keeper(every_images=1000))
     keeper.learn(extract, 1)
     streams.read_learning(keeper.epoch, 2)  # delivered, but the keeper never hears of them
-    keeper.rewind()
+    keeper.reading.rewind()
     learn_all(keeper)
     assert (keeper.line.applied_through, keeper.line.learner.images_seen_) == ("5-0", 20)
     keeper.snapshot()
@@ -211,7 +211,7 @@ def test_a_phase_that_only_memory_knows_trims_nothing_that_it_was_learned_from(
 def test_a_refused_snapshot_is_not_tried_again_at_once(
     make_keeper: MakeKeeper, streams: LineStreams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.keeper.RETRY_SECONDS", 1000.0)
+    monkeypatch.setattr("worker.schedule.RETRY_SECONDS", 1000.0)
     add(streams, *ENTRIES[:2])
     keeper = opened(make_keeper())
     (tmp_path / streams.line).write_text("in the way")

@@ -16,9 +16,9 @@ from tests.worker.keeping import (
     opened,
     pending,
 )
-from worker.errors import FencedError, ModelError
+from worker.errors import AbsentError, FencedError, ModelError
 from worker.line import CALIBRATING, SCORING, Line
-from worker.snapshots import stem_of
+from worker.snapshots import Snapshot, stem_of
 from worker.streams.line_streams import LineStreams
 
 # -- two keepers -------------------------------------------------------------------------------------------------------
@@ -135,11 +135,11 @@ def test_a_lease_is_renewed_before_it_ends(
 ) -> None:
     keeper = opened(make_keeper())
     streams.client.pexpire(streams.lease, 20_000)
-    keeper.renew(HOLDER)
+    keeper.lease.renew(keeper.epoch, HOLDER)
     assert streams.client.pttl(streams.lease) <= 20_000
     now = time.monotonic()
     monkeypatch.setattr("time.monotonic", lambda: now + 11)
-    keeper.renew(HOLDER)
+    keeper.lease.renew(keeper.epoch, HOLDER)
     assert streams.client.pttl(streams.lease) > 20_000
 
 
@@ -262,3 +262,23 @@ def test_who_cannot_use_the_lines_version_does_not_take_its_lease(
     while streams.client.exists(streams.lease):
         assert streams.client.get(streams.lease) == HOLDER.encode()
     assert keeper.store.stems() == [stem_of(1, 1), stem_of(1, 2)]
+
+
+def test_a_version_that_is_pruned_while_another_loads_it_is_passed_over_for_the_next(
+    make_keeper: MakeKeeper, streams: LineStreams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(streams, *ENTRIES[:4])
+    keeper, standby = opened(make_keeper(keep=2)), make_keeper()
+    learn_all(keeper)
+    load = standby.store.load
+
+    def slow(stem: str) -> Snapshot:
+        for _ in range(3):  # meanwhile the keeper goes on
+            keeper.snapshot()
+        return load(stem)
+
+    with monkeypatch.context() as patched, pytest.raises(AbsentError, match="not any more"):
+        patched.setattr(standby.store, "load", slow)
+        standby.follow()
+    standby.follow()
+    assert standby.model == keeper.model

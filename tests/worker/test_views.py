@@ -41,8 +41,8 @@ class AddsInBetween(redis.Redis):
 
 
 UNTOLD = {
-    "provisional": False, "false_positive_rate": None, "rate_interval": None, "progress": None, "outside_share": None,
-    "subspace_change": None, "quarantined": 0, "drift": None,
+    "problem": None, "provisional": False, "false_positive_rate": None, "rate_interval": None, "progress": None,
+    "outside_share": None, "subspace_change": None, "quarantined": 0, "drift": None,
 }  # fmt: skip
 
 

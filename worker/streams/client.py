@@ -1,16 +1,15 @@
 """The connection: no silent retries, one protocol."""
 
 from importlib.resources import files
+from typing import Any
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
+from redis.sentinel import MasterNotFoundError, Sentinel
 
 from worker.errors import ConfigurationError, RedisUnreachableError
 from worker.settings import RedisSettings
+from worker.streams.address import Address, address, shown
 
-CONNECT_SECONDS = 5.0
-REPLY_SECONDS = 15.0  # longer than any BLOCK
 OLDEST_VERSION = (6, 2)  # XAUTOCLAIM, XTRIM MINID
 
 CONNECTION_ERRORS = (redis.ConnectionError, redis.TimeoutError)
@@ -20,39 +19,50 @@ def connect(settings: RedisSettings) -> redis.Redis:
     """A client that has been answered once.
 
     redis-py retries writes by default, so that one lost reply would add an entry twice: here nothing is retried, and
-    each caller knows what may be repeated. RESP2 keeps the replies' shapes the same for all servers.
+    each caller knows what may be repeated.
 
     Raises:
         RedisUnreachableError, ConfigurationError: with the address, less its password.
     """
-    url = settings.url.get_secret_value()
+    where = shown(settings.url.get_secret_value())
     try:
-        client = redis.Redis.from_url(
-            url,
-            protocol=2,
-            retry=Retry(NoBackoff(), 0),
-            socket_timeout=REPLY_SECONDS,
-            socket_connect_timeout=CONNECT_SECONDS,
-        )
+        client = _client(address(settings))
         client.ping()
     except (ValueError, TypeError):  # their text may quote a password that stands where the port should
         raise ConfigurationError(
-            f"redis.url {shown(url)} is not an address; expected redis://USER:PASSWORD@HOST:PORT/DB, "
-            "with options that redis-py knows"
+            f"redis.url {where} is not an address; expected redis://USER:PASSWORD@HOST:PORT/DB or "
+            "redis+sentinel://HOST:PORT,HOST:PORT/MASTER/DB, with options that redis-py knows"
         ) from None
-    except redis.AuthenticationError as error:
-        raise RedisUnreachableError(f"Redis at {shown(url)} refuses redis.url's user or password: {error}") from None
     except redis.RedisError as error:
-        raise RedisUnreachableError(
-            f"Redis at {shown(url)} is not reached: {error}; start it, or set redis.url (MHPC_REDIS__URL)"
-        ) from None
+        raise RedisUnreachableError(_told(where, error)) from None
     return client
 
 
-def shown(url: str) -> str:
-    """The address without user, password and options (one of which is a password, too)."""
-    scheme, _, rest = url.partition("?")[0].partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}"
+def _client(to: Address) -> redis.Redis:
+    if not to.sentinels:
+        return redis.Redis.from_pool(redis.ConnectionPool(**to.options))
+    sentinel_class: Any = Sentinel  # redis-py annotates none of it
+    sentinel = sentinel_class(to.sentinels, sentinel_kwargs=to.sentinel_options)
+    client: redis.Redis = sentinel.master_for(to.master, **to.options)  # asks again for each new connection
+    return client
+
+
+def _told(where: str, error: redis.RedisError) -> str:
+    if isinstance(error, redis.AuthenticationError):
+        return f"Redis at {where} refuses redis.url's user or password (or redis.password_file's): {error}"
+    if isinstance(error, redis.exceptions.NoPermissionError):
+        return f"Redis at {where} lets this user do too little: {error}; grant it what deploy/redis/users.acl does"
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return (
+            f"Redis at {where} shows a certificate that does not hold: {error}; set redis.ca_file to the CA that "
+            "signed it, and name the host in redis.url as the certificate does"
+        )
+    if isinstance(error, MasterNotFoundError):  # it does not say why a sentinel was passed over
+        remedy = (
+            "redis.url, or redis.ca_file where their certificates do not hold" if "rediss" in where else "redis.url"
+        )
+        return f"no sentinel at {where} knows a master of that name that is up; start them, or correct {remedy}"
+    return f"Redis at {where} is not reached: {error}; start it, or set redis.url (MHPC_REDIS__URL)"
 
 
 def script(*names: str) -> str:

@@ -24,6 +24,7 @@ COMMANDS = {
     "release": ("entry", "id"),
     "drop": ("entry", "id"),
     "rollback": ("version?",),
+    "resync": (),
 }
 
 

@@ -14,6 +14,8 @@ LEARNER = "learner"  # the one consumer of LEARNING
 LEASE_MS = 30_000
 FROM_START = "0-0"
 REPLIES_MAX = 1000  # entries kept
+CLAIM_ENTRIES = 100  # in one page of a claim
+ATTEMPTS_SECONDS = 7 * 24 * 3600  # for so long a mark is kept that nobody took away
 
 
 class Entry(NamedTuple):
@@ -109,9 +111,12 @@ class LineStreams:
         self.images, self.scores, self.dead = prefix + "images", prefix + "scores", prefix + "dead"
         self.state_key, self.lease = prefix + "state", prefix + "lease"
         self.control, self.replies, self.review = prefix + "control", prefix + "replies", prefix + "review"
+        self.attempts, self.seen, self.seen_order = prefix + "attempts", prefix + "seen", prefix + "seen-order"
         self._gate = self.client.register_script(script("review", "gate"))
         self._acquire = self.client.register_script(script("acquire"))
         self._fenced = self.client.register_script(script("review", "fenced"))
+        self._claim = self.client.register_script(script("claim"))
+        self._seen = self.client.register_script(script("seen"))
 
     # -- both groups -------------------------------------------------------------------------------------------------
 
@@ -150,6 +155,33 @@ class LineStreams:
     def own_pending(self, consumer: str, count: int) -> list[Entry]:
         """Entries that were delivered to this consumer and not answered: after a start and after every error."""
         return _entries(self.client.xreadgroup(ANSWERING, consumer, {self.images: FROM_START}, count=count))
+
+    def claim(self, consumer: str, idle_ms: int, dead_max: int) -> tuple[int, int]:
+        """Take over what other consumers have not answered for so long; how many that were, and how many were lost."""
+        claimed, lost, cursor = 0, 0, FROM_START
+        while True:
+            after, taken, trimmed = self._claim(
+                keys=[self.images, self.dead], args=[ANSWERING, consumer, idle_ms, cursor, CLAIM_ENTRIES, dead_max]
+            )
+            claimed, lost, cursor = claimed + taken, lost + trimmed, after.decode()
+            if cursor == FROM_START:
+                return claimed, lost
+
+    def is_first(self, image: str, entry: str, place: int, window: int) -> bool:
+        """Whether no other of the line's last `window` images had this id; it is this one's from then on."""
+        return bool(self._seen(keys=[self.seen, self.seen_order], args=[window, image, f"{entry}/{place}"]))
+
+    def mark(self, attempt: str) -> int:
+        """Note that this is about to be tried; the number of times that it was and nobody took the mark away."""
+        pipe = self.client.pipeline()
+        pipe.hincrby(self.attempts, attempt, 1)
+        pipe.expire(self.attempts, ATTEMPTS_SECONDS)
+        return int(pipe.execute()[0])
+
+    def unmark(self, *attempts: str) -> None:
+        """They were survived, or given up."""
+        if attempts:
+            self.client.hdel(self.attempts, *attempts)
 
     def publish(self, answers: Iterable[Answer], scores_max: int, dead_max: int, review: ReviewCaps) -> list[bool]:
         """Send each answer through the gate; False where the entry was no longer pending (somebody published it)."""

@@ -1,70 +1,50 @@
 """kill -9 at any moment loses nothing and counts nothing twice."""
 
 import signal
-from collections import Counter
 from pathlib import Path
 
 import pytest
 import redis
-import torch
 
-from tests.worker.faults.processes import CALIBRATE, LEARN, committed, results, running_worker, state, write_config
-from tests.worker.helpers import eventually, item, message
-
-IMAGES, BATCH = 100, 4
-POISONED = {10, 30, 55, 90}  # in each phase
-COUNTS = ("images_learned", "images_quarantined", "images_calibrated", "rows", "phase", "line")
-
-
-def play(client: redis.Redis, line: str, start: int, stop: int) -> None:
-    for first in range(start, stop, BATCH):
-        items = [
-            item(str(i), **({"data": b"\x89PNG cut"} if i in POISONED else {})) for i in range(first, first + BATCH)
-        ]
-        client.xadd(f"mhpc:{{{line}}}:images", {"batch": message(*items)})
-
-
-def done(client: redis.Redis, line: str, count: int) -> bool:
-    answered = int(client.xlen(f"mhpc:{{{line}}}:scores")) + int(client.xlen(f"mhpc:{{{line}}}:dead"))
-    return answered >= count
+from tests.worker.faults.processes import (
+    CALIBRATE,
+    IMAGES,
+    LEARN,
+    PHASES,
+    assert_each_answered_once,
+    assert_learned_alike,
+    committed,
+    done,
+    finish,
+    play,
+    results,
+    running_worker,
+    state,
+    write_config,
+)
+from tests.worker.helpers import eventually
+from worker.snapshots import Snapshot
 
 
 def test_a_worker_killed_in_every_phase_ends_with_the_counts_of_an_unbroken_run(
-    redis_url: str, client: redis.Redis, line: str, tmp_path: Path
+    redis_url: str, client: redis.Redis, line: str, tmp_path: Path, unbroken_run: Snapshot
 ) -> None:
-    unbroken, broken = f"{line}-u", f"{line}-b"
-    config = write_config(tmp_path, redis_url, unbroken, tmp_path)
-    play(client, unbroken, 0, IMAGES)
-    with running_worker(config) as worker:
-        eventually(lambda: done(client, unbroken, IMAGES) and state(client, unbroken).get("phase") == "scoring")
-        worker.send_signal(signal.SIGTERM)
-        assert worker.wait(30) == 0
-
-    config = write_config(tmp_path, redis_url, broken, tmp_path)
+    config = write_config(tmp_path, redis_url, line, tmp_path)
     sent = 0
-    for upto in (20, 60, 88):  # while it learns, calibrates, scores
-        play(client, broken, sent, upto)
+    for upto in PHASES:
+        play(client, line, sent, upto)
         sent = upto
         with running_worker(config) as worker:
-            eventually(lambda upto=upto: done(client, broken, upto - 4))  # type: ignore[misc]  # mypy cannot infer a default
+            eventually(lambda upto=upto: done(client, line, upto - 4))  # type: ignore[misc]  # mypy cannot infer a default
             worker.kill()
-    play(client, broken, sent, IMAGES)
+    play(client, line, sent, IMAGES)
     with running_worker(config) as worker:
-        eventually(lambda: done(client, broken, IMAGES) and state(client, broken).get("phase") == "scoring")
-        worker.send_signal(signal.SIGTERM)
-        assert worker.wait(30) == 0
-
-    expected, found = (committed(client, name, tmp_path) for name in (unbroken, broken))
-    same = {key: found.metadata[key] for key in COUNTS if key != "line"}
-    assert same == {key: expected.metadata[key] for key in COUNTS if key != "line"}
+        finish(client, line, worker)
+    found = committed(client, line, tmp_path)
+    assert_learned_alike(found, unbroken_run)
     assert found.metadata["images_learned"] + found.metadata["images_quarantined"] >= LEARN
     assert found.metadata["images_calibrated"] >= CALIBRATE
-    assert int(found.tensors["mass"].sum()) == found.metadata["rows"]
-    torch.testing.assert_close(found.tensors["mean"], expected.tensors["mean"], rtol=1e-5, atol=1e-5)
-    for name in (unbroken, broken):
-        times = Counter(result["id"] for result in results(client, name))
-        assert times == {str(i): 1 for i in range(IMAGES) if i not in POISONED}
-        assert client.xlen(f"mhpc:{{{name}}}:dead") == len(POISONED)
+    assert_each_answered_once(client, line)
 
 
 def test_what_was_learned_since_the_last_snapshot_survives_sigterm(

@@ -11,7 +11,8 @@ from tests.conftest import PrivateRedis, free_port
 from tests.worker.helpers import LosesReplies
 from worker.errors import ConfigurationError, RedisUnreachableError
 from worker.settings import RedisSettings
-from worker.streams.client import CONNECTION_ERRORS, connect, script, shown
+from worker.streams.address import shown
+from worker.streams.client import CONNECTION_ERRORS, connect, script
 
 
 def settings(url: str) -> RedisSettings:

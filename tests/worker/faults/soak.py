@@ -1,0 +1,162 @@
+"""`make soak`: does a worker's memory grow under long use, with one input in twenty malformed?"""
+
+import argparse
+import os
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import redis
+from numpy.typing import NDArray
+
+from tests.conftest import PrivateRedis
+from tests.worker.faults.malformed import malformed_entry, malformed_image
+from tests.worker.faults.processes import running_worker, write_config
+from tests.worker.helpers import eventually, item, message
+
+LINE, BATCH = "soak", 4
+MALFORMED = 0.04  # of the entries, and of the images in the others: about one input in twenty
+SAMPLE_SECONDS = 5.0
+WARM_UP = 0.2  # share of the samples
+BLOCKS = 20
+OUTSTANDING = 200  # images that wait for an answer, at most
+KIB_PER_MINUTE = 10.0  # what grows less is no leak
+STANDARD_ERRORS = 3.0
+COUNTED = 5000  # answers read at once
+
+
+class Growth(NamedTuple):
+    """KiB in a minute, and its standard error."""
+
+    slope: float
+    error: float
+
+    @property
+    def leaks(self) -> bool:
+        return self.slope > KIB_PER_MINUTE and self.slope > STANDARD_ERRORS * self.error
+
+
+def growth(minutes: NDArray[np.float64], kib: NDArray[np.float64]) -> Growth:
+    """A line through the samples behind the warm-up.
+
+    Neighbours are alike, so that they are fewer than they seem: blocks' means are taken for independent.
+    """
+    start = int(len(kib) * WARM_UP)
+    blocks = min(BLOCKS, (len(kib) - start) // 2)
+    x, y = (np.array([part.mean() for part in np.array_split(of[start:], blocks)]) for of in (minutes, kib))
+    slope, at_zero = np.polyfit(x, y, 1)
+    residuals = y - (slope * x + at_zero)
+    variance = float(residuals @ residuals) / (blocks - 2) / float(((x - x.mean()) ** 2).sum())
+    return Growth(float(slope), variance**0.5)
+
+
+def resident_kib(pid: int) -> float:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1024
+
+
+class Sender:
+    """Sends images at a rate, some malformed, and counts what comes of them; streams may be trimmed meanwhile."""
+
+    def __init__(self, client: redis.Redis, rate: float) -> None:
+        self.client, self.rate, self.dice = client, rate, random.Random(0)
+        self.sent = self.malformed = 0
+        self.answers = Counter[str]()
+        self._last = dict.fromkeys(("scores", "dead"), "0-0")
+        self._began = time.monotonic()
+
+    @property
+    def outstanding(self) -> int:
+        return self.sent - self.answers.total()
+
+    def send_what_is_due(self) -> None:
+        due = (time.monotonic() - self._began) * self.rate
+        while self.sent < due and self.outstanding < OUTSTANDING:
+            self.client.xadd(self._key("images"), self._entry())
+
+    def _entry(self) -> dict[Any, Any]:
+        if self.dice.random() < MALFORMED:
+            self.sent, self.malformed = self.sent + 1, self.malformed + 1
+            return malformed_entry(self.dice)
+        bad = [self.dice.random() < MALFORMED for _ in range(BATCH)]
+        names = [str(self.sent + place) for place in range(BATCH)]
+        self.sent, self.malformed = self.sent + BATCH, self.malformed + sum(bad)
+        pairs = zip(bad, names, strict=True)
+        return {"batch": message(*(malformed_image(self.dice, name) if cut else item(name) for cut, name in pairs))}
+
+    def count(self) -> None:
+        for kind in self._last:
+            while entries := self._behind(kind):
+                self.answers[kind] += len(entries)
+                self._last[kind] = entries[-1][0].decode()
+
+    def _behind(self, kind: str) -> Any:
+        return self.client.xrange(self._key(kind), min=f"({self._last[kind]}", count=COUNTED)
+
+    def is_done(self) -> bool:
+        self.count()
+        return not self.outstanding
+
+    def _key(self, kind: str) -> str:
+        return f"mhpc:{{{LINE}}}:{kind}"
+
+
+def soaked(server: PrivateRedis, folder: Path, minutes: float, rate: float) -> tuple[Sender, list[tuple[float, float]]]:
+    """Run a worker for so long; returns what it was sent and its resident memory, (minute, KiB) each."""
+    client, samples = redis.Redis(port=server.port, protocol=2), list[tuple[float, float]]()
+    config = write_config(folder, server.url, LINE, folder / "snapshots", learn=200, calibrate=200, every_images=100)
+    with running_worker(config) as worker:
+        eventually(lambda: client.exists(f"mhpc:{{{LINE}}}:lease"))
+        sender, began = Sender(client, rate), time.monotonic()
+        while (elapsed := time.monotonic() - began) < minutes * 60:
+            sender.send_what_is_due()
+            sender.count()
+            if elapsed >= SAMPLE_SECONDS * len(samples):
+                samples.append((elapsed / 60, resident_kib(worker.pid)))
+            time.sleep(0.02)
+        try:
+            eventually(sender.is_done)
+        except AssertionError:
+            say(f"worker's exit code {worker.poll()}; not answered in time: {sender.outstanding}")
+    return sender, samples
+
+
+def say(text: str) -> None:
+    print(text, flush=True)  # noqa: T201 - what it is for
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.worker.faults.soak", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--rate", type=float, default=40, help="images a second, at most")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        server = PrivateRedis(Path(name))
+        try:
+            sender, samples = soaked(server, Path(name), given.minutes, given.rate)
+        finally:
+            server.kill()
+    minutes, kib = np.array(samples).T
+    found = growth(minutes, kib)
+    answers = sender.answers
+    say(
+        f"sent {sender.sent}, malformed {sender.malformed}: results {answers['scores']}, dead letters {answers['dead']}"
+    )
+    say(
+        f"resident {kib[int(len(kib) * WARM_UP)] / 1024:.0f} MiB after the warm-up, {kib[-1] / 1024:.0f} MiB at the end"
+    )
+    say(f"growth {found.slope:.1f} KiB/min, standard error {found.error:.1f}")
+    counts = answers["dead"] == sender.malformed and sender.outstanding == 0
+    say(
+        ("answered once each" if counts else "COUNTS DIFFER") + (", memory GROWS" if found.leaks else ", memory steady")
+    )
+    return int(found.leaks or not counts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

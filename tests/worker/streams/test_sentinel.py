@@ -1,0 +1,121 @@
+"""The master is the one that the sentinels name, also after another has become it."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import redis
+
+from tests.conftest import free_port
+from tests.servers import started
+from tests.worker.helpers import eventually
+from worker.errors import ConfigurationError, RedisUnreachableError
+from worker.settings import RedisSettings
+from worker.streams.client import CONNECTION_ERRORS, connect
+
+MASTER = "plant"
+
+
+class Watched(NamedTuple):
+    master: Any  # the process
+    ports: tuple[int, int]
+    sentinel: int
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Iterator[Watched]:
+    """A master, its replica, and a sentinel that lets the replica take over."""
+    first, second, sentinel = free_port(), free_port(), free_port()
+    configuration = tmp_path / "sentinel.conf"
+    configuration.write_text(
+        f"port {sentinel}\nsentinel monitor {MASTER} 127.0.0.1 {first} 1\n"
+        f"sentinel down-after-milliseconds {MASTER} 500\nsentinel failover-timeout {MASTER} 2000\n"
+    )
+    with ExitStack() as servers:
+        master = servers.enter_context(started(tmp_path, "--port", str(first), "--save", ""))
+        eventually(lambda: answers(first))
+        servers.enter_context(
+            started(tmp_path, "--port", str(second), "--save", "", "--replicaof", "127.0.0.1", str(first))
+        )
+        replica: Any = redis.Redis(port=second)
+        eventually(lambda: answers(second) and replica.info("replication")["master_link_status"] == "up")
+        servers.enter_context(started(tmp_path, str(configuration), "--sentinel"))
+        asked: Any = redis.Redis(port=sentinel, protocol=2)
+        eventually(lambda: answers(sentinel) and asked.sentinel_slaves(MASTER))
+        yield Watched(master, (first, second), sentinel)
+
+
+def answers(port: int) -> bool:
+    try:
+        return bool(redis.Redis(port=port).ping())
+    except redis.ConnectionError:
+        return False
+
+
+def failed_over(watched: Watched) -> bool:
+    asked: Any = redis.Redis(port=watched.sentinel)
+    try:
+        return bool(asked.execute_command("SENTINEL", "FAILOVER", MASTER))
+    except redis.ResponseError:  # it does not know yet how the replica is
+        return False
+
+
+def settings(url: str) -> RedisSettings:
+    return RedisSettings.model_validate({"url": url})
+
+
+def test_the_same_client_reaches_the_new_master_and_adds_nothing_twice(watched: Watched) -> None:
+    dead = free_port()  # a sentinel that is down is passed over
+    url = f"redis+sentinel://127.0.0.1:{dead},127.0.0.1:{watched.sentinel}/{MASTER}/0"
+    client: Any = connect(settings(url))
+    assert client.xadd("stream", {"before": "1"})
+    assert client.wait(1, 5000) == 1
+    watched.master.kill()
+    with pytest.raises(CONNECTION_ERRORS):
+        client.xadd("stream", {"lost": "1"})
+
+    def added() -> bool:
+        try:
+            return bool(client.xadd("stream", {"after": "1"}))
+        except CONNECTION_ERRORS:
+            return False
+
+    eventually(added)
+    fields = [fields for _, fields in redis.Redis(port=watched.ports[1]).xrange("stream")]  # type: ignore[union-attr]
+    assert fields == [{b"before": b"1"}, {b"after": b"1"}]
+
+
+def test_a_replica_that_was_the_master_is_left(watched: Watched) -> None:
+    client: Any = connect(settings(f"redis+sentinel://127.0.0.1:{watched.sentinel}/{MASTER}"))
+    assert client.xadd("stream", {"a": "1"})
+    eventually(lambda: failed_over(watched))
+
+    def moved() -> bool:
+        try:
+            client.xadd("stream", {"a": "1"})
+        except CONNECTION_ERRORS:
+            return False
+        return bool(client.connection_pool.master_address == ("127.0.0.1", watched.ports[1]))
+
+    eventually(moved)
+
+
+def test_a_master_that_no_sentinel_knows_is_told(watched: Watched) -> None:
+    with pytest.raises(RedisUnreachableError, match="knows a master of that name") as caught:
+        connect(settings(f"redis+sentinel://:hunter2@127.0.0.1:{watched.sentinel}/other"))
+    assert "hunter2" not in str(caught.value)
+
+
+def test_sentinels_that_do_not_answer_are_told() -> None:
+    with pytest.raises(RedisUnreachableError, match="start them") as caught:
+        connect(settings(f"redis+sentinel://:hunter2@127.0.0.1:{free_port()}/{MASTER}"))
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("rest", ["127.0.0.1:1", "127.0.0.1:1/", "127.0.0.1:1,/m", "/m", "h:port/m", "h:1/m/x"])
+def test_an_address_that_names_no_sentinel_or_master_is_a_matter_of_configuration(rest: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"HOST:PORT,HOST:PORT/MASTER/DB") as caught:
+        connect(settings(f"redis+sentinel://:hunter2@{rest}"))
+    assert "hunter2" not in str(caught.value)

@@ -1,0 +1,118 @@
+"""What fails with an image in hand costs that image, and nothing is lost or answered twice."""
+
+from pathlib import Path
+
+import pytest
+import redis
+import torch
+
+from tests.worker.helpers import encoded, item, message, picture
+from tests.worker.station import Station
+from worker.engine import Engine
+from worker.failpoints import armed
+from worker.message import Image
+from worker.streams.line_streams import ANSWERING
+
+
+@pytest.fixture
+def station(client: redis.Redis, engine: Engine, tmp_path: Path, line: str) -> Station:
+    return Station(client, engine, tmp_path, line)
+
+
+def until_quiet(station: Station) -> None:
+    while station.turn():
+        pass
+
+
+def test_an_image_that_fails_with_an_error_nobody_expected_costs_that_image_alone(
+    station: Station, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.answering.failpoint", armed("decode=5:error:1+"))
+    for first in (0, 4, 8):
+        station.send(line, message(*(item(str(number)) for number in range(first, first + 4))))
+    until_quiet(station)
+    assert sorted(int(result["id"]) for result in station.results(line)) == [n for n in range(12) if n != 5]
+    (letter,) = station.letters(line)
+    assert (letter["id"], letter["reason"]) == ("5", "failed")
+    assert letter["error"].startswith("failed 3 times: RuntimeError: ")
+    assert station.pending(line) == 0
+    assert station.client.hlen(station.streams(line).attempts) == 0
+
+
+def test_an_error_that_passes_costs_nothing(station: Station, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.answering.failpoint", armed("decode=1:error:1"))
+    station.send(line, message(item("0"), item("1")))
+    until_quiet(station)
+    assert [result["id"] for result in station.results(line)] == ["0", "1"]
+    assert station.letters(line) == []
+
+
+def test_after_three_crashes_with_it_in_hand_an_image_is_given_up_and_its_neighbours_are_answered(
+    station: Station, line: str
+) -> None:
+    entry = station.send(line, message(item("a"), item("b"), item("c")))
+    station.client.xreadgroup(ANSWERING, "station-1", {station.streams(line).images: ">"})
+    for _ in range(3):  # as three processes that crashed left it
+        station.streams(line).mark(f"{entry}/1")
+    station.answering.intake.rewind([line], alone=True)
+    until_quiet(station)
+    assert [result["id"] for result in station.results(line)] == ["a", "c"]
+    (letter,) = station.letters(line)
+    assert (letter["id"], letter["error"]) == ("b", "the process crashed 3 times with this image in hand")
+    assert station.client.hlen(station.streams(line).attempts) == 0
+
+
+@pytest.mark.parametrize("grey", [False, True])
+def test_an_image_tried_by_itself_gets_the_verdict_that_it_gets_among_others(
+    station: Station, line: str, grey: bool
+) -> None:
+    pixels = picture(3)[:, :, :1] if grey else picture(3)
+    raw = Image("r", "raw", pixels.tobytes(), shape=(*pixels.shape[:2], pixels.shape[2]), ts=1.5, meta={"k": [1]})
+    fields = {"id": raw.id, "format": "raw", "data": raw.data, "shape": list(raw.shape or ()), "ts": 1.5}
+    for alone in (False, True):
+        station.send(line, message({**fields, "meta": raw.meta}))
+        station.client.xreadgroup(ANSWERING, "station-1", {station.streams(line).images: ">"})
+        station.answering.intake.rewind([line], alone=alone)
+        until_quiet(station)
+    ours, theirs = station.results(line)
+    different = {"entry", "latency_ms"}
+    assert {k: v for k, v in ours.items() if k not in different} == {
+        k: v for k, v in theirs.items() if k not in different
+    }
+
+
+def test_a_batch_that_the_device_has_no_memory_for_is_halved_with_equal_features(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = [engine.prepare(picture(seed)) for seed in range(7)]
+    (whole,) = engine.batches(images)
+    refused = []
+
+    def small_device(_name: str, images: str) -> None:
+        if int(images) > 2:
+            refused.append(int(images))
+            raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr("worker.engine.failpoint", small_device)
+    (halved,) = engine.batches(images)
+    assert refused == [7, 3, 4]
+    torch.testing.assert_close(halved, whole)
+
+
+def test_a_device_with_no_memory_for_one_image_dead_letters_it(
+    station: Station, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.engine.failpoint", armed("forward:oom:1+"))
+    station.send(line, message(item("a"), item("b")))
+    until_quiet(station)
+    assert [(letter["id"], letter["reason"]) for letter in station.letters(line)] == [("a", "failed"), ("b", "failed")]
+    assert "OutOfMemoryError" in station.letters(line)[0]["error"]
+    assert station.pending(line) == 0
+
+
+def test_a_jpeg_of_another_size_is_none_the_worse_for_its_neighbour(station: Station, line: str) -> None:
+    good = encoded(picture(0), "JPEG")
+    station.send(line, message(item("a", format="jpeg", data=good), item("b", format="jpeg", data=good[:60])))
+    until_quiet(station)
+    assert [result["id"] for result in station.results(line)] == ["a"]
+    assert [letter["id"] for letter in station.letters(line)] == ["b"]

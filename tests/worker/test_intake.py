@@ -1,0 +1,92 @@
+import time
+from pathlib import Path
+
+import pytest
+import redis
+
+from tests.worker.helpers import item, message
+from tests.worker.station import Station
+from worker.engine import Engine
+from worker.intake import READ_ENTRIES, Intake
+from worker.metrics import Metrics
+from worker.settings import MIB, StreamSettings
+from worker.streams.line_streams import ANSWERING
+
+
+@pytest.fixture
+def station(client: redis.Redis, engine: Engine, tmp_path: Path, line: str) -> Station:
+    return Station(client, engine, tmp_path, line)
+
+
+def intake(idle: float = 0.001, **settings: int) -> Intake:
+    return Intake(StreamSettings(claim_seconds=idle, **settings), "station-1", Metrics())
+
+
+def leave_to(station: Station, line: str, consumer: str, count: int) -> list[str]:
+    """Entries that a consumer was given and has not answered."""
+    sent = [station.send(line, message(item(str(number)))) for number in range(count)]
+    station.client.xreadgroup(ANSWERING, consumer, {station.streams(line).images: ">"})
+    time.sleep(0.01)
+    return sent
+
+
+def taken(reader: Intake, station: Station) -> list[str]:
+    found: list[str] = []
+    while entries := reader.read(station.client, station.keepers, None).entries:
+        for name, entry in entries:
+            found.append(entry.id)
+            station.client.xack(station.streams(name).images, ANSWERING, entry.id)
+    return found
+
+
+def test_what_a_dead_consumer_left_is_claimed_to_the_end_of_the_cursor(station: Station, line: str) -> None:
+    sent = leave_to(station, line, "station-2", 250)  # three pages
+    reader = intake()
+    assert taken(reader, station) == sent
+    assert station.pending(line) == 0
+
+
+def test_what_a_consumer_has_had_for_a_moment_is_left_to_it(station: Station, line: str) -> None:
+    leave_to(station, line, "station-2", 3)
+    assert taken(intake(idle=60.0), station) == []
+    assert station.pending(line) == 3
+
+
+def test_what_was_claimed_is_tried_one_by_one(station: Station, line: str) -> None:
+    leave_to(station, line, "station-2", 3)
+    read = intake().read(station.client, station.keepers, None)
+    assert (len(read.entries), read.alone) == (1, True)
+
+
+def test_a_dead_consumers_entry_that_was_trimmed_ends_as_one_dead_letter(station: Station, line: str) -> None:
+    sent = leave_to(station, line, "station-2", 3)
+    station.client.xdel(station.streams(line).images, sent[1])
+    station.answering.intake = Intake(StreamSettings(claim_seconds=0.001), "station-1", station.metrics)
+    while station.turn():
+        pass
+    assert [result["entry"] for result in station.results(line)] == [sent[0], sent[2]]
+    assert [(letter["entry"], letter["reason"]) for letter in station.letters(line)] == [(sent[1], "lost")]
+    assert station.counted("entries_lost_total", line=line) == 1
+    assert station.pending(line) == 0
+
+
+def test_large_entries_are_read_a_few_at_a_time(station: Station, line: str) -> None:
+    reader = intake(prefetch_bytes=4 * MIB)
+    for _ in range(20):
+        station.send(line, b"x" * (2 * MIB))
+    counts = []
+    while entries := reader.read(station.client, station.keepers, None).entries:
+        counts.append(len(entries))
+    assert sum(counts) == 20
+    assert counts[0] == 4  # as of 1 MiB each, which is what is expected at first
+    assert set(counts[1:]) == {2}
+
+
+def test_small_ones_come_by_eight_again(station: Station, line: str) -> None:
+    reader = intake(prefetch_bytes=4 * MIB)
+    for size in [4 * MIB] * 2 + [10] * 200:
+        station.send(line, b"x" * size)
+    counts = []
+    while entries := reader.read(station.client, station.keepers, None).entries:
+        counts.append(len(entries))
+    assert (sum(counts), max(counts[-5:])) == (202, READ_ENTRIES)

@@ -1,0 +1,44 @@
+import pytest
+
+from worker.errors import FencedError
+from worker.lease import LAPSE_SECONDS, Lease
+from worker.streams.line_streams import LEASE_MS, LineStreams
+
+
+def test_a_keeper_that_could_not_renew_stops_before_its_time_is_up(
+    streams: LineStreams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    lease = Lease(streams)
+    epoch, _ = lease.acquire("a#1", 0, "")
+    now += LAPSE_SECONDS - 1
+    lease.renew(epoch, "a#1")  # renewed at the last moment
+    now += LAPSE_SECONDS
+    assert LAPSE_SECONDS < LEASE_MS / 1000
+    with pytest.raises(FencedError, match="not renewed for 27 s"):
+        lease.renew(epoch, "a#1")
+
+
+def test_a_clock_of_the_wall_that_jumps_an_hour_moves_no_lease(
+    streams: LineStreams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease = Lease(streams)
+    epoch, _ = lease.acquire("a#1", 0, "")
+    for hours in (1, -1):
+        monkeypatch.setattr("time.time", lambda hours=hours: 1_700_000_000.0 + hours * 3600)
+        lease.renew(epoch, "a#1")
+
+
+def test_the_first_attempt_alone_takes_over_what_its_name_has_left(streams: LineStreams) -> None:
+    first, second = Lease(streams), Lease(streams)
+    assert first.acquire("a#1", 0, "a")[0] == 1
+    assert second.acquire("a#2", 0, "a")[0] == 2
+    assert first.acquire("a#1", 0, "a") == (0, "a#2")
+
+
+def test_an_epoch_is_above_those_that_this_process_held(streams: LineStreams) -> None:
+    lease = Lease(streams)
+    assert [lease.acquire("a#1", floor, "")[0] for floor in (4, 0)] == [5, 6]
+    streams.client.delete(streams.state_key, streams.lease)  # wiped
+    assert lease.acquire("a#1", 0, "")[0] == 7

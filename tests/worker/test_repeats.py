@@ -1,0 +1,78 @@
+"""Producers that send an image twice: with streams.unique_ids it is answered and learned once."""
+
+from pathlib import Path
+
+import pytest
+import redis
+
+from tests.worker.helpers import item, message
+from tests.worker.keeping import opened
+from tests.worker.station import Station
+from worker.engine import Engine
+from worker.streams.line_streams import ANSWERING
+
+
+@pytest.fixture
+def station(client: redis.Redis, engine: Engine, tmp_path: Path, line: str) -> Station:
+    return Station(client, engine, tmp_path, line, unique_ids=4)
+
+
+def answered(station: Station, line: str) -> list[str]:
+    while station.turn():
+        pass
+    return [result["id"] for result in station.results(line)]
+
+
+def learned(station: Station, line: str) -> int:
+    keeper = opened(station.keepers[line])
+    while keeper.learn(station.answering.extract, 1):
+        pass
+    return int(keeper.line.learner.images_seen_)
+
+
+def test_a_repeat_within_the_window_is_answered_and_learned_once(station: Station, line: str) -> None:
+    for batch in (["a", "b"], ["b", "c"], ["c", "c"]):
+        station.send(line, message(*map(item, batch)))
+    assert answered(station, line) == ["a", "b", "c"]
+    assert (station.letters(line), station.pending(line)) == ([], 0)
+    assert learned(station, line) == 3
+
+
+def test_learning_that_comes_first_learns_it_once_and_leaves_the_answer(station: Station, line: str) -> None:
+    for batch in (["a", "b"], ["b", "a"]):
+        station.send(line, message(*map(item, batch)))
+    assert learned(station, line) == 2
+    assert answered(station, line) == ["a", "b"]
+
+
+def test_behind_the_window_an_id_is_a_new_ones(station: Station, line: str) -> None:
+    for batch in (["a", "b", "c", "d", "e"], ["a"]):
+        station.send(line, message(*map(item, batch)))
+    assert answered(station, line) == ["a", "b", "c", "d", "e", "a"]
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_an_entry_that_comes_again_is_no_repeat_of_itself(station: Station, line: str, alone: bool) -> None:
+    sent = station.send(line, message(item("a"), item("b")))
+    station.client.xreadgroup(ANSWERING, "station-1", {station.streams(line).images: ">"})
+    for place, name in enumerate("ab"):  # as a process that was killed before the gate has left it
+        assert station.streams(line).is_first(name, sent, place, 4)
+    station.answering.intake.rewind([line], alone=alone)
+    assert answered(station, line) == ["a", "b"]
+
+
+def test_what_could_not_be_decoded_may_be_sent_again_whole(station: Station, line: str) -> None:
+    station.send(line, message(item("a", data=b"cut")))
+    station.send(line, message(item("a")))
+    assert answered(station, line) == ["a"]
+    assert [letter["id"] for letter in station.letters(line)] == ["a"]
+
+
+def test_without_a_window_each_image_that_comes_is_answered(
+    client: redis.Redis, engine: Engine, tmp_path: Path, line: str
+) -> None:
+    station = Station(client, engine, tmp_path, line)
+    for _ in range(2):
+        station.send(line, message(item("a"), item("a")))
+    assert answered(station, line) == ["a"] * 4
+    assert not client.exists(station.streams(line).seen)

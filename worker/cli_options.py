@@ -1,0 +1,38 @@
+"""What the commands share: their options, and what these stand for."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from worker.errors import ConfigurationError
+from worker.settings import LINE_NAME, Settings
+
+ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="TOML file; see config.example.toml.")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON document per line instead of text.")]
+LineOption = Annotated[str | None, typer.Option("--line", "-l", help="The line; may be left out if there is but one.")]
+UrlOption = Annotated[str | None, typer.Option("--redis", help="Address of Redis, instead of the configuration's.")]
+
+
+def settings_of(config: Path | None, redis: str | None) -> Settings:
+    from worker.configuration import load_settings
+
+    return load_settings(config, {"redis": {"url": redis}} if redis else {})
+
+
+def line_of(settings: Settings, line: str | None) -> str:
+    """The line that was named, or the only one there is."""
+    names = [item.name for item in settings.lines]
+    if line is not None:
+        if not LINE_NAME.match(line):
+            raise ConfigurationError(f"--line {line!r}: 1 to 63 of a-z 0-9 _ -, the first a letter or a digit")
+        return line
+    if len(names) == 1:
+        return names[0]
+    listed = f"one of {', '.join(names)}" if names else "a line's name"
+    raise ConfigurationError(f"which line? expected --line with {listed}")
+
+
+def printable(text: str) -> str:
+    """A text that came from outside: it may hold a terminal's commands."""
+    return text if text.isprintable() else repr(text)

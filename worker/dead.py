@@ -1,0 +1,208 @@
+"""Dead letters: finding them, and sending what they hold again. Imports no torch."""
+
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any, Literal, NamedTuple
+
+import msgpack
+
+from worker.errors import AbsentError, ReplayError
+from worker.message import VERSION, Image, encode_batch, image_name
+from worker.streams.client import script
+from worker.streams.line_streams import LineStreams, entry_key, newest_id
+
+PAGE = 16  # letters read at once: each may hold streams.payload_bytes
+DELETED = 1000  # letters deleted at once
+ENTRY_ID = re.compile(r"\d{1,20}-\d{1,20}\Z")
+# An image may have an empty id, too: these reasons no image is given, and those no whole entry.
+OF_AN_ENTRY = {"no_batch_field", "not_msgpack", "wrong_version", "empty_batch", "too_many_images", "lost"}
+OF_AN_IMAGE = {"not_an_image", "truncated", "failed"}
+
+
+class Letter(NamedTuple):
+    """One dead letter by its name, the id of its own entry; `id` is empty where a whole entry could not be decoded."""
+
+    name: str
+    entry: str
+    id: str
+    reason: str
+    error: str
+    deliveries: str
+    payload: bytes
+
+    @property
+    def when(self) -> datetime:
+        return datetime.fromtimestamp(entry_key(self.name)[0] / 1000, UTC)
+
+    def row(self) -> dict[str, Any]:
+        """All but the payload's bytes, for JSON."""
+        return {
+            "letter": self.name,
+            "entry": self.entry,
+            "id": self.id,
+            "reason": self.reason,
+            "error": self.error,
+            "deliveries": int(self.deliveries) if self.deliveries.isdecimal() else None,
+            "when": self.when.isoformat(timespec="milliseconds"),
+            "payload_bytes": len(self.payload),
+        }
+
+
+def letters(streams: LineStreams, reason: str | None = None, newest_first: bool = False) -> Iterator[Letter]:
+    """The letters there are now, or those of one reason; what comes meanwhile is left out."""
+    read = streams.client.xrevrange if newest_first else streams.client.xrange
+    start, end = "-", newest_id(streams.client, streams.dead)
+    while page := read(streams.dead, min=start, max=end, count=PAGE):
+        found = [_letter(name.decode(), fields) for name, fields in page]
+        yield from (letter for letter in found if reason in (None, letter.reason))
+        if newest_first:
+            end = f"({found[-1].name}"
+        else:
+            start = f"({found[-1].name}"
+
+
+def find(streams: LineStreams, name: str) -> Letter:
+    """The letter of that name.
+
+    Raises:
+        AbsentError: there is none.
+    """
+    found = streams.client.xrange(streams.dead, min=name, max=name) if _is_id(name) else []
+    if not found:
+        raise _absent(streams, [name])
+    return _letter(name, found[0][1])
+
+
+def ensure_present(streams: LineStreams, names: list[str]) -> None:
+    """Find every letter, or change nothing.
+
+    Raises:
+        AbsentError: it names all that are missing.
+    """
+    missing = []
+    for name in names:
+        try:
+            find(streams, name)
+        except AbsentError:
+            missing.append(name)
+    if missing:
+        raise _absent(streams, missing)
+
+
+def _absent(streams: LineStreams, names: list[str]) -> AbsentError:
+    return AbsentError(
+        f"no dead letter {', '.join(map(repr, names))} in {streams.dead}: never there, or replayed, purged or capped "
+        f"away since; mhpc-worker dead list --line {streams.line} shows those there are"
+    )
+
+
+def _letter(name: str, fields: dict[bytes, bytes]) -> Letter:
+    def text(field: str) -> str:
+        return fields.get(field.encode(), b"").decode(errors="replace")
+
+    entry, identity, reason = text("entry"), text("id"), text("reason")
+    return Letter(name, entry, identity, reason, text("error"), text("deliveries"), fields.get(b"payload", b""))
+
+
+def _is_id(text: str) -> bool:
+    return bool(ENTRY_ID.match(text)) and max(entry_key(text)) < 2**64
+
+
+def purge(streams: LineStreams, names: list[str]) -> int:
+    """Delete letters; returns how many were still there."""
+    parts = (names[start : start + DELETED] for start in range(0, len(names), DELETED))
+    return sum(streams.client.xdel(streams.dead, *part) for part in parts)
+
+
+# -- sending again -----------------------------------------------------------------------------------------------------
+
+
+class Replay:
+    """Puts what letters hold back into the line's images stream, each once however often it is asked.
+
+    Args:
+        cap: streams.payload_bytes; a payload of that length was cut.
+    """
+
+    def __init__(self, streams: LineStreams, cap: int) -> None:
+        self.streams = streams
+        self.cap = cap
+        self._script = streams.client.register_script(script("replay"))
+
+    def __call__(self, letter: Letter) -> str:
+        """Returns what came of it; nothing where the letter was gone by then.
+
+        Raises:
+            ReplayError: the letter holds too little, and stays.
+        """
+        batch, source = self.batch(letter)
+        keys, args = [self.streams.images, self.streams.dead], [letter.name, batch]
+        owner = self.streams.client.hget(self.streams.seen, letter.id)
+        if owner and owner.startswith(f"{letter.entry}/".encode()):
+            keys, args = [*keys, self.streams.seen], [*args, letter.id, owner]
+        entry: bytes = self._script(keys=keys, args=args)
+        return f"is entry {entry.decode()}, {source}" if entry else ""
+
+    def batch(self, letter: Letter) -> tuple[bytes, str]:
+        """The entry to be sent, and what it was made from: the entry as it came, else the letter's own payload.
+
+        Raises:
+            ReplayError: neither is whole.
+        """
+        original = self.streams.entry(letter.entry).batch if _is_id(letter.entry) else None
+        if original and (batch := _from_entry(original, letter)):
+            return batch, "from the entry as it came"
+        payload = letter.payload
+        if not payload:
+            raise _too_little(letter, "holds no bytes")
+        if len(payload) >= self.cap:
+            raise _too_little(letter, f"holds {len(payload)} bytes, cut at streams.payload_bytes")
+        form = _sniffed(payload)
+        if not letter.id and (letter.reason in OF_AN_ENTRY or not (form or letter.reason in OF_AN_IMAGE)):
+            return payload, "from the letter's bytes"
+        if form is None:
+            raise _too_little(letter, "holds bytes that are neither JPEG nor PNG, and no shape")
+        return encode_batch([Image(letter.id, form, payload)]), f"from the letter's {form}, without ts and meta"
+
+
+def _too_little(letter: Letter, what: str) -> ReplayError:
+    came = f"its entry {letter.entry or '(none)'} is gone from the stream, or has another content"
+    return ReplayError(f"{what}, and {came}: send the part again from its source, then purge the letter")
+
+
+def _from_entry(batch: bytes, letter: Letter) -> bytes | None:
+    """What the letter is of, as its entry holds it; None where the entry of that id is another (Redis was wiped)."""
+    of_letter = [item for name, item in _named_images(batch) if name == letter.id and _holds(item, letter.payload)]
+    if of_letter:
+        if any(item != of_letter[0] for item in of_letter[1:]):
+            raise ReplayError(
+                f"cannot be told from {len(of_letter) - 1} more images {letter.id!r:.60} of entry {letter.entry}: "
+                "send it again from its source under an id of its own, then purge the letter"
+            )
+        packed: bytes = msgpack.packb({"v": VERSION, "images": of_letter[:1]})
+        return packed
+    whole = not letter.id and letter.payload and batch.startswith(letter.payload)
+    return batch if whole else None
+
+
+def _named_images(batch: bytes) -> list[tuple[str, Any]]:
+    """An entry's images under the names that their letters carry; none where it cannot be decoded."""
+    try:
+        message = msgpack.unpackb(batch, strict_map_key=True)
+    except (ValueError, msgpack.UnpackException, RecursionError):
+        return []
+    images = message.get("images") if isinstance(message, dict) else None
+    return [(image_name(item, place), item) for place, item in enumerate(images if isinstance(images, list) else [])]
+
+
+def _holds(item: Any, payload: bytes) -> bool:
+    data = item.get("data") if isinstance(item, dict) else None
+    data = data if isinstance(data, bytes) else b""
+    return data.startswith(payload) if payload else not data
+
+
+def _sniffed(payload: bytes) -> Literal["jpeg", "png"] | None:
+    if payload.startswith(b"\xff\xd8\xff"):
+        return "jpeg"
+    return "png" if payload.startswith(b"\x89PNG\r\n\x1a\n") else None

@@ -1,0 +1,46 @@
+"""The lease on a line, by this process's monotonic clock."""
+
+import time
+
+from worker.errors import FencedError
+from worker.streams.line_streams import LEASE_MS, LineStreams
+
+RENEW_SECONDS = LEASE_MS / 1000 / 3
+LAPSE_SECONDS = 0.9 * LEASE_MS / 1000  # not renewed for so long, a keeper stops before its lease does
+
+
+class Lease:
+    """Who holds it may keep the line; an epoch that only grows tells one holder from the next."""
+
+    def __init__(self, streams: LineStreams) -> None:
+        self.streams = streams
+        self.highest_epoch = 0  # ever held by this process
+        self._attempted = False
+        self._renew_at = self._lapses_at = 0.0
+
+    def acquire(self, holder: str, epoch_on_disk: int, take_over: str) -> tuple[int, str]:
+        """The new epoch, or 0 and who holds the lease.
+
+        The first attempt takes over what an earlier process of the name `take_over` has left.
+        """
+        asked_at = time.monotonic()  # the lease runs from some moment after this
+        floor = max(epoch_on_disk, self.highest_epoch)
+        epoch, other = self.streams.acquire(holder, floor, "" if self._attempted else take_over)
+        self._attempted = True
+        if epoch:
+            self.highest_epoch = epoch
+            self._renew_at, self._lapses_at = asked_at + RENEW_SECONDS, asked_at + LAPSE_SECONDS
+        return epoch, other
+
+    def renew(self, epoch: int, holder: str) -> None:
+        """Keep it alive, where it is time.
+
+        Raises:
+            FencedError: another keeper took over, or may have: it could not be renewed in time.
+        """
+        now = time.monotonic()
+        if now >= self._lapses_at:
+            raise FencedError(f"line {self.streams.line}: the lease was not renewed for {LAPSE_SECONDS:.0f} s")
+        if now >= self._renew_at:
+            self.streams.renew(epoch, holder)
+            self._renew_at, self._lapses_at = now + RENEW_SECONDS, now + LAPSE_SECONDS

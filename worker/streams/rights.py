@@ -1,0 +1,64 @@
+"""What a worker's user must be allowed to do, tried in a transaction that is never carried out."""
+
+from typing import Any
+
+import redis
+
+# By the right's name in an ACL, a call of it; a server looks at rights when it puts a call into a transaction.
+CALLS = {
+    "ping": "PING",
+    "time": "TIME",
+    "script|exists": "SCRIPT EXISTS sha",
+    "script|load": "SCRIPT LOAD script",
+    "evalsha": "EVALSHA sha 1 KEY",
+    "get": "GET KEY",
+    "set": "SET KEY value",
+    "expire": "EXPIRE KEY 1",
+    "hget": "HGET KEY field",
+    "hset": "HSET KEY field value",
+    "hdel": "HDEL KEY field",
+    "hincrby": "HINCRBY KEY field 1",
+    "hgetall": "HGETALL KEY",
+    "llen": "LLEN KEY",
+    "lpop": "LPOP KEY",
+    "rpush": "RPUSH KEY value",
+    "xadd": "XADD KEY * field value",
+    "xack": "XACK KEY group 0-1",
+    "xautoclaim": "XAUTOCLAIM KEY group consumer 0 0-0",
+    "xdel": "XDEL KEY 0-1",
+    "xgroup|create": "XGROUP CREATE KEY group 0",
+    "xgroup|setid": "XGROUP SETID KEY group 0",
+    "xinfo|groups": "XINFO GROUPS KEY",
+    "xinfo|stream": "XINFO STREAM KEY",
+    "xlen": "XLEN KEY",
+    "xpending": "XPENDING KEY group",
+    "xrange": "XRANGE KEY - +",
+    "xreadgroup": "XREADGROUP GROUP group consumer STREAMS KEY >",
+    "xrevrange": "XREVRANGE KEY + -",
+    "xtrim": "XTRIM KEY MINID 0",
+}
+RIGHTS = {*CALLS, "multi", "exec"}
+
+
+def missing_rights(client: redis.Redis, line: str) -> list[str]:
+    """Names of the rights that the client's user lacks on a line's keys; the others are not tried without MULTI."""
+    pool: Any = client.connection_pool
+    connection = pool.get_connection()
+    key = f"mhpc:{{{line}}}:check"
+    try:
+        missing = [name for name in ("exec", "multi") if not _may(connection, name, key)]
+        if "multi" not in missing:
+            missing += [name for name, call in CALLS.items() if not _may(connection, call, key)]
+        return missing
+    finally:
+        connection.disconnect()  # which ends the transaction
+        pool.release(connection)
+
+
+def _may(connection: Any, call: str, key: str) -> bool:
+    connection.send_command(*(key if part == "KEY" else part for part in call.split()))
+    try:
+        connection.read_response()
+    except redis.ResponseError as error:  # for EXEC it comes wrapped, or says that there was no MULTI
+        return not (isinstance(error, redis.exceptions.NoPermissionError) or "NOPERM" in str(error))
+    return True

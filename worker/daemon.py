@@ -131,6 +131,9 @@ class Worker:
 
     def _rewind(self, keeper: Keeper) -> None:
         keeper.streams.ensure_groups()
+        if keeper.epoch and (keeper.streams.state().get("model", "") != keeper.model or keeper.regression()):
+            log.error("Redis lost writes: it has another version, or fewer entries", line=keeper.line.name)
+            keeper.lose("Redis lost writes; the line is loaded again as Redis has it")
         keeper.reading.rewind()
         self.answering.intake.rewind([keeper.line.name])
 

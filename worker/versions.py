@@ -17,17 +17,17 @@ def load_line(
 ) -> tuple[Line, str]:
     """The line as of the committed version, or of the newest whole one before it; a new line where there is none.
 
-    A version newer than the committed one was never acknowledged by: its entries come again, so it is not used.
-    Redis knows of none after it was wiped; then the newest on disk counts.
+    A version newer than the committed one was never acknowledged by: its entries come again, so it is not used, unless
+    it is all there is: then Redis has gone back behind what was pruned. After a wipe the newest on disk counts.
 
     Raises:
         ModelError: a version is committed, and none can be used.
         AbsentError: it was pruned while this looked: newer ones are committed.
     """
     line = make_line()
-    for stem in reversed(store.stems()):
-        if committed and stem > committed:
-            continue
+    newest_first = store.stems()[::-1]
+    newer = [stem for stem in newest_first if committed and stem > committed]
+    for stem in [*newest_first[len(newer) :], *newer]:
         try:
             snapshot = store.load(stem)
         except SnapshotError as error:
@@ -42,8 +42,9 @@ def load_line(
         line.restore(snapshot.tensors, snapshot.metadata)
         line.serve(line.served_by(stem))
         if committed and stem != committed:
-            log.error("an older version serves: what was learned after it is missing", line=line.name,
-                      committed=committed, serving=stem)  # fmt: skip
+            which = "an older version serves: what was learned after it is missing"
+            which = which if stem < committed else "a newer version serves: Redis has lost the commits up to it"
+            log.error(which, line=line.name, committed=committed, serving=stem)
         return line, stem
     if committed:  # never learn anew over a model that only is not at hand
         raise ModelError(

@@ -277,8 +277,23 @@ def test_a_version_that_is_pruned_while_another_loads_it_is_passed_over_for_the_
             keeper.snapshot()
         return load(stem)
 
-    with monkeypatch.context() as patched, pytest.raises(AbsentError, match="not any more"):
+    with monkeypatch.context() as patched:
         patched.setattr(standby.store, "load", slow)
-        standby.follow()
+        with pytest.raises(AbsentError, match="not any more"):
+            standby.follow()
     standby.follow()
     assert standby.model == keeper.model
+
+
+def test_where_redis_has_gone_back_behind_all_that_is_on_disk_the_newest_serves(
+    make_keeper: MakeKeeper, streams: LineStreams, unbroken: Line
+) -> None:
+    add(streams, *ENTRIES[:4])
+    keeper = learn_all(opened(make_keeper(keep=2)))
+    for _ in range(2):
+        keeper.snapshot()
+    streams.commit(keeper.epoch, {"model": stem_of(0, 1)})  # as a replica that was promoted knows it
+    again = opened(make_keeper())
+    assert_same(again.line, keeper.line)
+    add(streams, *ENTRIES[4:])
+    assert_same(learn_all(again).line, unbroken)

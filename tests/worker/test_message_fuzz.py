@@ -1,6 +1,7 @@
 """Whatever bytes come, they are answered or rejected."""
 
 import dataclasses
+import os
 from typing import Any
 
 import msgpack
@@ -21,6 +22,7 @@ from worker.message import (
 
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning", "ignore:Corrupt EXIF")
 
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "300"))  # each
 
 SCALARS = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=20)
 KEYS = st.text(max_size=4) | st.binary(max_size=4)
@@ -43,13 +45,13 @@ IMAGES = st.fixed_dictionaries(
 
 
 @given(st.binary(max_size=300))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 def test_random_bytes_are_rejected_and_nothing_else(data: bytes) -> None:
     outcomes(data, SMALL)
 
 
 @given(VALUES | st.fixed_dictionaries({"v": st.just(1), "images": st.lists(IMAGES, max_size=3)}))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 def test_any_msgpack_is_answered_or_rejected_and_what_is_answered_can_be_published(value: Any) -> None:
     try:
         images = decode_batch(msgpack.packb(value), SMALL)
@@ -72,7 +74,7 @@ PICTURES: list[tuple[Any, bytes]] = [
 
 
 @given(st.sampled_from(PICTURES), st.lists(st.tuples(st.integers(0, 2**16), st.binary(max_size=6)), max_size=4))
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_a_damaged_picture_is_decoded_or_rejected_and_nothing_else(source: tuple[Any, bytes], hits: Any) -> None:
     form, data = source
     damaged = bytearray(data)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from worker.errors import ModelError, SnapshotError, WorkerError
+from worker.errors import AbsentError, ModelError, SnapshotError, WorkerError
 from worker.snapshots import VERSION, SnapshotStore, epoch_of, stem_of
 
 STEM = stem_of(3, 7)
@@ -74,7 +74,7 @@ def test_versions_sort_by_epoch_then_sequence(store: SnapshotStore) -> None:
 def test_a_line_without_a_folder_has_no_versions(store: SnapshotStore) -> None:
     assert store.stems() == []
     assert store.highest_epoch() == 0
-    refused(store, error=ModelError)
+    refused(store, error=AbsentError)
 
 
 def test_files_of_other_names_are_not_versions(store: SnapshotStore) -> None:

@@ -22,6 +22,7 @@ from tests.worker.faults.processes import (
 )
 from tests.worker.helpers import eventually, item, message
 from worker.failpoints import NAMES, VARIABLE
+from worker.snapshots import Snapshot
 
 IN_LEARNING = [name for name in NAMES if name not in {"gate_done", "forward"}]
 IN_SCORING = ["read", "decode", "forward", "gate", "gate_done"]
@@ -35,29 +36,28 @@ def killed_at(config: Path, monkeypatch: pytest.MonkeyPatch, name: str, count: i
 
 
 def test_killed_at_every_failpoint_it_ends_as_an_unbroken_run_does(
-    redis_url: str, client: redis.Redis, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    redis_url: str,
+    client: redis.Redis,
+    line: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    unbroken_run: Snapshot,
 ) -> None:
-    unbroken, broken = f"{line}-u", f"{line}-b"
-    config = write_config(tmp_path, redis_url, unbroken, tmp_path)
-    play(client, unbroken, 0, IMAGES)
-    with running_worker(config) as worker:
-        finish(client, unbroken, worker)
-    config = write_config(tmp_path, redis_url, broken, tmp_path)
-    play(client, broken, 0, 88)
+    config = write_config(tmp_path, redis_url, line, tmp_path)
+    play(client, line, 0, 88)
     for number, name in enumerate(IN_LEARNING):
         killed_at(config, monkeypatch, name, 1 + number % 2)
     with running_worker(config) as worker:
-        eventually(lambda: done(client, broken, 88) and state(client, broken).get("phase") == "scoring")
+        eventually(lambda: done(client, line, 88) and state(client, line).get("phase") == "scoring")
         worker.kill()
     for number, name in enumerate(IN_SCORING):
-        play(client, broken, 88 + 2 * number, 90 + 2 * number)
+        play(client, line, 88 + 2 * number, 90 + 2 * number)
         killed_at(config, monkeypatch, name, 1)
-    play(client, broken, 98, IMAGES)
+    play(client, line, 98, IMAGES)
     with running_worker(config) as worker:
-        finish(client, broken, worker)
-    for name in (unbroken, broken):
-        assert_each_answered_once(client, name)
-    assert_learned_alike(committed(client, broken, tmp_path), committed(client, unbroken, tmp_path))
+        finish(client, line, worker)
+    assert_each_answered_once(client, line)
+    assert_learned_alike(committed(client, line, tmp_path), unbroken_run)
 
 
 def test_an_image_that_crashes_the_process_ends_as_a_dead_letter_and_the_line_goes_on(

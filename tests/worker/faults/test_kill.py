@@ -26,8 +26,9 @@ from tests.worker.helpers import eventually
 from worker.snapshots import Snapshot
 
 
-def test_a_worker_killed_in_every_phase_ends_with_the_counts_of_an_unbroken_run(
-    redis_url: str, client: redis.Redis, line: str, tmp_path: Path, unbroken_run: Snapshot
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_worker_ended_in_every_phase_leaves_the_counts_of_an_unbroken_run(
+    redis_url: str, client: redis.Redis, line: str, tmp_path: Path, unbroken_run: Snapshot, number: signal.Signals
 ) -> None:
     config = write_config(tmp_path, redis_url, line, tmp_path)
     sent = 0
@@ -36,7 +37,8 @@ def test_a_worker_killed_in_every_phase_ends_with_the_counts_of_an_unbroken_run(
         sent = upto
         with running_worker(config) as worker:
             eventually(lambda upto=upto: done(client, line, upto - 4))  # type: ignore[misc]  # mypy cannot infer a default
-            worker.kill()
+            worker.send_signal(number)
+            assert worker.wait(30) == (0 if number == signal.SIGTERM else -number)
     play(client, line, sent, IMAGES)
     with running_worker(config) as worker:
         finish(client, line, worker)

@@ -1,7 +1,6 @@
 """Answering: every image of every line gets its result or its dead letter, through the gate."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
@@ -11,33 +10,26 @@ import structlog
 import torch
 from torch import Tensor
 
+from worker.answers import Opened, answer_of
 from worker.engine import Engine, FeatureCache
 from worker.errors import RefusedError, RejectedError, one_line
 from worker.failpoints import failpoint
 from worker.intake import Intake
 from worker.keeper import Keeper
-from worker.line import Line
-from worker.message import Image, Rejected, Result, decode_batch, decode_pixels, encode_map, encode_result
+from worker.message import Image, Rejected, decode_batch, decode_pixels, encode_map
 from worker.metrics import Metrics
-from worker.records import Verdict
 from worker.settings import Settings
-from worker.streams.line_streams import Answer, DeadLetter, Entry, LineStreams, entry_key
-from worker.streams.review import review_caps, review_part
+from worker.streams.client import CONNECTION_ERRORS
+from worker.streams.line_streams import Entry, LineStreams, entry_key
+from worker.streams.review import review_caps
 
 ATTEMPTS = 3  # at an image by itself
 
 log = structlog.get_logger()
 
 
-@dataclass
-class Opened:
-    """An entry on its way: what came of each of its images."""
-
-    line: Line
-    entry: Entry
-    verdicts: list[tuple[Image, Verdict]] = field(default_factory=list)
-    rejected: list[Rejected] = field(default_factory=list)
-    features: list[Tensor] = field(default_factory=list)  # [B, P, D] each; kept while the line learns, if there is room
+class GivesUpLaterError(Exception):
+    """An entry failed as a whole, and is to be tried again."""
 
 
 class Answering:
@@ -75,6 +67,8 @@ class Answering:
             except redis.ResponseError as error:  # the mark is refused: it stays pending
                 self.refused[name] = str(error)
                 return len(opened)
+            except GivesUpLaterError:  # it comes again, with one more mark
+                return len(opened)
         elif opened and not self._judged(opened):
             return len(opened)
         if opened:
@@ -89,11 +83,11 @@ class Answering:
         if cached is not None:
             yield cached
             return
-        yield from self.engine.batches(x for _, x in self._prepared(entry, [], self.streams[line]))
+        yield from self.engine.batches(x for _, x in self._prepared(entry, [], self.streams[line], learns=True))
 
     def usable(self, line: str, entry: Entry) -> list[Image]:
         """The images of an entry that can be decoded: those that `extract` gives the features of."""
-        return [image for image, _ in self._prepared(entry, [], self.streams[line])]
+        return [image for image, _ in self._prepared(entry, [], self.streams[line], learns=True)]
 
     def features_of(self, image: bytes) -> Tensor:
         """Features [1, P, D] of an image as review keeps it.
@@ -126,7 +120,7 @@ class Answering:
                 yield image
 
     def _prepared(
-        self, entry: Entry, rejected: list[Rejected], streams: LineStreams | None = None
+        self, entry: Entry, rejected: list[Rejected], streams: LineStreams | None = None, learns: bool = False
     ) -> Iterator[tuple[Image, Tensor]]:
         """An entry's images, decoded one at a time as they are needed; what is unusable goes to `rejected`.
 
@@ -134,7 +128,7 @@ class Answering:
         """
         for place, image in enumerate(self._images(entry, rejected)):
             prepared = self._prepare(image, rejected)
-            if prepared is not None and self._is_first(image, entry, place, streams):
+            if prepared is not None and self._is_first(image, entry, place, streams, learns):
                 yield image, prepared
 
     def _prepare(self, image: Image, rejected: list[Rejected]) -> Tensor | None:
@@ -146,16 +140,19 @@ class Answering:
             rejected.append(Rejected(image.id, error.reason, str(error), image.data))
             return None
 
-    def _is_first(self, image: Image, entry: Entry, place: int, streams: LineStreams | None) -> bool:
+    def _is_first(self, image: Image, entry: Entry, place: int, streams: LineStreams | None, learns: bool) -> bool:
         """What cannot be decoded has no claim on its id: it may be sent again, whole."""
         window = self.settings.streams.unique_ids
-        return streams is None or not window or streams.is_first(image.id, entry.id, place, window)
+        if streams is None or not window or streams.is_first(image.id, entry.id, place, window, learns):
+            return True
+        self.metrics.images.labels(streams.line, "skipped").inc(not learns)
+        return False
 
     def _judged(self, opened: list[Opened]) -> bool:
         """Judge; False if something failed that nobody expected: then each entry comes again, by itself."""
         try:
             self._judge(opened)
-        except (torch.AcceleratorError, redis.RedisError):  # the device or Redis is lost, whatever they are given
+        except (torch.AcceleratorError, *CONNECTION_ERRORS):  # the device or Redis is lost, whatever they are given
             raise
         except Exception as error:
             log.exception("a batch failed; its entries are tried one by one", entries=len(opened), error=str(error))
@@ -187,13 +184,13 @@ class Answering:
         """Judge an entry image by image, each marked before it is tried: what took the process down is found again."""
         streams = self.streams[part.line.name]
         given_up = []  # their marks stay until all are through: the next may yet take the process down
-        for place, image in enumerate(self._images(part.entry, part.rejected)):
+        for place, image in enumerate(self._split_alone(part, streams)):
             mark = f"{part.entry.id}/{place}"
             error = f"the process crashed {ATTEMPTS} times with this image in hand"
             while streams.mark(mark) <= ATTEMPTS:
                 try:
                     x = self._prepare(image, part.rejected)
-                    if x is not None and self._is_first(image, part.entry, place, streams):
+                    if x is not None and self._is_first(image, part.entry, place, streams, False):
                         self._verdicts(part, [image], next(iter(self.engine.batches([x]))))
                     streams.unmark(mark)
                     break
@@ -205,7 +202,23 @@ class Answering:
             else:
                 part.rejected.append(Rejected(image.id, "failed", error, image.data))
                 given_up.append(mark)
+                streams.disown(image.id, part.entry.id, place)
         streams.unmark(*given_up)
+
+    def _split_alone(self, part: Opened, streams: LineStreams) -> list[Image]:
+        mark = f"{part.entry.id}/"
+        if streams.mark(mark) > ATTEMPTS:
+            error = f"splitting the entry into its images failed {ATTEMPTS} times"
+            part.rejected.append(Rejected("", "failed", error, part.entry.batch or b""))
+            images = []
+        else:
+            try:
+                images = list(self._images(part.entry, part.rejected))
+            except Exception as error:
+                log.exception("an entry failed", line=part.line.name, entry=part.entry.id)
+                raise GivesUpLaterError from error
+        streams.unmark(mark)
+        return images
 
     def _verdicts(self, part: Opened, images: list[Image], features: Tensor) -> None:
         with self.metrics.stage("score"):
@@ -219,8 +232,8 @@ class Answering:
         now_ms = seconds * 1000 + microseconds / 1000
         for name, run in groupby(opened, key=lambda part: part.line.name):
             parts = list(run)
-            answers = [self._answer(part, now_ms) for part in parts]
             caps = self.settings.streams
+            answers = [answer_of(part, now_ms, caps.payload_bytes) for part in parts]
             try:
                 with self.metrics.stage("publish"):
                     published = keepers[name].streams.publish(
@@ -232,40 +245,10 @@ class Answering:
             for part, once in zip(parts, published, strict=True):
                 if once:
                     self._count(part, now_ms)
-                whole = part.features and sum(map(len, part.features)) == len(part.verdicts)
+                # Where repeats are left out, learning finds its own: it may see the parts in another order.
+                whole = part.features and sum(map(len, part.features)) == len(part.verdicts) and not caps.unique_ids
                 if whole and entry_key(part.entry.id) > entry_key(part.line.applied_through):
                     self.cache.put(name, part.entry.id, torch.cat(part.features))
-
-    def _answer(self, part: Opened, now_ms: float) -> Answer:
-        results = [encode_result(self._result(part, image, verdict, now_ms)) for image, verdict in part.verdicts]
-        cap = self.settings.streams.payload_bytes
-        dead = [DeadLetter(r.id, r.reason, r.error, r.payload[:cap]) for r in part.rejected]
-        serving = part.line.serving
-        review = [
-            review_part(part.entry.id, image, "anomalous", verdict.score, serving.threshold, serving.model or "")
-            for image, verdict in part.verdicts
-            if _anomalous(verdict.score, serving.threshold)
-        ]
-        return Answer(part.entry.id, results, dead, review)
-
-    def _result(self, part: Opened, image: Image, verdict: Verdict, now_ms: float) -> Result:
-        serving, score = part.line.serving, verdict.score
-        threshold = serving.threshold
-        return Result(
-            line=part.line.name,
-            entry=part.entry.id,
-            id=image.id,
-            phase=serving.phase,
-            model=serving.model,
-            score=score,
-            threshold=threshold,
-            anomalous=_anomalous(score, threshold),
-            provisional=score is not None and (threshold is None or serving.provisional),
-            ts=image.ts,
-            latency_ms=round(now_ms - entry_key(part.entry.id)[0], 3),
-            map=verdict.map,
-            meta=image.meta,
-        )
 
     def _count(self, part: Opened, now_ms: float) -> None:
         name, threshold = part.line.name, part.line.serving.threshold
@@ -281,7 +264,3 @@ class Answering:
             self.metrics.images.labels(name, "dead").inc()
             self.metrics.dead_letters.labels(name, rejected.reason).inc()
             self.metrics.entries_lost.labels(name).inc(rejected.reason == "lost")
-
-
-def _anomalous(score: float | None, threshold: float | None) -> bool | None:
-    return None if score is None or threshold is None else score > threshold

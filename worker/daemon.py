@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from types import FrameType
 
@@ -61,7 +62,9 @@ class Worker:
         if not self.settings.lines:
             raise ConfigurationError('no lines: add a table [[lines]] with a name, such as name = "press-3"')
         self.client = connect(self.settings.redis)
-        self.engine = Engine(self.settings.model, pick_device(self.settings.worker.device), self.metrics, self.beat)
+        self.engine = Engine(
+            self.settings.model, pick_device(self.settings.worker.device), self.metrics, self._in_a_turn
+        )
         self.keepers = {config.name: self._keeper(config) for config in line_configs(self.settings)}
         self.looks = {name: Look(keeper) for name, keeper in self.keepers.items()}
         streams = {name: keeper.streams for name, keeper in self.keepers.items()}
@@ -123,6 +126,14 @@ class Worker:
     def beat(self) -> None:
         """A sign of life, for /healthz."""
         self.turn_at = time.monotonic()
+
+    def _in_a_turn(self) -> None:
+        """After each batch: a turn may take longer than a lease."""
+        self.beat()
+        for keeper in self.keepers.values():
+            if keeper.epoch:
+                with suppress(FencedError, redis.RedisError):  # its own part of the turn finds out
+                    keeper.lease.renew(keeper.epoch, self.holder)
 
     def _recover(self) -> None:
         """Groups first, then own pending entries: a lost reply may have left some behind what is read next."""

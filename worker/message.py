@@ -17,10 +17,12 @@ from PIL import UnidentifiedImageError
 
 from worker.errors import RejectedError
 from worker.settings import LimitSettings
+from worker.tokens import has_more_than
 
 VERSION = 1
 FORMATS = ("jpeg", "png", "raw")
 ID_LENGTH = 512  # characters
+OBJECTS = 500_000  # in an entry: some 50 MB once unpacked
 META_DEPTH = 16  # maps and lists within each other; a result's readers recurse
 
 # Every reason that a dead letter may carry; they label `mhpc_dead_letters_total`.
@@ -108,6 +110,8 @@ def decode_batch(batch: bytes | None, limits: LimitSettings) -> list[Image | Rej
         raise RejectedError("no_batch_field", 'the entry has no field "batch"; XADD KEY * batch <msgpack>')
     if len(batch) > limits.entry_bytes:
         raise RejectedError("too_large", f"entry of {len(batch)} bytes, at most {limits.entry_bytes} are accepted")
+    if has_more_than(batch, OBJECTS):
+        raise RejectedError("too_large", f"`batch` holds more than {OBJECTS} values; pictures are one each")
     try:
         message = _unpacked(batch)
     except (ValueError, msgpack.UnpackException, RecursionError) as error:

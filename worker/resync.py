@@ -29,11 +29,15 @@ class Resync:
             keeper.stopped = False
             return
         commands = read_commands(keeper.streams, keeper.line.commands_through)
-        command = next((command for command in commands if command.name == "resync"), None)
-        if command is not None:
+        names = [command.name for command in commands]
+        if "resync" in names:
             keeper.acquire(holder, resync=True)
             if keeper.epoch:
-                _go_on(keeper, command)
+                place = names.index("resync")
+                for command in commands[:place]:
+                    keeper.line.commands_through = command.entry
+                    keeper.refused(encode_reply(command, Reply(False, "the line was stopped; say it again")))
+                _go_on(keeper, commands[place])
 
 
 def _go_on(keeper: Keeper, command: Command) -> None:

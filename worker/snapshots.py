@@ -108,13 +108,14 @@ class SnapshotStore:
             raise ModelError(f"snapshot {path} cannot be read: {error}; mend its rights or the disk") from None
         except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise SnapshotError(f"snapshot {path} is damaged: {error!r}") from None
+        # The digest before the format, by a rule that all formats share: a flipped bit in the number is damage.
+        if (found := _digest(tensors, manifest)) != expected:
+            raise SnapshotError(f"snapshot {path} is damaged: SHA-256 {found}, its manifest says {expected}")
         if version != VERSION:
             raise ModelError(
                 f"snapshot {path} has format {version}, this release reads {VERSION}; use one that fits, "
                 "or learn anew under another line name"
             )
-        if (found := _digest(tensors, manifest)) != expected:
-            raise SnapshotError(f"snapshot {path} is damaged: SHA-256 {found}, its manifest says {expected}")
         return Snapshot(stem, tensors, manifest)
 
     def mark_bad(self, stem: str) -> None:

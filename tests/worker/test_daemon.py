@@ -1,5 +1,6 @@
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -293,7 +294,9 @@ def test_a_line_whose_stream_went_back_goes_on_from_there_when_it_is_told_to(
     client.xadd(streams.images, {"batch": message(item())}, id="5-0")
     worker = run(settings(line))
     eventually(lambda: worker.keepers[line].stopped)
+    early = command(streams, "calibrate", {}, "somebody")
     reply = wait_for_reply(streams, command(streams, "resync", {}, "somebody"), 20)
+    assert wait_for_reply(streams, early, 5) == (False, "the line was stopped; say it again")
     assert reply is not None
     assert (reply.ok, reply.text.partition(";")[0]) == (True, "goes on behind 5-0")
     state = streams.state()
@@ -301,6 +304,27 @@ def test_a_line_whose_stream_went_back_goes_on_from_there_when_it_is_told_to(
     send(client, line, 9, 36)
     eventually(lambda: in_phase(client, line, SCORING))
     assert worker.keepers[line].line.learner.images_seen_ == 16  # 8 before, 8 after: the one at 5-0 is let go
+
+
+def test_a_turn_that_takes_longer_than_a_lease_keeps_the_line(
+    settings: Any, client: redis.Redis, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.lease.RENEW_SECONDS", 0.2)
+    monkeypatch.setattr("worker.lease.LAPSE_SECONDS", 0.6)
+    monkeypatch.setattr("worker.engine.failpoint", lambda *_: time.sleep(0.25))
+    for start in range(0, 32, 8):
+        client.xadd(f"mhpc:{{{line}}}:images", {"batch": message(*(item(str(n)) for n in range(start, start + 8)))})
+    worker = Worker(
+        settings(line).model_copy(update={"model": settings(line).model.model_copy(update={"max_batch": 8})})
+    )
+    worker.startup()
+    try:
+        worker._recover()
+        worker._turn()  # four batches of a quarter of a second each
+        assert worker.keepers[line].epoch == 1
+    finally:
+        worker.drain()
+        worker.shutdown()
 
 
 @pytest.mark.parametrize("key", ["scores", "images"])

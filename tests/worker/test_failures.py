@@ -10,7 +10,8 @@ from tests.worker.helpers import encoded, item, message, picture
 from tests.worker.station import Station
 from worker.engine import Engine
 from worker.failpoints import armed
-from worker.message import Image
+from worker.message import Image, Rejected, decode_batch
+from worker.settings import LimitSettings
 from worker.streams.line_streams import ANSWERING
 
 
@@ -108,6 +109,42 @@ def test_a_device_with_no_memory_for_one_image_dead_letters_it(
     assert [(letter["id"], letter["reason"]) for letter in station.letters(line)] == [("a", "failed"), ("b", "failed")]
     assert "OutOfMemoryError" in station.letters(line)[0]["error"]
     assert station.pending(line) == 0
+
+
+def test_an_entry_that_cannot_even_be_split_ends_as_one_letter_and_the_others_are_answered(
+    station: Station, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, good = message(item("a")), message(item("b"))
+
+    def fails(batch: bytes, limits: LimitSettings) -> list[Image | Rejected]:
+        if batch == bad:
+            raise MemoryError
+        return decode_batch(batch, limits)
+
+    monkeypatch.setattr("worker.answering.decode_batch", fails)
+    for batch in (bad, good):
+        station.send(line, batch)
+    until_quiet(station)
+    assert [result["id"] for result in station.results(line)] == ["b"]
+    assert [(letter["id"], letter["reason"]) for letter in station.letters(line)] == [("", "failed")]
+    assert (station.pending(line), station.client.hlen(station.streams(line).attempts)) == (0, 0)
+
+
+def test_one_lines_broken_key_stops_that_line_alone(
+    client: redis.Redis, engine: Engine, tmp_path: Path, line: str
+) -> None:
+    names = [f"{line}-a", f"{line}-b"]
+    station = Station(client, engine, tmp_path, *names, unique_ids=4)
+    client.set(station.streams(names[0]).seen, "in the way")
+    for name in names:
+        station.send(name, message(item("a")))
+    keepers = dict(station.keepers)
+    for _ in range(6):
+        station.answering.turn(client, keepers, None)
+        for refused in station.answering.refused:  # as the daemon leaves such a line alone for a while
+            keepers.pop(refused, None)
+    assert [result["id"] for result in station.results(names[1])] == ["a"]
+    assert station.pending(names[0]) == 1
 
 
 def test_a_jpeg_of_another_size_is_none_the_worse_for_its_neighbour(station: Station, line: str) -> None:

@@ -9,6 +9,7 @@ from tests.worker.helpers import item, message
 from tests.worker.keeping import opened
 from tests.worker.station import Station
 from worker.engine import Engine
+from worker.failpoints import armed
 from worker.streams.line_streams import ANSWERING
 
 
@@ -66,6 +67,26 @@ def test_what_could_not_be_decoded_may_be_sent_again_whole(station: Station, lin
     station.send(line, message(item("a")))
     assert answered(station, line) == ["a"]
     assert [letter["id"] for letter in station.letters(line)] == ["a"]
+
+
+def test_what_was_given_up_may_be_sent_again(station: Station, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("worker.engine.failpoint", armed("forward:error:1+"))
+        station.send(line, message(item("a")))
+        assert answered(station, line) == []
+    station.send(line, message(item("a")))
+    assert answered(station, line) == ["a"]
+    assert [letter["reason"] for letter in station.letters(line)] == ["failed"]
+
+
+def test_a_learner_that_lags_leaves_the_answers_as_they_are(station: Station, line: str) -> None:
+    for batch in (["a"], ["b", "c", "d", "e"], ["a"], ["f"]):
+        station.send(line, message(*map(item, batch)))
+    assert answered(station, line) == ["a", "b", "c", "d", "e", "a", "f"]
+    assert learned(station, line) == 7
+    station.send(line, message(item("f")))
+    assert answered(station, line)[7:] == []
+    assert station.counted("images_total", line=line, outcome="skipped") == 1
 
 
 def test_without_a_window_each_image_that_comes_is_answered(

@@ -163,9 +163,21 @@ def test_a_manifest_that_lies_is_refused(store: SnapshotStore, metadata: dict[st
     refused(store)
 
 
-def test_another_format_is_refused_by_its_number(store: SnapshotStore) -> None:
-    with_manifest(store, {"mhpc": json.dumps({"version": 1, "sha256": "0" * 64})})
-    assert "format 1, this release reads 2" in refused(store, error=ModelError)  # whole, but not for this release
+@pytest.mark.parametrize("version", [1, 3])
+def test_another_format_is_refused_by_its_number(
+    store: SnapshotStore, monkeypatch: pytest.MonkeyPatch, version: int
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("worker.snapshots.VERSION", version)
+        store.write(STEM, TENSORS, METADATA)
+    assert f"format {version}, this release reads 2" in refused(store, error=ModelError)  # whole, not for this release
+
+
+def test_a_flipped_bit_in_the_formats_number_is_damage(store: SnapshotStore) -> None:
+    store.write(STEM, TENSORS, METADATA)
+    path = path_of(store)
+    path.write_bytes(path.read_bytes().replace(b'\\"version\\": 2', b'\\"version\\": 3'))
+    assert "SHA-256" in refused(store)
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\x80\x04\x95pickle", b"\xff" * 64])

@@ -54,8 +54,8 @@ def address(settings: RedisSettings) -> Address:
 
 def shown(url: str) -> str:
     """The address without user, password and options (one of which is a password, too)."""
-    scheme, _, rest = url.partition("?")[0].partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}"
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
 
 
 def _no_retries(seconds: float) -> dict[str, Any]:

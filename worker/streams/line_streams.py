@@ -14,7 +14,7 @@ LEARNER = "learner"  # the one consumer of LEARNING
 LEASE_MS = 30_000
 FROM_START = "0-0"
 REPLIES_MAX = 1000  # entries kept
-CLAIM_ENTRIES = 100  # in one page of a claim
+CLAIM_ENTRIES = 100  # a page
 ATTEMPTS_SECONDS = 7 * 24 * 3600  # for so long a mark is kept that nobody took away
 
 
@@ -160,16 +160,21 @@ class LineStreams:
         """Take over what other consumers have not answered for so long; how many that were, and how many were lost."""
         claimed, lost, cursor = 0, 0, FROM_START
         while True:
-            after, taken, trimmed = self._claim(
-                keys=[self.images, self.dead], args=[ANSWERING, consumer, idle_ms, cursor, CLAIM_ENTRIES, dead_max]
-            )
+            args: list[str | int] = [ANSWERING, consumer, idle_ms, cursor, CLAIM_ENTRIES, dead_max]
+            after, taken, trimmed = self._claim(keys=[self.images, self.dead], args=args)
             claimed, lost, cursor = claimed + taken, lost + trimmed, after.decode()
             if cursor == FROM_START:
                 return claimed, lost
 
-    def is_first(self, image: str, entry: str, place: int, window: int) -> bool:
-        """Whether no other of the line's last `window` images had this id; it is this one's from then on."""
-        return bool(self._seen(keys=[self.seen, self.seen_order], args=[window, image, f"{entry}/{place}"]))
+    def is_first(self, image: str, entry: str, place: int, window: int, learns: bool = False) -> bool:
+        """Whether none of the last `window` images that were answered, or learned, had this id; it is taken then."""
+        keys = [key + "-learn" * learns for key in (self.seen, self.seen_order)]
+        return bool(self._seen(keys=keys, args=[window, image, f"{entry}/{place}"]))
+
+    def disown(self, image: str, entry: str, place: int) -> None:
+        """It was given up: another of its id may come."""
+        if self.client.hget(self.seen, image) == f"{entry}/{place}".encode():
+            self.client.hdel(self.seen, image)
 
     def mark(self, attempt: str) -> int:
         """Note that this is about to be tried; the number of times that it was and nobody took the mark away."""

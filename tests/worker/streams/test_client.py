@@ -95,12 +95,13 @@ def test_a_server_that_is_no_redis_is_not_reached() -> None:
         ("rediss://user:p@ss@h:1/2", "rediss://h:1/2"),
         ("unix://:pass@/run/redis.sock", "unix:///run/redis.sock"),
         ("redis://h/0?password=hunter2", "redis://h/0"),
+        ("redis://user:pa?ss@h/0", "redis://h/0"),
     ],
 )
 def test_an_address_is_shown_without_user_and_password(url: str, expected: str) -> None:
     assert shown(url) == expected
 
 
-@pytest.mark.parametrize("name", ["gate", "acquire", "fenced"])
+@pytest.mark.parametrize("name", ["gate", "acquire", "fenced", "claim", "seen", "replay"])
 def test_the_scripts_are_in_the_package(name: str, client: redis.Redis) -> None:
     assert client.script_load(script(name))

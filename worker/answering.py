@@ -18,12 +18,11 @@ from worker.intake import Intake
 from worker.keeper import Keeper
 from worker.message import Image, Rejected, decode_batch, decode_pixels, encode_map
 from worker.metrics import Metrics
+from worker.reading import ATTEMPTS
 from worker.settings import Settings
 from worker.streams.client import CONNECTION_ERRORS
 from worker.streams.line_streams import Entry, LineStreams, entry_key
 from worker.streams.review import review_caps
-
-ATTEMPTS = 3  # at an image by itself
 
 log = structlog.get_logger()
 

@@ -1,6 +1,5 @@
 """`mhpc-worker`: the commands. Thin; torch is imported only by those that need it."""
 
-import getpass
 import json
 import os
 import sys
@@ -15,7 +14,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from worker.cli_dead import dead
-from worker.cli_options import ConfigOption, JsonFlag, LineOption, UrlOption, line_of, settings_of
+from worker.cli_options import (
+    ByOption,
+    ConfigOption,
+    JsonFlag,
+    LineOption,
+    TimeoutOption,
+    UrlOption,
+    line_of,
+    settings_of,
+    tell,
+)
 from worker.cli_snapshots import snapshots
 from worker.errors import ConfigurationError, RedisUnreachableError, WorkerError, one_line
 
@@ -161,11 +170,11 @@ def status(
 def control(
     line: Annotated[str, typer.Argument(help="The line.")],
     name: Annotated[str, typer.Argument(help="What it is to do.")],
+    by: ByOption,
     args: Annotated[list[str] | None, typer.Argument(help="What that takes, such as ENTRY ID.")] = None,
     config: ConfigOption = None,
     redis: UrlOption = None,
-    by: Annotated[str, typer.Option(help="Who asks; it is logged with the command.")] = getpass.getuser(),
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for the keeper's answer.")] = 30.0,
+    timeout: TimeoutOption = 30.0,
     as_json: JsonFlag = False,
 ) -> None:
     """Tell a line what to do, and wait for its keeper's answer.
@@ -176,13 +185,8 @@ def control(
     A paused line goes on answering by the version that it has. It neither learns nor calibrates, its threshold stands
     still and drift is not watched; parts that come meanwhile are not learned from later.
     """
-    from worker import views
-
     settings = settings_of(config, redis)
-    reply = views.command(views.connect(settings), line_of(settings, line), name, args or [], by, timeout)
-    typer.echo(json.dumps(reply._asdict()) if as_json else reply.text)
-    if not reply.ok:
-        raise typer.Exit(1)
+    tell(settings, line_of(settings, line), name, args or [], by, timeout, as_json)
 
 
 @app.command()

@@ -1,5 +1,7 @@
 """What the commands share: their options, and what these stand for."""
 
+import getpass
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +13,10 @@ from worker.settings import LINE_NAME, Settings
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="TOML file; see config.example.toml.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON document per line instead of text.")]
 LineOption = Annotated[str | None, typer.Option("--line", "-l", help="The line; may be left out if there is but one.")]
+ByOption = Annotated[
+    str, typer.Option("--by", default_factory=getpass.getuser, help="Who asks; it is logged with the command.")
+]
+TimeoutOption = Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds to wait for the keeper's answer.")]
 UrlOption = Annotated[str | None, typer.Option("--redis", help="Address of Redis, instead of the configuration's.")]
 
 
@@ -31,6 +37,16 @@ def line_of(settings: Settings, line: str | None) -> str:
         return names[0]
     listed = f"one of {', '.join(names)}" if names else "a line's name"
     raise ConfigurationError(f"which line? expected --line with {listed}")
+
+
+def tell(settings: Settings, line: str, name: str, args: list[str], by: str, timeout: float, as_json: bool) -> None:
+    """Send a line a command and print its keeper's answer; exit code 1 where that is a refusal."""
+    from worker import views
+
+    reply = views.command(views.connect(settings), line, name, args, by, timeout)
+    typer.echo(json.dumps(reply._asdict()) if as_json else reply.text)
+    if not reply.ok:
+        raise typer.Exit(1)
 
 
 def printable(text: str) -> str:

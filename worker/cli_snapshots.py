@@ -1,6 +1,5 @@
 """`mhpc-worker snapshots`: the versions of a line on disk."""
 
-import getpass
 import json
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +10,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from worker.cli_options import ConfigOption, JsonFlag, LineOption, UrlOption, line_of, printable, settings_of
+from worker.cli_options import (
+    ByOption,
+    ConfigOption,
+    JsonFlag,
+    LineOption,
+    TimeoutOption,
+    UrlOption,
+    line_of,
+    printable,
+    settings_of,
+    tell,
+)
 from worker.errors import AbsentError, ModelError, SnapshotError, one_line
 
 if TYPE_CHECKING:
@@ -96,22 +106,16 @@ def unpin(
 @snapshots.command()
 def rollback(
     version: VersionArgument,
+    by: ByOption,
     line: LineOption = None,
     config: ConfigOption = None,
     redis: UrlOption = None,
-    by: Annotated[str, typer.Option(help="Who asks; it is logged with the command.")] = getpass.getuser(),
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for the keeper's answer.")] = 30.0,
+    timeout: TimeoutOption = 30.0,
     as_json: JsonFlag = False,
 ) -> None:
     """Let the line go on with the content of a version, as a new one; waits for its keeper's answer."""
-    from worker import views
-
     settings = settings_of(config, redis)
-    name = line_of(settings, line)
-    reply = views.command(views.connect(settings), name, "rollback", [version], by, timeout)
-    typer.echo(json.dumps(reply._asdict()) if as_json else reply.text)
-    if not reply.ok:
-        raise typer.Exit(1)
+    tell(settings, line_of(settings, line), "rollback", [version], by, timeout, as_json)
 
 
 def _store(line: str | None, config: Path | None, redis: str | None) -> "tuple[Any, SnapshotStore]":

@@ -3,7 +3,7 @@
 from worker.streams.line_streams import FROM_START, Entry, LineStreams
 
 HISTORY = 16  # pending entries read in one call
-ATTEMPTS = 3  # at an entry that failed before
+ATTEMPTS = 3  # at an entry, or an image by itself, that failed before
 
 
 class Reading:

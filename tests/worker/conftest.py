@@ -4,6 +4,7 @@ import os
 import signal
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,20 @@ import torch
 from tests.worker.calling import Call, Ended
 from tests.worker.helpers import small_settings
 from tests.worker.keeping import ENTRIES, MakeKeeper, extract
+from tests.worker.turning import Run, running
 from worker.cli import main
 from worker.engine import Engine, pick_device
 from worker.keeper import Keeper
 from worker.line import Line
 from worker.metrics import Metrics
-from worker.settings import CalibrationSettings, LearningSettings, LineConfig, ScoringSettings, SnapshotSettings
+from worker.settings import (
+    CalibrationSettings,
+    LearningSettings,
+    LineConfig,
+    ScoringSettings,
+    Settings,
+    SnapshotSettings,
+)
 from worker.snapshots import SnapshotStore
 from worker.streams.line_streams import Entry, LineStreams
 
@@ -122,3 +131,18 @@ def config(tmp_path: Path, redis_url: str, line: str) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def run() -> Iterator[Run]:
+    with ExitStack() as stack:
+        yield lambda settings: stack.enter_context(running(settings))
+
+
+@pytest.fixture
+def settings(tmp_path: Path, redis_url: str) -> Callable[..., Settings]:
+    def settings(*names: str, url: str = redis_url, **sections: Any) -> Settings:
+        snapshots = {"directory": tmp_path / "snapshots", "every_images": 8, "every_seconds": 0.5}
+        return small_settings(*names, **{"redis": {"url": url}, "snapshots": snapshots, **sections})
+
+    return settings

@@ -1,0 +1,189 @@
+"""What goes wrong around a worker, and what it makes of that."""
+
+import random
+import threading
+import time
+from typing import Any
+
+import pytest
+import redis
+
+from tests.conftest import PrivateRedis
+from tests.worker.helpers import LosesReplies, eventually, item, message
+from tests.worker.playing import answered, in_phase, results, send
+from tests.worker.turning import Run, get, running
+from worker.daemon import Worker
+from worker.line import CALIBRATING, LEARNING, SCORING
+from worker.streams.control import send as command
+from worker.streams.control import wait_for_reply
+from worker.streams.line_streams import ANSWERING, LineStreams
+from worker.streams.line_streams import LEARNING as LEARNING_GROUP
+
+
+def test_redis_may_be_killed_and_come_back_empty(
+    private_redis: PrivateRedis, run: Run, settings: Any, line: str
+) -> None:
+    worker = run(settings(line, url=private_redis.url))
+    client = redis.Redis(port=private_redis.port, protocol=2)
+    send(client, line, 1, 24)
+    answered(client, line, 24)
+    eventually(lambda: in_phase(client, line, CALIBRATING))
+    private_redis.kill()
+    assert eventually(lambda: get(worker, "/readyz") == (503, "Redis is not reached\n"))
+    assert get(worker, "/healthz") == (200, "ok\n")
+    private_redis.start()
+    send(client, line, 25, 64)
+    assert [result["id"] for result in answered(client, line, 40)] == [str(number) for number in range(25, 65)]
+    eventually(lambda: in_phase(client, line, SCORING))
+    assert int(LineStreams(client, line).state()["epoch"]) > 1
+    assert worker.keepers[line].line.learner.images_seen_ == 16
+    assert (worker.metrics.registry.get_sample_value("mhpc_redis_reconnects_total") or 0) >= 1
+    assert eventually(lambda: get(worker, "/readyz")[0] == 200)
+
+
+def test_replies_may_be_lost_and_nothing_is_lost_or_counted_twice(
+    private_redis: PrivateRedis, run: Run, settings: Any, line: str
+) -> None:
+    dice, armed = random.Random(0), threading.Event()
+    proxy = LosesReplies(private_redis.port, lambda _: armed.is_set() and dice.random() < 0.04)
+    worker = run(settings(line, url=f"redis://127.0.0.1:{proxy.port}/0"))
+    client = redis.Redis(port=private_redis.port, protocol=2)
+    armed.set()
+    send(client, line, 1, 60, batch=1)
+    answered(client, line, 60)
+    eventually(lambda: in_phase(client, line, SCORING))
+    armed.clear()
+    assert proxy.lost
+    assert [result["id"] for result in results(client, line)] == [str(number) for number in range(1, 61)]
+    assert LineStreams(client, line).backlog(ANSWERING).pending == 0
+    kept = worker.keepers[line].line
+    assert kept.applied_through == results(client, line)[35]["entry"]
+    assert (kept.learner.images_seen_, len(kept.calibration_scores)) == (16, 20)
+
+
+@pytest.mark.parametrize("group", [ANSWERING, LEARNING_GROUP])
+def test_a_group_that_is_destroyed_is_made_again(
+    run: Run, settings: Any, client: redis.Redis, line: str, group: str
+) -> None:
+    run(settings(line))
+    send(client, line, 1, 4)
+    answered(client, line, 4)
+    eventually(lambda: in_phase(client, line, LEARNING))
+    client.xgroup_destroy(f"mhpc:{{{line}}}:images", group)
+    send(client, line, 5, 36)
+    eventually(lambda: in_phase(client, line, SCORING))
+    eventually(lambda: {result["id"] for result in results(client, line)} == {str(number) for number in range(1, 37)})
+
+
+def test_results_that_cannot_be_written_wait_and_are_written_once(
+    run: Run, settings: Any, client: redis.Redis, line: str
+) -> None:
+    run(settings(line))
+    streams = LineStreams(client, line)
+    client.set(streams.scores, "of another type")
+    send(client, line, 1, 8)
+    eventually(lambda: streams.backlog(ANSWERING).pending)
+    client.delete(streams.scores)
+    assert [result["id"] for result in answered(client, line, 8)] == [str(number) for number in range(1, 9)]
+    assert streams.backlog(ANSWERING).pending == 0
+
+
+def test_a_worker_that_lost_a_line_answers_on_and_takes_it_back(
+    run: Run, settings: Any, client: redis.Redis, line: str
+) -> None:
+    worker = run(settings(line))
+    send(client, line, 1, 8)
+    answered(client, line, 8)
+    streams = LineStreams(client, line)
+    assert streams.acquire("other#1", 0, take_over="station-1")[0] == 2
+    send(client, line, 9, 12)
+    assert eventually(lambda: get(worker, "/readyz") == (503, f"line {line}: the lease is held by other#1\n"))
+    answered(client, line, 12)
+    streams.release(2, "other#1")
+    send(client, line, 13, 36)
+    eventually(lambda: in_phase(client, line, SCORING))
+    assert int(streams.state()["epoch"]) == 3
+    assert worker.keepers[line].line.learner.images_seen_ == 16
+    assert [result["id"] for result in answered(client, line, 36)] == [str(number) for number in range(1, 37)]
+
+
+def test_a_line_whose_stream_went_back_stops_alone(run: Run, settings: Any, client: redis.Redis, line: str) -> None:
+    bad, good = f"{line}-bad", f"{line}-good"
+    with running(settings(bad)):
+        send(client, bad, 1, 8)
+        answered(client, bad, 8)
+        eventually(lambda: LineStreams(client, bad).state().get("model"))
+    client.delete(f"mhpc:{{{bad}}}:images")
+    client.xadd(f"mhpc:{{{bad}}}:images", {"batch": message(item())}, id="5-0")
+    worker = run(settings(bad, good))
+    send(client, good, 1, 8)
+    answered(client, good, 8)
+    status, text = get(worker, "/readyz")
+    assert (status, text.startswith(f"line {bad}: the stream ends at 5-0")) == (503, True)
+    assert good not in text
+    assert len(results(client, bad)) == 8
+    assert LineStreams(client, bad).state()["problem"].startswith("the stream ends at 5-0")
+
+
+def test_a_line_whose_stream_went_back_goes_on_from_there_when_it_is_told_to(
+    run: Run, settings: Any, client: redis.Redis, line: str
+) -> None:
+    with running(settings(line)):
+        send(client, line, 1, 8)
+        answered(client, line, 8)
+        eventually(lambda: LineStreams(client, line).state().get("model"))
+    streams = LineStreams(client, line)
+    client.delete(streams.images)
+    client.xadd(streams.images, {"batch": message(item())}, id="5-0")
+    worker = run(settings(line))
+    eventually(lambda: worker.keepers[line].stopped)
+    early = command(streams, "calibrate", {}, "somebody")
+    reply = wait_for_reply(streams, command(streams, "resync", {}, "somebody"), 20)
+    assert wait_for_reply(streams, early, 5) == (False, "the line was stopped; say it again")
+    assert reply is not None
+    assert (reply.ok, reply.text.partition(";")[0]) == (True, "goes on behind 5-0")
+    state = streams.state()
+    assert (state["problem"], state["applied_through"]) == ("", "5-0")
+    send(client, line, 9, 36)
+    eventually(lambda: in_phase(client, line, SCORING))
+    assert worker.keepers[line].line.learner.images_seen_ == 16  # 8 before, 8 after: the one at 5-0 is let go
+
+
+def test_a_turn_that_takes_longer_than_a_lease_keeps_the_line(
+    settings: Any, client: redis.Redis, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.lease.RENEW_SECONDS", 0.2)
+    monkeypatch.setattr("worker.lease.LAPSE_SECONDS", 0.6)
+    monkeypatch.setattr("worker.engine.failpoint", lambda *_: time.sleep(0.25))
+    for start in range(0, 32, 8):
+        client.xadd(f"mhpc:{{{line}}}:images", {"batch": message(*(item(str(n)) for n in range(start, start + 8)))})
+    worker = Worker(
+        settings(line).model_copy(update={"model": settings(line).model.model_copy(update={"max_batch": 8})})
+    )
+    worker.startup()
+    try:
+        worker._recover()
+        worker._turn()  # four batches of a quarter of a second each
+        assert worker.keepers[line].epoch == 1
+    finally:
+        worker.drain()
+        worker.shutdown()
+
+
+@pytest.mark.parametrize("key", ["scores", "images"])
+def test_a_key_of_the_wrong_type_stops_its_own_line_alone(
+    run: Run, settings: Any, client: redis.Redis, line: str, key: str
+) -> None:
+    broken, well = f"{line}-a", f"{line}-b"
+    client.set(f"mhpc:{{{broken}}}:{key}", "in the way")
+    worker = run(settings(broken, well))
+    if key == "scores":
+        send(client, broken, 1, 4)
+    send(client, well, 1, 8)
+    assert len(answered(client, well, 8)) == 8
+    eventually(lambda: "WRONGTYPE" in get(worker, "/readyz")[1])
+    client.delete(f"mhpc:{{{broken}}}:{key}")
+    if key == "images":
+        send(client, broken, 1, 4)
+    assert len(answered(client, broken, 4)) == 4
+    eventually(lambda: get(worker, "/readyz")[0] == 200)

@@ -1,38 +1,43 @@
 """Answering: every image of every line gets its result or its dead letter, through the gate."""
 
-from collections.abc import Iterator, Mapping
+import math
+import os
+import time
+from collections.abc import Mapping
 from itertools import groupby
 from typing import Any
 
-import msgpack
 import redis
 import structlog
 import torch
 from torch import Tensor
 
-from worker.answers import Opened, answer_of
+from worker.alone import GivesUpLaterError, judge_alone
+from worker.answers import Judged, Opened
+from worker.batching import Batcher, Picture
 from worker.engine import Engine, FeatureCache
-from worker.errors import RefusedError, RejectedError, one_line
+from worker.errors import RejectedError
 from worker.failpoints import failpoint
 from worker.intake import Intake
 from worker.keeper import Keeper
-from worker.message import Image, Rejected, decode_batch, decode_pixels, encode_map
+from worker.message import Image, Rejected
 from worker.metrics import Metrics
-from worker.reading import ATTEMPTS
+from worker.opening import Opening
+from worker.publishing import Published, Publisher
 from worker.settings import Settings
 from worker.streams.client import CONNECTION_ERRORS
-from worker.streams.line_streams import Entry, LineStreams, entry_key
+from worker.streams.line_streams import LineStreams, entry_key
 from worker.streams.review import review_caps
 
 log = structlog.get_logger()
 
 
-class GivesUpLaterError(Exception):
-    """An entry failed as a whole, and is to be tried again."""
-
-
 class Answering:
-    """Reads the answering group of all lines, and publishes."""
+    """Reads the answering group of all lines, judges in batches across them, and publishes.
+
+    A turn 1. reads, 2. has images decoded ahead, 3. judges one batch, 4. sends what is finished by it, which goes on
+    while the next turn judges. What is in hand is pending in Redis: who drops it reads it again.
+    """
 
     def __init__(
         self,
@@ -41,224 +46,194 @@ class Answering:
         cache: FeatureCache,
         metrics: Metrics,
         streams: Mapping[str, LineStreams],
+        weights: Mapping[str, float],
     ) -> None:
         self.settings = settings
-        self.streams = streams
         self.engine = engine
         self.cache = cache
         self.metrics = metrics
+        self.opening = Opening(settings, engine, cache, metrics, streams)
         self.intake = Intake(settings.streams, settings.worker.name, metrics)
+        self.batcher = Batcher(
+            self.opening.decode,
+            engine.max_batch,
+            settings.model.max_wait_ms / 1000,
+            os.cpu_count() or 1,
+            weights,
+        )
+        self.publisher = Publisher(streams, settings.streams, review_caps(settings))
         self.refused: dict[str, str] = {}  # what Redis said to the last turn, by line
-        self._room = 0  # bytes of features that this turn may still keep for learning
+        self._hand: list[Opened] = []  # entries in hand that are not sent yet, in the order that they were read
 
     def turn(self, client: Any, keepers: Mapping[str, Keeper], block_ms: int | None) -> int:
-        """Answer one read's worth of entries; returns how many there were. `refused` then says which lines failed."""
+        """Judge one batch and send what it finishes; returns the number of entries that were in hand.
+
+        Waits up to block_ms for the first entry, or for a batch to fill up as long as it may; not at all for None.
+        `refused` then says which lines failed.
+        """
         self.refused = {}
+        self.rewind([part.name for part in self._hand if part.name not in keepers])
         with self.metrics.stage("read"):
-            taken = self.intake.read(client, keepers, block_ms)
+            read = self._read(client, keepers, block_ms)
         failpoint("read")
-        opened = [Opened(keepers[name].line, entry) for name, entry in taken.entries]
-        self._room = self.cache.capacity
-        if taken.alone:
-            name = opened[0].line.name
-            try:
-                self._judge_alone(opened[0])
-            except redis.ResponseError as error:  # the mark is refused: it stays pending
-                self.refused[name] = str(error)
-                return len(opened)
-            except GivesUpLaterError:  # it comes again, with one more mark
-                return len(opened)
-        elif opened and not self._judged(opened):
-            return len(opened)
-        if opened:
-            failpoint("gate")
-            self._publish(client, keepers, opened)
-            failpoint("gate_done")
-        return len(opened)
+        self.refused |= read.refused
+        parts = [Opened(name, entry) for name, entry in read.entries]
+        if read.alone:
+            return self._turn_alone(client, keepers, parts[0])
+        self._hand += parts
+        in_hand = len(self._hand)
+        with self.metrics.stage("decode"):
+            batch = self.batcher.take() if self._opened(parts) else []
+        self._judged(batch, keepers)
+        self._publish(client, keepers)
+        return in_hand
 
-    def extract(self, line: str, entry: Entry) -> Iterator[Tensor]:
-        """Features [B, P, D] of an entry's usable images, for learning; those that answering has left, if it has."""
-        cached = self.cache.pop(line, entry.id)
-        if cached is not None:
-            yield cached
-            return
-        yield from self.engine.batches(x for _, x in self._prepared(entry, [], self.streams[line], learns=True))
+    def rewind(self, lines: list[str]) -> None:
+        """Let go of what is in hand of lines: it is pending, and comes again, with all that is."""
+        for name in lines:
+            self.batcher.drop(name)
+        self._hand = [part for part in self._hand if part.name not in lines]
+        self.intake.rewind(lines)
 
-    def usable(self, line: str, entry: Entry) -> list[Image]:
-        """The images of an entry that can be decoded: those that `extract` gives the features of."""
-        return [image for image, _ in self._prepared(entry, [], self.streams[line], learns=True)]
+    def finish(self, client: Any, keepers: Mapping[str, Keeper], seconds: float) -> None:
+        """Answer what is in hand, without reading more; what takes longer comes again after the next start."""
+        deadline = time.monotonic() + seconds
+        self.rewind([part.name for part in self._hand if part.name not in keepers])
+        while self._hand and time.monotonic() < deadline:
+            self._judged(self.batcher.take(), keepers)
+            self._publish(client, keepers)
+        self._settle(keepers)
 
-    def features_of(self, image: bytes) -> Tensor:
-        """Features [1, P, D] of an image as review keeps it.
+    def close(self) -> None:
+        """Stop the threads."""
+        self.batcher.close()
+        self.publisher.close()
 
-        Raises:
-            RefusedError: it cannot be decoded any more.
-        """
+    def _read(self, client: Any, keepers: Mapping[str, Keeper], block_ms: int | None) -> Any:
+        held: dict[str, int] = {}
+        for part in self._hand + self.publisher.parts:
+            held[part.name] = held.get(part.name, 0) + len(part.entry.batch or b"")
+        enough = {name for name in held if self.batcher.waiting(name) >= self.engine.max_batch}
+        if block_ms is not None and self._hand:
+            block_ms = math.ceil(1000 * self.batcher.patience())
+        return self.intake.read(client, keepers, held, enough, block_ms or 0)
+
+    def _opened(self, parts: list[Opened]) -> bool:
+        """Let the images of entries wait for their turn; False if one failed that nobody expected."""
         try:
-            batch = encode_map(image)
-        except (ValueError, msgpack.UnpackException, RecursionError) as error:
-            raise RefusedError(f"what review holds is not a picture: {type(error).__name__}: {error}") from None
-        prepared = [x for _, x in self._prepared(Entry("0-0", batch), [])]
-        if not prepared:
-            raise RefusedError("the picture that review holds cannot be decoded")
-        return next(iter(self.engine.batches(prepared)))
+            images = [self.opening.images(part.entry, part.rejected) for part in parts]
+        except Exception as error:
+            self._try_alone({part.name for part in parts}, error)
+            return False
+        for part, of_part in zip(parts, images, strict=True):
+            part.left = len(of_part)
+        self.batcher.put(parts, images)
+        return True
 
-    def _images(self, entry: Entry, rejected: list[Rejected]) -> Iterator[Image]:
-        """An entry's images; what cannot be one goes to `rejected`."""
+    def _judged(self, batch: list[Picture], keepers: Mapping[str, Keeper]) -> None:
+        """Judge a batch; where something fails that nobody expected, each of its entries comes again, by itself."""
         try:
-            if entry.lost:
-                raise RejectedError("lost", "the entry was trimmed from the stream before it was answered")
-            images = decode_batch(entry.batch, self.settings.limits)
-        except RejectedError as error:
-            rejected.append(Rejected("", error.reason, str(error), entry.batch or b""))
-            return
-        for image in images:
-            if isinstance(image, Rejected):
-                rejected.append(image)
-            else:
-                yield image
-
-    def _prepared(
-        self, entry: Entry, rejected: list[Rejected], streams: LineStreams | None = None, learns: bool = False
-    ) -> Iterator[tuple[Image, Tensor]]:
-        """An entry's images, decoded one at a time as they are needed; what is unusable goes to `rejected`.
-
-        With the line's streams, repeats of an image that came before are left out.
-        """
-        for place, image in enumerate(self._images(entry, rejected)):
-            prepared = self._prepare(image, rejected)
-            if prepared is not None and self._is_first(image, entry, place, streams, learns):
-                yield image, prepared
-
-    def _prepare(self, image: Image, rejected: list[Rejected]) -> Tensor | None:
-        try:
-            with self.metrics.stage("decode"):
-                failpoint("decode", image.id)
-                return self.engine.prepare(decode_pixels(image, self.settings.limits))
-        except RejectedError as error:
-            rejected.append(Rejected(image.id, error.reason, str(error), image.data))
-            return None
-
-    def _is_first(self, image: Image, entry: Entry, place: int, streams: LineStreams | None, learns: bool) -> bool:
-        """What cannot be decoded has no claim on its id: it may be sent again, whole."""
-        window = self.settings.streams.unique_ids
-        if streams is None or not window or streams.is_first(image.id, entry.id, place, window, learns):
-            return True
-        self.metrics.images.labels(streams.line, "skipped").inc(not learns)
-        return False
-
-    def _judged(self, opened: list[Opened]) -> bool:
-        """Judge; False if something failed that nobody expected: then each entry comes again, by itself."""
-        try:
-            self._judge(opened)
+            taken = [(picture, x) for picture in batch if (x := self._pixels(picture)) is not None]
+            taken.sort(key=lambda item: item[0].part.name)  # stable: a line's images stay in order
+            if taken:
+                features = self.engine.forward([x for _, x in taken])
+                self._judge([(picture.part, picture.image) for picture, _ in taken], features, keepers)
         except (torch.AcceleratorError, *CONNECTION_ERRORS):  # the device or Redis is lost, whatever they are given
             raise
         except Exception as error:
-            log.exception("a batch failed; its entries are tried one by one", entries=len(opened), error=str(error))
-            self.intake.rewind({part.line.name for part in opened}, alone=True)
-            return False
-        return True
+            self._try_alone({picture.part.name for picture in batch}, error)
+            return
+        for picture in batch:
+            picture.part.left -= 1
 
-    def _judge(self, opened: list[Opened]) -> None:
-        """Fill in verdicts and rejections, in batches across entries and lines."""
-        taken: list[tuple[Opened, Image]] = []
+    def _try_alone(self, lines: set[str], error: Exception) -> None:
+        log.exception("a batch failed; its entries are tried one by one", lines=sorted(lines), error=str(error))
+        self.rewind(list(lines))
+        self.intake.rewind(lines, alone=True)
 
-        def prepared() -> Iterator[Tensor]:
-            for part in opened:
-                for image, x in self._prepared(part.entry, part.rejected, self.streams[part.line.name]):
-                    taken.append((part, image))
-                    yield x
+    def _pixels(self, picture: Picture) -> Tensor | None:
+        part, image = picture.part, picture.image
+        try:
+            x = picture.pixels.result()
+        except RejectedError as error:
+            part.rejected.append(Rejected(image.id, error.reason, str(error), image.data))
+            return None
+        return x if self.opening.is_first(part.name, image, part.entry, picture.place) else None
 
-        judged = 0
-        for features in self.engine.batches(prepared()):
-            chunk = taken[judged : judged + len(features)]
-            judged += len(features)
-            start = 0
-            for part, run in groupby(chunk, key=lambda item: item[0]):
-                images = [image for _, image in run]
-                self._verdicts(part, images, features[start : start + len(images)])
-                start += len(images)
+    def _judge(self, images: list[tuple[Opened, Image]], features: Tensor, keepers: Mapping[str, Keeper]) -> None:
+        """Fill in verdicts on images, by their features [B, P, D]; those of a line, and of an entry, stand together."""
+        start = 0
+        for name, run in groupby(images, key=lambda item: item[0].name):
+            of_line, line = list(run), keepers[name].line
+            of_images = features[start : start + len(of_line)]
+            start += len(of_line)
+            with self.metrics.stage("score"):
+                verdicts = line.judge(of_images, self.engine.grid)
+            for (part, image), verdict in zip(of_line, verdicts, strict=True):
+                part.judged.append(Judged(image, verdict, line.serving))
+            if line.learns:
+                self._keep_features([part for part, _ in of_line], of_images)
 
-    def _judge_alone(self, part: Opened) -> None:
-        """Judge an entry image by image, each marked before it is tried: what took the process down is found again."""
-        streams = self.streams[part.line.name]
-        given_up = []  # their marks stay until all are through: the next may yet take the process down
-        for place, image in enumerate(self._split_alone(part, streams)):
-            mark = f"{part.entry.id}/{place}"
-            error = f"the process crashed {ATTEMPTS} times with this image in hand"
-            while streams.mark(mark) <= ATTEMPTS:
-                try:
-                    x = self._prepare(image, part.rejected)
-                    if x is not None and self._is_first(image, part.entry, place, streams, False):
-                        self._verdicts(part, [image], next(iter(self.engine.batches([x]))))
-                    streams.unmark(mark)
-                    break
-                except (torch.AcceleratorError, redis.RedisError):
-                    raise
-                except Exception as failure:
-                    log.exception("an image failed", line=part.line.name, entry=part.entry.id, id=image.id)
-                    error = f"failed {ATTEMPTS} times: {type(failure).__name__}: {one_line(failure, 300)}"
-            else:
-                part.rejected.append(Rejected(image.id, "failed", error, image.data))
-                given_up.append(mark)
-                streams.disown(image.id, part.entry.id, place)
-        streams.unmark(*given_up)
+    def _keep_features(self, parts: list[Opened], features: Tensor) -> None:
+        """For learning, which then needs no forward pass, as far as there is room."""
+        kept = sum(kept.nbytes for part in self._hand for kept in part.features)
+        start = 0
+        for part, run in groupby(parts):
+            count = len(list(run))
+            if kept + features[start : start + count].nbytes <= self.cache.capacity:
+                part.features.append(features[start : start + count])
+                kept += part.features[-1].nbytes
+            start += count
 
-    def _split_alone(self, part: Opened, streams: LineStreams) -> list[Image]:
-        mark = f"{part.entry.id}/"
-        if streams.mark(mark) > ATTEMPTS:
-            error = f"splitting the entry into its images failed {ATTEMPTS} times"
-            part.rejected.append(Rejected("", "failed", error, part.entry.batch or b""))
-            images = []
+    def _turn_alone(self, client: Any, keepers: Mapping[str, Keeper], part: Opened) -> int:
+        self._settle(keepers)
+        try:
+            judge_alone(self.opening, part, lambda images, features: self._judge(images, features, keepers))
+        except redis.ResponseError as error:  # the mark is refused: it stays pending
+            self.refused[part.name] = str(error)
+        except GivesUpLaterError:  # it comes again, with one more mark
+            pass
         else:
-            try:
-                images = list(self._images(part.entry, part.rejected))
-            except Exception as error:
-                log.exception("an entry failed", line=part.line.name, entry=part.entry.id)
-                raise GivesUpLaterError from error
-        streams.unmark(mark)
-        return images
+            self.publisher.send(client, [part])
+            self._settle(keepers)
+        return 1
 
-    def _verdicts(self, part: Opened, images: list[Image], features: Tensor) -> None:
-        with self.metrics.stage("score"):
-            part.verdicts += zip(images, part.line.judge(features, self.engine.grid), strict=True)
-        if part.line.learns and features.nbytes <= self._room:
-            part.features.append(features)
-            self._room -= features.nbytes
+    def _publish(self, client: Any, keepers: Mapping[str, Keeper]) -> None:
+        """Send what is finished, once what was sent before is settled."""
+        self._settle(keepers)
+        finished = [part for part in self._hand if not part.left]
+        self._hand = [part for part in self._hand if part.left]
+        if finished:
+            self.publisher.send(client, finished)
+        if not self._hand:  # nothing that could be judged meanwhile
+            self._settle(keepers)
 
-    def _publish(self, client: Any, keepers: Mapping[str, Keeper], opened: list[Opened]) -> None:
-        seconds, microseconds = client.time()
-        now_ms = seconds * 1000 + microseconds / 1000
-        for name, run in groupby(opened, key=lambda part: part.line.name):
-            parts = list(run)
-            caps = self.settings.streams
-            answers = [answer_of(part, now_ms, caps.payload_bytes) for part in parts]
-            try:
-                with self.metrics.stage("publish"):
-                    published = keepers[name].streams.publish(
-                        answers, caps.scores_max, caps.dead_max, review_caps(self.settings)
-                    )
-            except redis.ResponseError as error:  # its entries stay pending
-                self.refused[name] = str(error)
-                continue
-            for part, once in zip(parts, published, strict=True):
-                if once:
-                    self._count(part, now_ms)
-                # Where repeats are left out, learning finds its own: it may see the parts in another order.
-                whole = part.features and sum(map(len, part.features)) == len(part.verdicts) and not caps.unique_ids
-                if whole and entry_key(part.entry.id) > entry_key(part.line.applied_through):
-                    self.cache.put(name, part.entry.id, torch.cat(part.features))
+    def _settle(self, keepers: Mapping[str, Keeper]) -> None:
+        with self.metrics.stage("publish"):
+            published, refused = self.publisher.settle()
+        self.refused |= refused
+        for each in published:
+            if each.once:
+                self._count(each)
+                self._cache(each.part, keepers)
 
-    def _count(self, part: Opened, now_ms: float) -> None:
-        name, threshold = part.line.name, part.line.serving.threshold
-        seconds = max(0.0, now_ms - entry_key(part.entry.id)[0]) / 1000
-        for _, verdict in part.verdicts:
-            outcome = "unscored" if verdict.score is None else "scored"
-            self.metrics.images.labels(name, outcome).inc()
+    def _cache(self, part: Opened, keepers: Mapping[str, Keeper]) -> None:
+        # Where repeats are left out, learning finds its own: it may see the parts in another order.
+        whole = part.features and sum(map(len, part.features)) == len(part.judged)
+        if not whole or self.settings.streams.unique_ids or part.name not in keepers:
+            return
+        if entry_key(part.entry.id) > entry_key(keepers[part.name].line.applied_through):
+            self.cache.put(part.name, part.entry.id, torch.cat(part.features))
+
+    def _count(self, published: Published) -> None:
+        part, name = published.part, published.part.name
+        seconds = max(0.0, published.now_ms - entry_key(part.entry.id)[0]) / 1000
+        for _, verdict, serving in part.judged:
+            self.metrics.images.labels(name, "unscored" if verdict.score is None else "scored").inc()
             self.metrics.end_to_end_seconds.labels(name).observe(seconds)
-            if verdict.score is not None and threshold:
-                self.metrics.score_to_threshold.labels(name).observe(verdict.score / threshold)
-                self.metrics.anomalies.labels(name).inc(verdict.score > threshold)
+            if verdict.score is not None and serving.threshold:
+                self.metrics.score_to_threshold.labels(name).observe(verdict.score / serving.threshold)
+                self.metrics.anomalies.labels(name).inc(verdict.score > serving.threshold)
         for rejected in part.rejected:
             self.metrics.images.labels(name, "dead").inc()
             self.metrics.dead_letters.labels(name, rejected.reason).inc()

@@ -1,40 +1,40 @@
 """Worker: startup -> run -> shutdown."""
 
 import secrets
-import signal
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from types import FrameType
 
 import redis
 import structlog
-import torch
 
 from worker.answering import Answering
 from worker.crashes import CrashFile
 from worker.engine import Engine, FeatureCache, pick_device
-from worker.errors import AbsentError, ConfigurationError, DeviceError, FencedError
+from worker.errors import AbsentError, ConfigurationError, FencedError
 from worker.http import HttpServer, make_app
 from worker.keeper import Keeper
 from worker.line import Line
-from worker.looking import Look
+from worker.lines import Lines, needing_a_restart
 from worker.metrics import Metrics
 from worker.resync import Resync
 from worker.settings import LineConfig, Settings, line_configs
 from worker.snapshots import SnapshotStore
 from worker.streams.client import CONNECTION_ERRORS, connect
-from worker.streams.line_streams import ANSWERING, LineStreams, entry_key
+from worker.streams.line_streams import LineStreams
 from worker.streams.review import review_caps
+from worker.watching import show_backlogs
 
 BLOCK_MS = 500  # so that SIGTERM is prompt
 STALLED_SECONDS = 120.0  # without a turn of the loop, the process is not well
 GAUGE_SECONDS = 2.0
+FINISH_SECONDS = 5.0  # for what is in hand when the worker stops
 BACKOFF_SECONDS = (0.1, 5.0)
 REFUSED_SECONDS = 1.0
-LEARN_SECONDS = 0.25  # per line and turn: how long learning may keep an answer waiting, beyond the entry in hand
+LEARN_SECONDS = 0.25  # per turn: how long learning may keep an answer waiting, beyond an entry of each line
+NO_LINES = 'no lines: add a table [[lines]] with a name, such as name = "press-3"'
 
 log = structlog.get_logger()
 
@@ -42,16 +42,17 @@ log = structlog.get_logger()
 class Worker:
     """The process that answers and learns for all its lines, one turn of the loop after the other."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, reread: Callable[[], Settings] | None = None) -> None:
         self.settings = settings
+        self.reread = reread  # what is configured now
         self.metrics = Metrics()
         self.holder = f"{settings.worker.name}#{secrets.token_hex(4)}"
-        self.stopping = threading.Event()
+        self.stopping, self.reloading = threading.Event(), threading.Event()
         self.resync = Resync()
         self.connected = False
         self.turn_at = time.monotonic()
         self._learning_waits = False  # the last turn read something to learn from: do not wait for answers to give
-        self._gauges_at = 0.0
+        self._gauges_at = self._learn_until = 0.0
         self._told: dict[str, str] = {}  # what of that was logged
         self._refused: dict[str, tuple[str, float]] = {}  # line -> what Redis said, and when to try it again
 
@@ -60,15 +61,17 @@ class Worker:
     def startup(self) -> None:
         """Connect, load the backbone, bind the port; each failure is a WorkerError with its exit code."""
         if not self.settings.lines:
-            raise ConfigurationError('no lines: add a table [[lines]] with a name, such as name = "press-3"')
+            raise ConfigurationError(NO_LINES)
         self.client = connect(self.settings.redis)
         self.engine = Engine(
             self.settings.model, pick_device(self.settings.worker.device), self.metrics, self._in_a_turn
         )
-        self.keepers = {config.name: self._keeper(config) for config in line_configs(self.settings)}
-        self.looks = {name: Look(keeper) for name, keeper in self.keepers.items()}
-        streams = {name: keeper.streams for name, keeper in self.keepers.items()}
-        self.answering = Answering(self.settings, self.engine, FeatureCache(), self.metrics, streams)
+        self.lines = Lines(self._keeper, self.metrics)
+        self.keepers = self.lines.keepers
+        for config in line_configs(self.settings):
+            self.lines.open(config)
+        streams, weights = self.lines.streams, self.lines.weights
+        self.answering = Answering(self.settings, self.engine, FeatureCache(), self.metrics, streams, weights)
         self.crash_file = CrashFile(self.settings.snapshots.directory, self.settings.worker.name)
         if self.crash_file.open():
             self.answering.intake.rewind(self.keepers, alone=True)
@@ -87,7 +90,6 @@ class Worker:
 
     def _keeper(self, config: LineConfig) -> Keeper:
         model, device = self.settings.model, self.engine.device
-        self.metrics.open_line(config.name)
         return Keeper(
             lambda: Line(config, model.pca_variance_ratio, device),
             LineStreams(self.client, config.name),
@@ -110,6 +112,9 @@ class Worker:
                     self._recover()
                     self.metrics.redis_reconnects.inc(lost)
                     self.connected, lost, backoff = True, False, BACKOFF_SECONDS[0]
+                if self.reloading.is_set():
+                    self.reloading.clear()
+                    self._reload()
                 self._turn()
             except CONNECTION_ERRORS as error:
                 if not lost:
@@ -146,7 +151,31 @@ class Worker:
             log.error("Redis lost writes: it has another version, or fewer entries", line=keeper.line.name)
             keeper.lose("Redis lost writes; the line is loaded again as Redis has it")
         keeper.reading.rewind()
-        self.answering.intake.rewind([keeper.line.name])
+        self.answering.rewind([keeper.line.name])
+
+    def _reload(self) -> None:
+        """Lines come, go and change as the configuration says now; what cannot be read leaves all as it is."""
+        if self.reread is None:
+            return
+        try:
+            settings = self.reread()
+            if not settings.lines:
+                raise ConfigurationError(NO_LINES)
+        except ConfigurationError as error:
+            log.error("the configuration is not taken over", error=str(error))
+            return
+        if keys := needing_a_restart(self.settings, settings):
+            log.warning("changed, and taken over by a restart only", keys=keys)
+        gone, come = self.lines.changes(line_configs(settings))
+        self.answering.finish(self.client, self._usable(), FINISH_SECONDS)
+        for name in gone:
+            self._let_go(name)
+            self.answering.rewind([name])
+            self.lines.close(name)
+            self._refused.pop(name, None)
+        for config in come:
+            self._guarded(self.lines.open(config), self._rewind)
+        log.info("configuration", closed=gone, opened=[config.name for config in come])
 
     def _turn(self) -> None:
         """Answer what is there, then learn a little: learning never keeps an answer waiting for long."""
@@ -165,20 +194,22 @@ class Worker:
         for name, error in self.answering.refused.items():
             self._refuse(name, error)
         self._learning_waits = False
+        self._learn_until = time.monotonic() + LEARN_SECONDS
         for keeper in self._usable().values():
             if keeper.epoch:
                 self._guarded(keeper, self._keep)
         if time.monotonic() >= self._gauges_at:
-            self._show_backlog()
+            self._gauges_at = time.monotonic() + GAUGE_SECONDS
+            show_backlogs(self.client, (keeper.streams for keeper in self._usable().values()), self.metrics)
 
     def _keep(self, keeper: Keeper) -> None:
         keeper.lease.renew(keeper.epoch, self.holder)
-        usable = partial(self.answering.usable, keeper.line.name)
-        self.looks[keeper.line.name](self.answering.features_of, usable)
-        until = time.monotonic() + LEARN_SECONDS
+        opening = self.answering.opening
+        usable = partial(opening.usable, keeper.line.name)
+        self.lines.looks[keeper.line.name](opening.features_of, usable)
         recovering = self.answering.intake.recovering(keeper.line.name)
-        while not recovering and keeper.learn(self.answering.extract, 1, usable):
-            if time.monotonic() >= until or keeper.snapshot_due:
+        while not recovering and keeper.learn(opening.extract, 1, usable):
+            if time.monotonic() >= self._learn_until or keeper.snapshot_due:
                 self._learning_waits = True
                 break
         if not keeper.epoch:  # an entry failed: the line is loaded again
@@ -213,16 +244,6 @@ class Worker:
     def _usable(self) -> dict[str, Keeper]:
         return {name: k for name, k in self.keepers.items() if not k.stopped and name not in self._refused}
 
-    def _show_backlog(self) -> None:
-        self._gauges_at = time.monotonic() + GAUGE_SECONDS
-        seconds, _ = self.client.time()
-        for name, keeper in self._usable().items():
-            lag, pending, oldest = keeper.streams.backlog(ANSWERING)
-            age = seconds - entry_key(oldest)[0] / 1000 if oldest else 0.0
-            self.metrics.stream_lag.labels(name).set(float("nan") if lag is None else lag)
-            self.metrics.pending.labels(name).set(pending)
-            self.metrics.oldest_pending.labels(name).set(max(0.0, age))
-
     # -- probes ------------------------------------------------------------------------------------------------------
 
     def alive(self) -> str:
@@ -240,35 +261,23 @@ class Worker:
     # -- shutdown ----------------------------------------------------------------------------------------------------
 
     def drain(self) -> None:
-        """Make durable what was learned, and let the lines go."""
-        for name, keeper in self.keepers.items():
-            try:
-                if keeper.epoch:
-                    keeper.close(self.holder)
-            except (FencedError, redis.RedisError) as error:
-                log.warning("not drained; its entries come again", line=name, error=str(error))
+        """Answer what is in hand, make durable what was learned, and let the lines go."""
+        with suppress(redis.RedisError):  # it comes again
+            self.answering.finish(self.client, self._usable(), FINISH_SECONDS)
+        for name in self.keepers:
+            self._let_go(name)
+
+    def _let_go(self, name: str) -> None:
+        keeper = self.keepers[name]
+        try:
+            if keeper.epoch:
+                keeper.close(self.holder)
+        except (FencedError, redis.RedisError) as error:
+            log.warning("not drained; its entries come again", line=name, error=str(error))
 
     def shutdown(self) -> None:
-        """Stop answering HTTP."""
+        """End the threads, and stop answering HTTP."""
         self.http.stop()
+        self.answering.close()
         self.crash_file.close()
         log.info("stopped")
-
-
-def run_worker(settings: Settings) -> None:
-    """Run until SIGTERM or SIGINT; the handlers set a flag, the loop decides."""
-    worker = Worker(settings)
-
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        worker.stopping.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
-    worker.startup()
-    try:
-        worker.run()
-        worker.drain()  # not after an error: a half-applied entry must not reach a snapshot
-    except (torch.OutOfMemoryError, torch.AcceleratorError) as error:
-        raise DeviceError(f"{worker.engine.device} failed: {error}; lower model.max_batch or bank_size") from error
-    finally:
-        worker.shutdown()

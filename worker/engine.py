@@ -1,7 +1,9 @@
 """The device side: pixels of any line to patch features, through one backbone."""
 
 import hashlib
+import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from itertools import islice
 
 import structlog
@@ -19,6 +21,8 @@ from worker.settings import ModelSettings
 
 MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]  # ImageNet's, which the backbones were trained with
 DEVIATION = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+MAX_BATCH = {"cpu": 8, "cuda": 64}  # images: larger ones gain nothing there, and keep answers waiting
+TRIAL_SHAPE, TRIALS = (2, 3, 224, 224), 3  # of the forward passes that choose the precision
 CACHE_BYTES = 256 * 1024 * 1024
 
 log = structlog.get_logger()
@@ -40,7 +44,12 @@ def pick_device(name: str) -> torch.device:
 
 
 class Engine:
-    """The backbone with its preprocessing; batches are formed across entries and lines."""
+    """The backbone with its preprocessing; batches are formed across entries and lines.
+
+    Attributes:
+        precision: what the backbone computes in; features are float32 whatever it is.
+        max_batch: images in one forward pass.
+    """
 
     def __init__(
         self,
@@ -61,41 +70,80 @@ class Engine:
         self.metrics = metrics
         self.beat = beat  # called after each batch: a sign of life within a long turn
         self.fingerprint = self._fingerprint()
+        self.precision = self._precision()
+        self.max_batch = settings.max_batch or MAX_BATCH.get(device.type, 32)
+        self._scale = (255 * DEVIATION).reciprocal().to(device)
+        self._shift = (-MEAN / DEVIATION).to(device)
 
     def _fingerprint(self) -> str:
         """Hash of all that decides what a feature means: a bank is of use with equal ones only."""
         parts = (hash_parameters(self.features.backbone), self.settings.layers, self.settings.input_shape)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
+    def _precision(self) -> torch.dtype:
+        """As configured, or else what is faster here; a backbone of the user's own keeps its precision.
+
+        CPUs without bfloat16 products emulate them, at a fraction of float32's speed.
+        """
+        if self.settings.precision != "auto":
+            return torch.bfloat16 if self.settings.precision == "bfloat16" else torch.float32
+        if ":" in self.settings.backbone:
+            return torch.float32
+        images, seconds = torch.zeros(TRIAL_SHAPE), dict.fromkeys((torch.float32, torch.bfloat16), float("inf"))
+        for _ in range(TRIALS):
+            for dtype in seconds:  # alternating: other work on the machine falls on both
+                began = time.perf_counter()
+                self._features(images, dtype)[0].sum().item()  # GPU sync
+                seconds[dtype] = min(seconds[dtype], time.perf_counter() - began)
+        return min(seconds, key=lambda dtype: seconds[dtype])
+
     def prepare(self, pixels: Pixels) -> Tensor:
-        """Pixels [h, w, 3] uint8, squashed to input_shape (antialiased) and normalised: [3, H, W] float32."""
-        x = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
+        """Pixels [h, w, 3] uint8, squashed to input_shape (antialiased): [3, H, W] uint8.
+
+        Runs on threads of the decoder, on the CPU, where torch has a fast kernel for bytes.
+        """
+        x = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # [1, 3, h, w], channels last
         if tuple(x.shape[2:]) != self.settings.input_shape:
             x = F.interpolate(x, size=self.settings.input_shape, mode="bilinear", antialias=True, align_corners=False)
-        return (x[0] / 255 - MEAN) / DEVIATION
+        return x[0]
 
     def batches(self, images: Iterable[Tensor]) -> Iterator[Tensor]:
         """Features [B, P, D] of prepared images [3, H, W], B at most max_batch; images are taken as they are needed."""
         rest = iter(images)
-        while chunk := list(islice(rest, self.settings.max_batch)):
-            with self.metrics.stage("forward"):
-                features = self._forward(chunk)
-            self.beat()
-            yield features
+        while chunk := list(islice(rest, self.max_batch)):
+            yield self.forward(chunk)
 
-    def _forward(self, chunk: list[Tensor]) -> Tensor:
-        """Features [B, P, D]; a batch that the device has no memory for is halved, down to one image."""
+    def forward(self, images: list[Tensor]) -> Tensor:
+        """Features [B, P, D] float32 of B prepared images [3, H, W] uint8, in one pass.
+
+        A batch that the device has no memory for is halved, down to one image.
+        """
+        with self.metrics.stage("forward"):
+            features = self._halved(images)
+        self.beat()
+        return features
+
+    def _halved(self, images: list[Tensor]) -> Tensor:
         try:
-            failpoint("forward", str(len(chunk)))
-            return self.features(torch.stack(chunk))[0]
+            failpoint("forward", str(len(images)))
+            x = (
+                torch.stack([image.permute(1, 2, 0) for image in images]).to(self.device).permute(0, 3, 1, 2)
+            )  # channels last
+            return self._features(torch.addcmul(self._shift, x.float(), self._scale), self.precision)[0]
         except torch.OutOfMemoryError as error:
-            if len(chunk) == 1:
+            if len(images) == 1:
                 raise
-            log.warning("out of memory: the batch is halved", images=len(chunk), error=one_line(error, 200))
+            log.warning("out of memory: the batch is halved", images=len(images), error=one_line(error, 200))
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        half = len(chunk) // 2
-        return torch.cat([self._forward(chunk[:half]), self._forward(chunk[half:])])
+        half = len(images) // 2
+        return torch.cat([self._halved(images[:half]), self._halved(images[half:])])
+
+    def _features(self, images: Tensor, dtype: torch.dtype) -> tuple[Tensor, tuple[int, int]]:
+        """Features of normalised images [B, 3, H, W], the backbone under autocast where that is asked for."""
+        autocast = torch.autocast(self.device.type, dtype) if dtype is not torch.float32 else nullcontext()
+        with autocast:
+            return self.features(images)
 
 
 class FeatureCache:

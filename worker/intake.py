@@ -1,8 +1,9 @@
 """What is answered next: own pending entries first, then new ones; what dead consumers left is claimed."""
 
 import time
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import redis
 import structlog
@@ -10,7 +11,8 @@ import structlog
 from worker.keeper import Keeper
 from worker.metrics import Metrics
 from worker.settings import MIB, StreamSettings
-from worker.streams.line_streams import Entry, read_answering
+from worker.streams.line_streams import Entry
+from worker.streams.reads import read_new, wait_and_read
 
 READ_ENTRIES = 8  # per line and call
 CLAIM_SECONDS = 10.0  # between looks for entries of dead consumers
@@ -19,11 +21,16 @@ FADING = 0.9  # of the largest entry seen, with each read
 log = structlog.get_logger()
 
 
-class Taken(NamedTuple):
-    """Entries by line; `alone`: one that is to be tried by itself, since something failed with it in hand."""
+@dataclass
+class Read:
+    """Entries by line; `alone`: one that is to be tried by itself, since something failed with it in hand.
 
-    entries: list[tuple[str, Entry]]
+    `refused` is what Redis said of lines whose entries cannot be read.
+    """
+
+    entries: list[tuple[str, Entry]] = field(default_factory=list)
     alone: bool = False
+    refused: dict[str, str] = field(default_factory=dict)
 
 
 class Intake:
@@ -34,6 +41,7 @@ class Intake:
         self.consumer = consumer
         self.metrics = metrics
         self._pending: dict[str, bool] = {}  # lines whose own pending entries come first -> one by one
+        self._was_alone = False  # the last read: others come in between
         self._claim_at = 0.0
         self._largest = float(MIB)  # bytes of an entry, of late
 
@@ -46,30 +54,84 @@ class Intake:
         """Whether own pending entries are still to come: what fails is found by answering, which gives it up."""
         return line in self._pending
 
-    def read(self, client: Any, keepers: Mapping[str, Keeper], block_ms: int | None) -> Taken:
-        """One read's worth of entries; waits up to block_ms for the first new one."""
+    def read(
+        self, client: Any, keepers: Mapping[str, Keeper], held: Mapping[str, int], enough: Container[str], block_ms: int
+    ) -> Read:
+        """Entries of the lines, within the bytes that are read ahead; waits up to block_ms for the first.
+
+        Args:
+            held: bytes of the entries in hand, by line; of others none is.
+            enough: lines that want no more for now.
+        """
         self._claim(keepers)
-        for name in sorted(set(self._pending) & set(keepers)):
-            alone = self._pending[name]
-            own = keepers[name].streams.own_pending(self.consumer, 1 if alone else self._count(1))
-            if own:
-                self._see(own)
-                return Taken([(name, entry) for entry in own], alone)
-            del self._pending[name]
-        if not keepers:
-            time.sleep((block_ms or 0) / 1000)
-            return Taken([])
-        streams = [keeper.streams for keeper in keepers.values()]
-        batches = read_answering(client, streams, self.consumer, self._count(len(streams)), block_ms)
-        self._see([entry for _, entries in batches for entry in entries])
-        return Taken([(name, entry) for name, entries in batches for entry in entries])
+        recovering = [name for name in sorted(self._pending) if name in keepers and name not in held]
+        alone = [name for name in recovering if self._pending[name]]
+        read, others_first = Read(), self._was_alone
+        self._was_alone = not others_first and self._read_alone(keepers, alone, read)
+        if not self._was_alone:
+            self._read_own(keepers, [name for name in recovering if name not in alone], read)
+            busy = alone or read.entries or read.refused
+            self._read_new(client, keepers, held, enough, 0 if busy else block_ms, read)
+            self._see(read.entries)
+        if others_first and not read.entries:
+            self._was_alone = self._read_alone(keepers, alone, read)
+        return read
 
-    def _count(self, lines: int) -> int:
+    def _read_alone(self, keepers: Mapping[str, Keeper], lines: list[str], into: Read) -> bool:
+        """The first own pending entry of these lines, to be tried by itself; whether there is one."""
+        for name in lines:
+            self._read_own(keepers, [name], into, 1)
+            if into.entries:
+                into.alone = True
+                return True
+        return False
+
+    def _read_own(self, keepers: Mapping[str, Keeper], lines: list[str], into: Read, count: int | None = None) -> None:
+        """Own pending entries of lines that have none in hand: those that are not answered yet."""
+        for name in lines:
+            try:
+                own = keepers[name].streams.own_pending(self.consumer, count or self._count(0, 1))
+            except redis.ResponseError as error:
+                into.refused[name] = str(error)
+                continue
+            if not own:
+                del self._pending[name]
+            into.entries += [(name, entry) for entry in own]
+
+    def _read_new(
+        self,
+        client: Any,
+        keepers: Mapping[str, Keeper],
+        held: Mapping[str, int],
+        enough: Container[str],
+        block_ms: int,
+        into: Read,
+    ) -> None:
+        wanted = [
+            keeper.streams for name, keeper in keepers.items() if name not in self._pending and name not in enough
+        ]
+        count = self._count(sum(held.values()), len(wanted))
+        if not wanted or not count:
+            time.sleep(block_ms / 1000)
+            return
+        if block_ms:
+            found = wait_and_read(client, wanted, self.consumer, count, block_ms)
+        else:
+            found = read_new(client, dict.fromkeys(wanted, count), self.consumer)
+        for name, entries in found.items():
+            if isinstance(entries, redis.ResponseError):
+                into.refused[name] = str(entries)
+            else:
+                into.entries += [(name, entry) for entry in entries]
+
+    def _count(self, held: int, lines: int) -> int:
         """Entries per line that a read asks for: XREADGROUP counts entries, memory is bytes."""
-        return int(max(1, min(READ_ENTRIES, self.settings.prefetch_bytes / (lines * self._largest))))
+        room = self.settings.prefetch_bytes - held
+        least = 0 if held else 1
+        return int(max(least, min(READ_ENTRIES, room / (max(1, lines) * self._largest))))
 
-    def _see(self, entries: list[Entry]) -> None:
-        sizes = [len(entry.batch or b"") for entry in entries]
+    def _see(self, entries: list[tuple[str, Entry]]) -> None:
+        sizes = [len(entry.batch or b"") for _, entry in entries]
         if sizes:
             self._largest = max(1.0, FADING * self._largest, *sizes)
 

@@ -1,11 +1,13 @@
 """Every Prometheus name of the worker, once."""
 
 import platform
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
+from prometheus_client.metrics import MetricWrapperBase
 
 from worker.message import REASONS
 
@@ -29,6 +31,7 @@ class Metrics:
         self.build_info.labels(version("mhpc"), platform.python_version(), version("torch")).set(1)
         for stage in STAGES:
             self.stage_seconds.labels(stage)
+        self._inner = [0.0]  # seconds of the stages within the one that is under way
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"mhpc_{name}", text, labels, registry=self.registry)
@@ -86,8 +89,23 @@ class Metrics:
         self.anomalies.labels(line)
         self.entries_lost.labels(line)
 
+    def close_line(self, line: str) -> None:
+        """Drop a line's series: it is served no more."""
+        for collector in vars(self).values():
+            if isinstance(collector, MetricWrapperBase) and "line" in collector._labelnames:
+                collector.remove_by_labels({"line": line})
+
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time a stage; one of STAGES."""
-        with self.stage_seconds.labels(name).time():
+        """Time a stage, one of STAGES, less those within it; on the thread of the work loop alone.
+
+        So the stages add up to the loop's time.
+        """
+        began = time.perf_counter()
+        self._inner.append(0.0)
+        try:
             yield
+        finally:
+            seconds = time.perf_counter() - began
+            self.stage_seconds.labels(name).observe(seconds - self._inner.pop())
+            self._inner[-1] += seconds

@@ -11,7 +11,10 @@ from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSett
 ENV_PREFIX = "MHPC_"
 LINE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}\Z")  # "$" would let a newline pass
 MIB = 1024 * 1024
-REDIS_SCHEMES = ("redis://", "rediss://", "unix://", "redis+sentinel://", "rediss+sentinel://")  # the s is for TLS
+REDIS_SCHEMES = (
+    "redis://", "rediss://", "unix://", "redis+sentinel://", "rediss+sentinel://", "redis+cluster://",
+    "rediss+cluster://",
+)  # the s is for TLS  # fmt: skip
 
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
@@ -65,7 +68,9 @@ class ModelSettings(Section):
     input_shape: tuple[Annotated[int, Field(ge=32, le=4096)], Annotated[int, Field(ge=32, le=4096)]] = (224, 224)
     bank_size: Positive = 6000
     pca_variance_ratio: Rate = 0.9  # more keeps noise that textures pay for: tiles 0.960 against 0.928 (bench one_pass)
-    max_batch: Annotated[int, Field(gt=0, multiple_of=8)] = 32  # images in one forward pass; learning steps by 8
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the backbone; "auto": the faster, by a trial
+    max_batch: Annotated[int, Field(ge=0, multiple_of=8)] = 0  # images in one pass; 0: 8 on a CPU, 64 on a GPU
+    max_wait_ms: Annotated[float, Field(ge=0, le=1000)] = 20.0  # that an image waits for others to fill its batch
 
     @model_validator(mode="after")
     def _weights_fit_the_backbone(self) -> "ModelSettings":
@@ -140,6 +145,7 @@ class HttpSettings(Section):
 
 class LineSettings(Section):
     name: str
+    weight: Annotated[float, Field(ge=0.01, le=100)] = 1.0  # its share of the worker where lines compete for it
     bank_size: Positive | None = None
     learning: LearningSettings | None = None
     calibration: CalibrationSettings | None = None
@@ -212,6 +218,7 @@ class LineConfig(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     name: str
+    weight: float = 1.0
     bank_size: int
     learning: LearningSettings
     calibration: CalibrationSettings
@@ -223,6 +230,7 @@ def line_configs(settings: Settings) -> list[LineConfig]:
     return [
         LineConfig(
             name=line.name,
+            weight=line.weight,
             bank_size=line.bank_size or settings.model.bank_size,
             learning=_laid_over(settings.learning, line.learning),
             calibration=_laid_over(settings.calibration, line.calibration),

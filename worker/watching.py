@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import msgpack
@@ -10,7 +11,7 @@ from mhpc.core.calibration import Threshold
 from worker.line import PHASES, SCORING, Line
 from worker.metrics import Metrics
 from worker.records import Serving
-from worker.streams.line_streams import LineStreams, newest_id
+from worker.streams.line_streams import ANSWERING, LineStreams, entry_key, newest_id
 
 READ, PAGES = 500, 10  # results in one call, calls in one turn
 REFIT_EVERY = 64  # scores
@@ -113,3 +114,14 @@ def set_gauges(metrics: Metrics, line: Line) -> None:
         metrics.bank_anchors.labels(name).set(len(bank))
         metrics.bank_radius.labels(name).set(bank.radius)
         metrics.pca_components.labels(name).set(bank.images.shape[1])
+
+
+def show_backlogs(client: Any, lines: Iterable[LineStreams], metrics: Metrics) -> None:
+    """What waits to be answered, and for how long, of each line."""
+    seconds, _ = client.time()
+    for streams in lines:
+        name, (lag, pending, oldest) = streams.line, streams.backlog(ANSWERING)
+        age = seconds - entry_key(oldest)[0] / 1000 if oldest else 0.0
+        metrics.stream_lag.labels(name).set(float("nan") if lag is None else lag)
+        metrics.pending.labels(name).set(pending)
+        metrics.oldest_pending.labels(name).set(max(0.0, age))

@@ -61,7 +61,13 @@ def small_settings(*lines: str, **sections: Any) -> Settings:
     """A worker with a small, untrained backbone; sections are laid over it."""
     base: dict[str, Any] = {
         "worker": {"name": "station-1", "device": "cpu"},
-        "model": {"backbone": "resnet18", "weights": "random:0", "input_shape": (64, 64), "bank_size": 200},
+        "model": {
+            "backbone": "resnet18",
+            "weights": "random:0",
+            "input_shape": (64, 64),
+            "bank_size": 200,
+            "precision": "float32",
+        },
         "learning": {"images": 16},
         "calibration": {"images": 20, "false_positive_rate": 0.05},
         "http": {"port": 0},

@@ -41,7 +41,7 @@ class Station:
             for config in line_configs(settings)
         }
         streams = {name: keeper.streams for name, keeper in self.keepers.items()}
-        self.answering = Answering(settings, engine, self.cache, self.metrics, streams)
+        self.answering = Answering(settings, engine, self.cache, self.metrics, streams, {})
         for keeper in self.keepers.values():
             keeper.streams.ensure_groups()
 
@@ -60,7 +60,10 @@ class Station:
         return str(self.client.xadd(self.streams(name).images, {"batch": batch}).decode())
 
     def turn(self) -> int:
-        return self.answering.turn(self.client, self.keepers, block_ms=None)
+        """Answer one read's worth of entries; returns how many there were."""
+        read = self.answering.turn(self.client, self.keepers, block_ms=None)
+        self.answering.finish(self.client, self.keepers, 60)
+        return read
 
     def results(self, name: str) -> list[dict[str, Any]]:
         return [decode_result(fields[b"result"]) for _, fields in self.client.xrange(self.streams(name).scores)]

@@ -34,7 +34,7 @@ def play(station: Station, line: str, first: int, last: int, pixels: Callable[[i
         numbers = range(start, min(start + batch, last + 1))
         station.send(line, message(*[item(str(i), data=encoded(pixels(i))) for i in numbers]))
         station.turn()
-        while keeper.learn(station.answering.extract, 1, partial(station.answering.usable, line)):
+        while keeper.learn(station.answering.opening.extract, 1, partial(station.answering.opening.usable, line)):
             if keeper.snapshot_due:
                 keeper.snapshot()
 

@@ -275,4 +275,4 @@ def test_what_review_holds_and_is_no_picture_is_refused(engine: Any, client: red
     station = Station(client, engine, tmp_path, "a")
     for image in (b"", b"\xc1", msgpack.packb([1]), review.pack_image(Image("a", "png", b"cut"))):
         with pytest.raises(RefusedError, match=r"not a picture|cannot be decoded"):
-            station.answering.features_of(image)
+            station.answering.opening.features_of(image)

@@ -152,18 +152,15 @@ def test_a_line_whose_stream_went_back_goes_on_from_there_when_it_is_told_to(
 def test_a_turn_that_takes_longer_than_a_lease_keeps_the_line(
     settings: Any, client: redis.Redis, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.lease.RENEW_SECONDS", 0.2)
-    monkeypatch.setattr("worker.lease.LAPSE_SECONDS", 0.6)
-    monkeypatch.setattr("worker.engine.failpoint", lambda *_: time.sleep(0.25))
-    for start in range(0, 32, 8):
-        client.xadd(f"mhpc:{{{line}}}:images", {"batch": message(*(item(str(n)) for n in range(start, start + 8)))})
-    worker = Worker(
-        settings(line).model_copy(update={"model": settings(line).model.model_copy(update={"max_batch": 8})})
-    )
+    monkeypatch.setattr("worker.lease.RENEW_SECONDS", 0.5)
+    monkeypatch.setattr("worker.lease.LAPSE_SECONDS", 2.0)
+    monkeypatch.setattr("worker.engine.failpoint", lambda *_: time.sleep(0.7))
+    client.xadd(f"mhpc:{{{line}}}:images", {"batch": message(*(item(str(n)) for n in range(32)))})
+    worker = Worker(settings(line))
     worker.startup()
     try:
         worker._recover()
-        worker._turn()  # four batches of a quarter of a second each
+        worker._turn()  # learning takes the entry as a whole: four batches of 0.7 s each, beside the one answered
         assert worker.keepers[line].epoch == 1
     finally:
         worker.drain()

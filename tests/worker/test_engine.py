@@ -1,3 +1,4 @@
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -5,12 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from PIL import Image as Pillow
 from safetensors.torch import save_file
 from torch import Tensor
+from torchvision.transforms import v2
 
 from mhpc.core.backbones import load_backbone
 from tests.worker.helpers import picture, small_settings
-from worker.engine import DEVIATION, MEAN, Engine, FeatureCache, pick_device
+from worker.engine import Engine, FeatureCache, pick_device
 from worker.errors import DeviceError, ModelError
 from worker.metrics import Metrics
 
@@ -71,11 +75,21 @@ def test_weights_of_another_backbone_are_refused(tmp_path: Path) -> None:
 
 
 def test_pixels_are_normalised_by_the_mean_and_deviation_of_imagenet(engine: Engine) -> None:
-    pixels = picture(0, 64, 64)
-    expected = (pixels.astype(np.float64) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-    x = engine.prepare(pixels)
-    assert x.dtype == torch.float32
-    np.testing.assert_allclose(x.permute(1, 2, 0).numpy(), expected, atol=1e-5)
+    pixels = [picture(seed, 64, 64) for seed in range(2)]
+    x = (np.stack(pixels).astype(np.float64) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    expected, _ = engine.features(torch.tensor(x, dtype=torch.float32).permute(0, 3, 1, 2))
+    torch.testing.assert_close(engine.forward([engine.prepare(p) for p in pixels]), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(90, 130), (40, 48), (640, 96), (64, 64)])
+def test_pictures_are_squashed_as_torchvision_does_it_to_one_grey_level(engine: Engine, size: tuple[int, int]) -> None:
+    pixels = picture(1, *size)
+    theirs = v2.functional.resize(v2.functional.to_image(Pillow.fromarray(pixels)), [64, 64], antialias=True)
+    assert int((engine.prepare(pixels).int() - theirs.int()).abs().max()) <= 1
+    exact = F.interpolate(
+        torch.from_numpy(pixels).permute(2, 0, 1)[None].double(), size=(64, 64), mode="bilinear", antialias=True
+    )
+    assert float((engine.prepare(pixels) - exact[0]).abs().max()) <= 1
 
 
 @pytest.mark.parametrize("size", [(40, 48), (640, 96), (63, 64), (1, 1)])
@@ -86,8 +100,7 @@ def test_pictures_of_any_size_are_squashed_to_the_input_shape(engine: Engine, si
 def test_a_picture_is_made_smaller_without_aliasing(engine: Engine) -> None:
     stripes = np.zeros((256, 256, 3), np.uint8)
     stripes[:, 1::4] = stripes[:, 2::4] = 255  # as fine as the result's pixels: it must become an even grey
-    grey = engine.prepare(stripes) * DEVIATION + MEAN
-    inner = grey[:, 4:-4, 4:-4]
+    inner = engine.prepare(stripes)[:, 4:-4, 4:-4] / 255
     assert float((inner - 0.5).abs().max()) < 0.02
 
 
@@ -123,6 +136,45 @@ def test_an_images_features_do_not_depend_on_its_batch(engine: Engine) -> None:
     together = torch.cat(list(engine.batches(images)))
     alone = torch.cat([features for x in images for features in engine.batches([x])])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+# -- precision ---------------------------------------------------------------------------------------------------------
+
+
+def test_bfloat16_gives_float32_features_near_those_of_float32() -> None:
+    fine, coarse = engine_of(precision="float32"), engine_of(precision="bfloat16")
+    images = prepared(fine, 8)
+    expected, features = fine.forward(images), coarse.forward(images)
+    assert features.dtype == torch.float32
+    assert float((features - expected).norm() / expected.norm()) < 0.02
+    assert not torch.equal(features, expected)
+
+
+def test_in_bfloat16_too_an_images_features_do_not_depend_on_its_batch() -> None:
+    engine = engine_of(precision="bfloat16")
+    images = prepared(engine, 8)
+    together = engine.forward(images)
+    torch.testing.assert_close(torch.cat([engine.forward([x]) for x in images]), together, rtol=1e-3, atol=1e-4)
+
+
+def test_the_faster_precision_is_found_by_a_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow_in(dtype: torch.dtype) -> Engine:
+        real = Engine._features
+
+        def features(self: Engine, images: Tensor, of: torch.dtype) -> tuple[Tensor, tuple[int, int]]:
+            time.sleep(0.3 * (of is dtype))
+            return real(self, images, of)
+
+        monkeypatch.setattr(Engine, "_features", features)
+        return engine_of(precision="auto")
+
+    assert slow_in(torch.bfloat16).precision is torch.float32
+    monkeypatch.undo()
+    assert slow_in(torch.float32).precision is torch.bfloat16
+
+
+def test_a_backbone_of_the_users_own_keeps_its_precision() -> None:
+    assert engine_of(backbone="torchvision.models:resnet18", weights=None, precision="auto").precision is torch.float32
 
 
 def test_the_fingerprint_tells_what_decides_a_features_meaning(engine: Engine) -> None:

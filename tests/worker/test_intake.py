@@ -7,7 +7,7 @@ import redis
 from tests.worker.helpers import item, message
 from tests.worker.station import Station
 from worker.engine import Engine
-from worker.intake import READ_ENTRIES, Intake
+from worker.intake import READ_ENTRIES, Intake, Read
 from worker.metrics import Metrics
 from worker.settings import MIB, StreamSettings
 from worker.streams.line_streams import ANSWERING
@@ -30,9 +30,13 @@ def leave_to(station: Station, line: str, consumer: str, count: int) -> list[str
     return sent
 
 
+def read(reader: Intake, station: Station, **held: int) -> Read:
+    return reader.read(station.client, station.keepers, held, (), 0)
+
+
 def taken(reader: Intake, station: Station) -> list[str]:
     found: list[str] = []
-    while entries := reader.read(station.client, station.keepers, None).entries:
+    while entries := read(reader, station).entries:
         for name, entry in entries:
             found.append(entry.id)
             station.client.xack(station.streams(name).images, ANSWERING, entry.id)
@@ -54,8 +58,8 @@ def test_what_a_consumer_has_had_for_a_moment_is_left_to_it(station: Station, li
 
 def test_what_was_claimed_is_tried_one_by_one(station: Station, line: str) -> None:
     leave_to(station, line, "station-2", 3)
-    read = intake().read(station.client, station.keepers, None)
-    assert (len(read.entries), read.alone) == (1, True)
+    first = read(intake(), station)
+    assert (len(first.entries), first.alone) == (1, True)
 
 
 def test_a_dead_consumers_entry_that_was_trimmed_ends_as_one_dead_letter(station: Station, line: str) -> None:
@@ -75,7 +79,7 @@ def test_large_entries_are_read_a_few_at_a_time(station: Station, line: str) -> 
     for _ in range(20):
         station.send(line, b"x" * (2 * MIB))
     counts = []
-    while entries := reader.read(station.client, station.keepers, None).entries:
+    while entries := read(reader, station).entries:
         counts.append(len(entries))
     assert sum(counts) == 20
     assert counts[0] == 4  # as of 1 MiB each, which is what is expected at first
@@ -87,6 +91,6 @@ def test_small_ones_come_by_eight_again(station: Station, line: str) -> None:
     for size in [4 * MIB] * 2 + [10] * 200:
         station.send(line, b"x" * size)
     counts = []
-    while entries := reader.read(station.client, station.keepers, None).entries:
+    while entries := read(reader, station).entries:
         counts.append(len(entries))
     assert (sum(counts), max(counts[-5:])) == (202, READ_ENTRIES)

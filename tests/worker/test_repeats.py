@@ -26,7 +26,7 @@ def answered(station: Station, line: str) -> list[str]:
 
 def learned(station: Station, line: str) -> int:
     keeper = opened(station.keepers[line])
-    while keeper.learn(station.answering.extract, 1):
+    while keeper.learn(station.answering.opening.extract, 1):
         pass
     return int(keeper.line.learner.images_seen_)
 

@@ -1,6 +1,7 @@
 """One line's keys in Redis: reading, the gate, the lease, the commit, trimming."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import redis
@@ -8,6 +9,7 @@ import redis
 from worker.errors import FencedError
 from worker.settings import MIB
 from worker.streams.client import script
+from worker.streams.cluster import Call, together
 
 ANSWERING, LEARNING = "mhpc", "mhpc-learn"  # consumer groups
 LEARNER = "learner"  # the one consumer of LEARNING
@@ -114,7 +116,7 @@ class LineStreams:
         self.attempts, self.seen, self.seen_order = prefix + "attempts", prefix + "seen", prefix + "seen-order"
         self._gate = self.client.register_script(script("review", "gate"))
         self._acquire = self.client.register_script(script("acquire"))
-        self._fenced = self.client.register_script(script("review", "fenced"))
+        self._fenced = self.client.register_script(script("review", "lost", "fenced"))
         self._claim = self.client.register_script(script("claim"))
         self._seen = self.client.register_script(script("seen"))
 
@@ -126,6 +128,8 @@ class LineStreams:
         for group in (ANSWERING, LEARNING):
             try:
                 self.client.xgroup_create(self.images, group, id=start, mkstream=True)
+                if group == ANSWERING:
+                    self.client.hdel(self.state_key, "gone")  # lost.lua begins anew: what was answered is read again
             except redis.ResponseError as error:
                 if not str(error).startswith("BUSYGROUP"):
                     raise
@@ -154,14 +158,14 @@ class LineStreams:
 
     def own_pending(self, consumer: str, count: int) -> list[Entry]:
         """Entries that were delivered to this consumer and not answered: after a start and after every error."""
-        return _entries(self.client.xreadgroup(ANSWERING, consumer, {self.images: FROM_START}, count=count))
+        return entries_of(self.client.xreadgroup(ANSWERING, consumer, {self.images: FROM_START}, count=count))
 
     def claim(self, consumer: str, idle_ms: int, dead_max: int) -> tuple[int, int]:
         """Take over what other consumers have not answered for so long; how many that were, and how many were lost."""
         claimed, lost, cursor = 0, 0, FROM_START
         while True:
             args: list[str | int] = [ANSWERING, consumer, idle_ms, cursor, CLAIM_ENTRIES, dead_max]
-            after, taken, trimmed = self._claim(keys=[self.images, self.dead], args=args)
+            after, taken, trimmed = self._claim(keys=[self.images, self.dead, self.state_key], args=args)
             claimed, lost, cursor = claimed + taken, lost + trimmed, after.decode()
             if cursor == FROM_START:
                 return claimed, lost
@@ -178,10 +182,9 @@ class LineStreams:
 
     def mark(self, attempt: str) -> int:
         """Note that this is about to be tried; the number of times that it was and nobody took the mark away."""
-        pipe = self.client.pipeline()
-        pipe.hincrby(self.attempts, attempt, 1)
-        pipe.expire(self.attempts, ATTEMPTS_SECONDS)
-        return int(pipe.execute()[0])
+        times = int(self.client.hincrby(self.attempts, attempt, 1))
+        self.client.expire(self.attempts, ATTEMPTS_SECONDS)
+        return times
 
     def unmark(self, *attempts: str) -> None:
         """They were survived, or given up."""
@@ -190,17 +193,19 @@ class LineStreams:
 
     def publish(self, answers: Iterable[Answer], scores_max: int, dead_max: int, review: ReviewCaps) -> list[bool]:
         """Send each answer through the gate; False where the entry was no longer pending (somebody published it)."""
-        pipe = self.client.pipeline(transaction=False)
+        keys = [self.images, self.scores, self.dead, self.review, self.state_key]
+        calls = list[tuple[str, Call]]()
         for entry, results, dead, for_review in answers:
             letters = [field for letter in dead for field in letter]
             parts = [field for part in for_review for field in part]
             counts = [scores_max, dead_max, *review, len(results), len(parts)]
-            self._gate(
-                keys=[self.images, self.scores, self.dead, self.review],
-                args=[ANSWERING, entry, *counts, *results, *parts, *letters],
-                client=pipe,
-            )
-        return [bool(published) for published in pipe.execute()]
+            args = [ANSWERING, entry, *counts, *results, *parts, *letters]
+            calls.append((self.images, partial(self._gate, keys, args)))
+        replies = together(self.client, calls)
+        for error in replies:
+            if isinstance(error, redis.ResponseError):
+                raise error
+        return [bool(published) for published in replies]
 
     # -- keeping -----------------------------------------------------------------------------------------------------
 
@@ -213,15 +218,15 @@ class LineStreams:
         return int(reply[0]), reply[1].decode()
 
     def renew(self, epoch: int, holder: str) -> None:
-        self._keeper(epoch, "renew", holder, LEASE_MS)
+        self.fenced(epoch, "renew", holder, LEASE_MS)
 
     def release(self, epoch: int, holder: str) -> None:
         """Let another take over at once. The epoch stays."""
-        self._keeper(epoch, "release", holder)
+        self.fenced(epoch, "release", holder)
 
     def read_learning(self, epoch: int, count: int, after: str | None = None) -> list[Entry]:
         """New entries for the learner, or with `after` those already delivered to it, from behind that id on."""
-        return _entries(self._keeper(epoch, "read", LEARNING, LEARNER, count, ">" if after is None else after))
+        return entries_of(self.fenced(epoch, "read", LEARNING, LEARNER, count, ">" if after is None else after))
 
     def commit(
         self, epoch: int, fields: Mapping[str, str], also: Commit = ALONE, review: ReviewCaps = REVIEW_CAPS
@@ -231,17 +236,15 @@ class LineStreams:
         restart = [LEARNING if also.restart else "", also.restart]
         state = [part for item in fields.items() for part in item]
         counts = [len(parts), len(also.dropped)]
-        self._keeper(
-            epoch, "commit", also.reply, REPLIES_MAX, *restart, *review, *counts, *parts, *also.dropped, *state
-        )
+        self.fenced(epoch, "commit", also.reply, REPLIES_MAX, *restart, *review, *counts, *parts, *also.dropped, *state)
 
     def show(self, epoch: int, fields: Mapping[str, str]) -> None:
         """Set fields of the state that are for people alone: what they say is in no snapshot."""
-        self._keeper(epoch, "show", *(part for item in fields.items() for part in item))
+        self.fenced(epoch, "show", *(part for item in fields.items() for part in item))
 
     def acknowledge(self, epoch: int, entries: list[str]) -> None:
         for start in range(0, len(entries), 1000):  # Lua's unpack is bounded
-            self._keeper(epoch, "ack", LEARNING, *entries[start : start + 1000])
+            self.fenced(epoch, "ack", LEARNING, *entries[start : start + 1000])
 
     def trim(self, epoch: int, groups: Iterable[str]) -> str:
         """Drop the entries that all the groups in use are done with; returns done_through.
@@ -257,10 +260,11 @@ class LineStreams:
             bounds.append(entry_before(oldest) if oldest else infos[group]["last-delivered-id"].decode())
         done = min(bounds, key=entry_key)
         ms, seq = entry_key(done)
-        self._keeper(epoch, "trim", f"{ms}-{seq + 1}" if seq < 2**64 - 1 else f"{ms + 1}-0", done)
+        self.fenced(epoch, "trim", f"{ms}-{seq + 1}" if seq < 2**64 - 1 else f"{ms + 1}-0", done)
         return done
 
-    def _keeper(self, epoch: int, what: str, *args: str | int | bytes) -> Any:
+    def fenced(self, epoch: int, what: str, *args: str | int | bytes) -> Any:
+        """One of the commands of fenced.lua."""
         keys = [self.state_key, self.images, self.lease, self.replies, self.review]
         try:
             return self._fenced(keys=keys, args=[epoch, what, *args])
@@ -284,10 +288,10 @@ def read_answering(
     """New entries of all lines, in one call that waits up to block_ms for the first; (line, entries) pairs."""
     by_key = {streams.images.encode(): streams for streams in lines}
     reply = client.xreadgroup(ANSWERING, consumer, dict.fromkeys(by_key, ">"), count=count, block=block_ms)
-    return [(by_key[key].line, _entries([[key, entries]])) for key, entries in reply or ()]
+    return [(by_key[key].line, entries_of([[key, entries]])) for key, entries in reply or ()]
 
 
-def _entries(reply: Any) -> list[Entry]:
+def entries_of(reply: Any) -> list[Entry]:
     """The entries of an XREADGROUP reply on one stream; a field list is flat from Lua, a map from redis-py."""
     entries = []
     for name, fields in reply[0][1] if reply else ():

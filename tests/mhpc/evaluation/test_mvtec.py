@@ -80,7 +80,7 @@ def test_pictures_are_prepared_as_the_worker_prepares_them() -> None:
     engine = Engine.__new__(Engine)
     engine.settings = Settings()  # type: ignore[assignment]  # what `prepare` reads of it
     pixels = plate(0, defective=True)
-    ours, theirs = normalised(pixels, (48, 40)), engine.prepare(pixels)
+    ours, theirs = normalised(pixels, (48, 40)), (engine.prepare(pixels) / 255 - MEAN) / DEVIATION
     assert ours.shape == (3, 48, 40)
     grey_level = 1 / 255 / DEVIATION
     assert ((ours - theirs).abs() <= grey_level).all()

@@ -13,7 +13,7 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 import torch  # noqa: E402
 
 from worker.configuration import load_settings  # noqa: E402
-from worker.daemon import run_worker  # noqa: E402
+from worker.process import run_worker  # noqa: E402
 
 
 class ForkedWorker:

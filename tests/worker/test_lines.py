@@ -1,0 +1,111 @@
+"""Lines that come and go while the worker runs."""
+
+import threading
+from typing import Any
+
+import pytest
+import redis
+
+from tests.worker.helpers import eventually, item, message
+from tests.worker.turning import get
+from worker.daemon import Worker
+from worker.errors import ConfigurationError
+from worker.lines import needing_a_restart
+from worker.settings import Settings
+from worker.streams.line_streams import LineStreams
+
+
+class Configured:
+    """A running worker, and what its file says."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.now: Settings | ConfigurationError = settings
+        self.worker = Worker(settings, self._reread)
+        self.worker.startup()
+        self._thread = threading.Thread(target=self.worker.run)
+        self._thread.start()
+
+    def _reread(self) -> Settings:
+        if isinstance(self.now, ConfigurationError):
+            raise self.now
+        return self.now
+
+    def reload(self, now: Settings | ConfigurationError) -> None:
+        self.now = now
+        self.worker.reloading.set()
+        eventually(lambda: not self.worker.reloading.is_set())
+
+    def stop(self) -> None:
+        self.worker.stopping.set()
+        self._thread.join(60)
+        self.worker.drain()
+        self.worker.shutdown()
+
+
+@pytest.fixture
+def configured(settings: Any, line: str) -> Any:
+    running = Configured(settings(f"{line}-a", f"{line}-b"))
+    yield running
+    running.stop()
+
+
+def send(client: redis.Redis, line: str, *identities: str) -> None:
+    client.xadd(f"mhpc:{{{line}}}:images", {"batch": message(*map(item, identities))})
+
+
+def answered(client: redis.Redis, line: str) -> int:
+    return int(client.xlen(f"mhpc:{{{line}}}:scores"))
+
+
+def test_a_line_that_comes_is_answered_without_a_restart(
+    configured: Configured, settings: Any, client: redis.Redis, line: str
+) -> None:
+    send(client, f"{line}-c", "1", "2")
+    configured.reload(settings(f"{line}-a", f"{line}-b", f"{line}-c"))
+    assert eventually(lambda: answered(client, f"{line}-c")) == 2
+
+
+def test_a_line_that_goes_is_let_go_at_once_with_what_it_learned(
+    configured: Configured, settings: Any, client: redis.Redis, line: str
+) -> None:
+    gone = f"{line}-b"
+    send(client, gone, *map(str, range(8)))
+    eventually(lambda: configured.worker.keepers[gone].line.learner.images_seen_ == 8)
+    configured.reload(settings(f"{line}-a"))
+    eventually(lambda: gone not in configured.worker.keepers)
+    assert LineStreams(client, gone).acquire("another#1", 0)[0] == 2  # the lease is free
+    assert LineStreams(client, gone).state()["model"]
+    assert client.xpending(f"mhpc:{{{gone}}}:images", "mhpc-learn")["pending"] == 0
+    assert gone not in get(configured.worker, "/metrics")[1]
+    send(client, f"{line}-a", "1")
+    assert eventually(lambda: answered(client, f"{line}-a")) == 1
+
+
+def test_a_line_that_is_configured_otherwise_goes_on_from_what_it_learned(
+    configured: Configured, settings: Any, client: redis.Redis, line: str
+) -> None:
+    name = f"{line}-a"
+    send(client, name, *map(str, range(8)))
+    eventually(lambda: configured.worker.keepers[name].line.learner.images_seen_ == 8)
+    now = settings(name, f"{line}-b")
+    configured.reload(now.model_copy(update={"learning": now.learning.model_copy(update={"images": 12})}))
+    keeper = eventually(lambda: (k := configured.worker.keepers[name]).epoch and k)
+    assert keeper.line.config.learning.images == 12
+    assert keeper.line.learner.images_seen_ == 8
+
+
+def test_a_configuration_that_cannot_be_read_leaves_all_as_it_is(
+    configured: Configured, client: redis.Redis, line: str
+) -> None:
+    configured.reload(ConfigurationError("line 3: not TOML"))
+    send(client, f"{line}-a", "1")
+    assert eventually(lambda: answered(client, f"{line}-a")) == 1
+    assert sorted(configured.worker.keepers) == [f"{line}-a", f"{line}-b"]
+
+
+def test_what_only_a_restart_takes_over_is_named(settings: Any, line: str) -> None:
+    old = settings(line)
+    model = old.model.model_copy(update={"layers": ("layer2",), "bank_size": 7})
+    new = settings(line, "more").model_copy(update={"model": model})
+    assert needing_a_restart(old, new) == ["model.layers"]
+    assert needing_a_restart(old, settings("other")) == []

@@ -1,0 +1,78 @@
+"""An entry by itself, image by image, each marked before it is tried: what took the process down is found again."""
+
+from collections.abc import Callable
+
+import redis
+import structlog
+import torch
+from torch import Tensor
+
+from worker.answers import Opened
+from worker.errors import RejectedError, one_line
+from worker.message import Image, Rejected
+from worker.opening import Opening
+from worker.reading import ATTEMPTS
+
+log = structlog.get_logger()
+
+Judge = Callable[[list[tuple[Opened, Image]], Tensor], None]  # fills in verdicts by features [B, P, D]
+
+
+class GivesUpLaterError(Exception):
+    """An entry failed as a whole, and is to be tried again."""
+
+
+def judge_alone(opening: Opening, part: Opened, judge: Judge) -> None:
+    """Judge an entry's images one by one; what failed ATTEMPTS times goes to its `rejected`.
+
+    Raises:
+        GivesUpLaterError: it could not be split into images.
+        redis.ResponseError: a mark is refused.
+    """
+    streams = opening.streams[part.name]
+    given_up = []  # their marks stay until all are through: the next may yet take the process down
+    for place, image in enumerate(_split(opening, part)):
+        mark = f"{part.entry.id}/{place}"
+        error = f"the process crashed {ATTEMPTS} times with this image in hand"
+        while streams.mark(mark) <= ATTEMPTS:
+            try:
+                x = _decoded(opening, part, image)
+                if x is not None and opening.is_first(part.name, image, part.entry, place):
+                    judge([(part, image)], opening.engine.forward([x]))
+                streams.unmark(mark)
+                break
+            except (torch.AcceleratorError, redis.RedisError):
+                raise
+            except Exception as failure:
+                log.exception("an image failed", line=part.name, entry=part.entry.id, id=image.id)
+                error = f"failed {ATTEMPTS} times: {type(failure).__name__}: {one_line(failure, 300)}"
+        else:
+            part.rejected.append(Rejected(image.id, "failed", error, image.data))
+            given_up.append(mark)
+            streams.disown(image.id, part.entry.id, place)
+    streams.unmark(*given_up)
+
+
+def _decoded(opening: Opening, part: Opened, image: Image) -> Tensor | None:
+    try:
+        with opening.metrics.stage("decode"):
+            return opening.decode(image)
+    except RejectedError as error:
+        part.rejected.append(Rejected(image.id, error.reason, str(error), image.data))
+        return None
+
+
+def _split(opening: Opening, part: Opened) -> list[Image]:
+    streams, mark = opening.streams[part.name], f"{part.entry.id}/"
+    if streams.mark(mark) > ATTEMPTS:
+        error = f"splitting the entry into its images failed {ATTEMPTS} times"
+        part.rejected.append(Rejected("", "failed", error, part.entry.batch or b""))
+        images = []
+    else:
+        try:
+            images = opening.images(part.entry, part.rejected)
+        except Exception as error:
+            log.exception("an entry failed", line=part.name, entry=part.entry.id)
+            raise GivesUpLaterError from error
+    streams.unmark(mark)
+    return images

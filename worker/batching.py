@@ -1,0 +1,155 @@
+"""Which images are judged next: of all lines, fairly, decoded ahead on threads."""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from worker.answers import Opened
+from worker.message import Image
+from worker.settings import MIB
+
+AHEAD = 2  # batches that are decoded ahead
+LINE_AHEAD_BYTES = MIB  # of a line's images that are decoded at once, or one image: huge ones leave threads to others
+DECODING_SECONDS = 0.05  # that are waited at most for a picture to be decoded, before the loop turns
+FRESH_SECONDS = 0.003  # in which small pictures are decoded: one that has just come need not miss the batch
+
+
+class Picture(NamedTuple):
+    """An image of an opened entry, by its place there; `pixels` gives what the engine takes, or raises."""
+
+    part: Opened
+    place: int
+    image: Image
+    pixels: "Future[Tensor]"
+    since: float
+
+
+@dataclass
+class _Queue:
+    """One line's images: those that wait, those on their way, and what the line may still take in this round."""
+
+    waiting: "deque[tuple[Opened, int, Image]]"
+    ahead: "deque[Picture]"
+    credit: float = 0.0
+
+
+class Batcher:
+    """Forms batches across lines by deficit round-robin (Shreedhar & Varghese, 1996), a line's images in order.
+
+    Only images that are decoded are taken, so that a line whose images take long holds nobody up.
+
+    Args:
+        decode: from an image to what the engine takes; runs on threads.
+        max_batch: images in a batch.
+        max_wait: seconds that an image waits for others.
+        threads: that decode.
+        weights: of the lines, where another than 1.
+    """
+
+    def __init__(
+        self,
+        decode: Callable[[Image], Tensor],
+        max_batch: int,
+        max_wait: float,
+        threads: int,
+        weights: Mapping[str, float],
+    ) -> None:
+        self.decode = decode
+        self.max_batch = max_batch
+        self.max_wait = max_wait
+        self.weights = weights
+        self._pool = ThreadPoolExecutor(threads, "decode", initializer=torch.set_num_threads, initargs=(1,))
+        self._queues: dict[str, _Queue] = {}  # the line whose turn is next stands first
+
+    def put(self, parts: Iterable[Opened], images: Iterable[list[Image]]) -> None:
+        """Let the images of opened entries wait for their turn."""
+        for part, of_part in zip(parts, images, strict=True):
+            queue = self._queues.setdefault(part.name, _Queue(deque(), deque()))
+            queue.waiting.extend((part, place, image) for place, image in enumerate(of_part))
+        self._decode_ahead()
+
+    def drop(self, line: str) -> None:
+        """Forget a line's images: its entries come again."""
+        if queue := self._queues.pop(line, None):
+            for picture in queue.ahead:
+                picture.pixels.cancel()
+
+    def waiting(self, line: str) -> int:
+        """Images of a line that are not taken yet."""
+        queue = self._queues.get(line)
+        return 0 if queue is None else len(queue.waiting) + len(queue.ahead)
+
+    @property
+    def empty(self) -> bool:
+        return not self._queues
+
+    def patience(self) -> float:
+        """Seconds until a batch is to go, as things are; 0 while pictures are being decoded or a batch is full."""
+        ahead = [picture for queue in self._queues.values() for picture in queue.ahead]
+        if len(ahead) >= self.max_batch or not all(picture.pixels.done() for picture in ahead):
+            return 0.0
+        return max(0.0, min(picture.since for picture in ahead) + self.max_wait - time.monotonic()) if ahead else 0.0
+
+    def take(self) -> list[Picture]:
+        """The next batch, of decoded images; empty if none is ready in a moment."""
+        if not self._ready():
+            wait(
+                [queue.ahead[0].pixels for queue in self._queues.values() if queue.ahead],
+                DECODING_SECONDS,
+                FIRST_COMPLETED,
+            )
+        fresh = time.monotonic() - FRESH_SECONDS
+        wait([p.pixels for queue in self._queues.values() for p in queue.ahead if p.since > fresh], FRESH_SECONDS)
+        batch = list(self._round_robin())
+        self._queues = {name: queue for name, queue in self._queues.items() if queue.waiting or queue.ahead}
+        self._decode_ahead()
+        return batch
+
+    def _ready(self) -> bool:
+        return any(queue.ahead and queue.ahead[0].pixels.done() for queue in self._queues.values())
+
+    def _round_robin(self) -> Iterable[Picture]:
+        """A line that has nothing ready keeps no credit; one that is cut off goes on with what it has left."""
+        left = self.max_batch
+        while left and self._ready():
+            name, queue = next(iter(self._queues.items()))
+            queue.credit += self._weight(name)
+            while left and queue.credit >= 1 and queue.ahead and queue.ahead[0].pixels.done():
+                yield queue.ahead.popleft()
+                queue.credit, left = queue.credit - 1, left - 1
+            if not queue.ahead or not queue.ahead[0].pixels.done():
+                queue.credit = 0.0
+            if left or queue.credit < 1:
+                self._queues[name] = self._queues.pop(name)  # to the end
+            else:
+                queue.credit -= self._weight(name)  # it is given again when its turn goes on
+
+    def _decode_ahead(self) -> None:
+        """Keep the threads busy, a picture of each line in turn: a few batches, of each line its share of them."""
+        weights = sum(self._weight(name) for name in self._queues)
+        turns = deque(self._queues.items())
+        while turns:
+            name, queue = turns.popleft()
+            share = math.ceil(AHEAD * self.max_batch * self._weight(name) / weights)
+            if not queue.waiting or len(queue.ahead) >= share or not self._may_decode(queue):
+                continue
+            part, place, image = queue.waiting.popleft()
+            queue.ahead.append(Picture(part, place, image, self._pool.submit(self.decode, image), time.monotonic()))
+            turns.append((name, queue))
+
+    def _weight(self, line: str) -> float:
+        return self.weights.get(line, 1.0)
+
+    def _may_decode(self, queue: _Queue) -> bool:
+        undone = [len(picture.image.data) for picture in queue.ahead if not picture.pixels.done()]
+        return not undone or sum(undone) + len(queue.waiting[0][2].data) <= LINE_AHEAD_BYTES
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,58 @@
+"""The lines that this worker serves; they come and go while it runs."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from worker.keeper import Keeper
+from worker.looking import Look
+from worker.metrics import Metrics
+from worker.settings import LineConfig, Settings
+from worker.streams.line_streams import LineStreams
+
+LINES_OWN = {"lines", "learning", "calibration", "scoring"}  # what can change without a restart, beside bank_size
+
+
+class Lines:
+    """Opened lines by name. The mappings are shared with those who read and publish."""
+
+    def __init__(self, make: Callable[[LineConfig], Keeper], metrics: Metrics) -> None:
+        self.make = make
+        self.metrics = metrics
+        self.configs: dict[str, LineConfig] = {}
+        self.keepers: dict[str, Keeper] = {}
+        self.looks: dict[str, Look] = {}
+        self.streams: dict[str, LineStreams] = {}
+        self.weights: dict[str, float] = {}
+
+    def open(self, config: LineConfig) -> Keeper:
+        name = config.name
+        self.metrics.open_line(name)
+        self.configs[name], self.weights[name] = config, config.weight
+        self.keepers[name] = keeper = self.make(config)
+        self.looks[name], self.streams[name] = Look(keeper), keeper.streams
+        return keeper
+
+    def close(self, name: str) -> None:
+        """Forget a line that was drained; its metrics would tell of nothing."""
+        for by_name in (self.configs, self.weights, self.keepers, self.looks, self.streams):
+            by_name.pop(name)
+        self.metrics.close_line(name)
+
+    def changes(self, wanted: Iterable[LineConfig]) -> tuple[list[str], list[LineConfig]]:
+        """Names of the lines to be closed, and those to be opened after that; one configured otherwise is both."""
+        now = {config.name: config for config in wanted}
+        gone = [name for name, config in self.configs.items() if now.get(name) != config]
+        return gone, [config for name, config in now.items() if self.configs.get(name) != config]
+
+
+def needing_a_restart(old: Settings, new: Settings) -> list[str]:
+    """Sections and keys that differ and are the process's own, dotted."""
+    was, now = old.model_dump(exclude=LINES_OWN), new.model_dump(exclude=LINES_OWN)
+    return sorted(key for key in {*_flat(was), *_flat(now)} - {"model.bank_size"} if _flat(was)[key] != _flat(now)[key])
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found

@@ -1,0 +1,31 @@
+"""The process around a Worker: its signals, and what a lost device means."""
+
+import signal
+from collections.abc import Callable
+from types import FrameType
+
+import torch
+
+from worker.daemon import Worker
+from worker.errors import DeviceError
+from worker.settings import Settings
+
+
+def run_worker(settings: Settings, reread: Callable[[], Settings]) -> None:
+    """Run until SIGTERM or SIGINT; SIGHUP has the lines read anew. The handlers set a flag, the loop decides."""
+    worker = Worker(settings, reread)
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        worker.stopping.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    signal.signal(signal.SIGHUP, lambda _signal, _frame: worker.reloading.set())
+    worker.startup()
+    try:
+        worker.run()
+        worker.drain()  # not after an error: a half-applied entry must not reach a snapshot
+    except (torch.OutOfMemoryError, torch.AcceleratorError) as error:
+        raise DeviceError(f"{worker.engine.device} failed: {error}; lower model.max_batch or bank_size") from error
+    finally:
+        worker.shutdown()

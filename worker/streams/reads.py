@@ -1,0 +1,63 @@
+"""Reading the answering group of many lines at once, each line's error its own."""
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import redis
+
+from worker.streams.cluster import Call, Cluster, together
+from worker.streams.line_streams import ANSWERING, Entry, LineStreams, entries_of
+
+POLL_SECONDS = (0.002, 0.02)  # between looks at a Cluster: first and longest
+
+Read = list[Entry] | redis.ResponseError
+
+
+def read_new(client: Any, wanted: Mapping[LineStreams, int], consumer: str) -> dict[str, Read]:
+    """New entries of each line, up to `wanted` of it, without waiting; by line, an error in place of its entries.
+
+    A line whose group is gone, or whose key is of another type, is no reason to withhold what the others have.
+
+    Raises:
+        redis.ConnectionError, redis.TimeoutError: what was delivered meanwhile is pending.
+    """
+
+    def read(streams: LineStreams, count: int) -> tuple[str, Call]:
+        return streams.images, lambda to: to.xreadgroup(ANSWERING, consumer, {streams.images: ">"}, count=count)
+
+    replies = together(client, [read(streams, count) for streams, count in wanted.items()])
+    return {
+        streams.line: reply if isinstance(reply, redis.ResponseError) else entries_of(reply)
+        for streams, reply in zip(wanted, replies, strict=True)
+    }
+
+
+def wait_and_read(
+    client: Any, lines: Iterable[LineStreams], consumer: str, count: int, block_ms: int
+) -> dict[str, Read]:
+    """As `read_new`, up to `count` of each line; waits up to block_ms milliseconds for the first entry or error.
+
+    A Cluster is asked again and again: one call cannot wait for keys of several slots.
+    """
+    wanted = dict.fromkeys(lines, count)
+    if isinstance(client, Cluster):
+        return _poll(client, wanted, consumer, block_ms / 1000)
+    by_key = {streams.images.encode(): streams.line for streams in wanted}
+    try:
+        reply = client.xreadgroup(ANSWERING, consumer, dict.fromkeys(by_key, ">"), count=count, block=block_ms)
+    except redis.ResponseError:  # it does not say whose it is
+        return read_new(client, wanted, consumer)
+    found = {by_key[key]: entries_of([[key, entries]]) for key, entries in reply or ()}
+    return {line: found.get(line, []) for line in by_key.values()}
+
+
+def _poll(client: Any, wanted: Mapping[LineStreams, int], consumer: str, seconds: float) -> dict[str, Read]:
+    deadline, pause = time.monotonic() + seconds, POLL_SECONDS[0]
+    while True:
+        found = read_new(client, wanted, consumer)
+        left = deadline - time.monotonic()
+        if left <= 0 or any(found.values()) or not wanted:
+            return found
+        time.sleep(min(pause, left))
+        pause = min(2 * pause, POLL_SECONDS[1])

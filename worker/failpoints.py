@@ -2,7 +2,7 @@
 
 The variable is NAME[=DETAIL]:ACTION[:N]. When the place of that name is passed for the N-th time (1 if left out; with a
 "+" every time from then on), with that detail where one is given, the process is killed ("kill"), crashes ("crash"), or
-raises ("error", or "oom" as a device does that is out of memory).
+raises ("error", "oom" as a device does that is out of memory, "lost" as one does that is gone).
 """
 
 import faulthandler
@@ -35,7 +35,13 @@ def _oom() -> None:
     raise torch.OutOfMemoryError(f"{VARIABLE}: out of memory")
 
 
-_ACTIONS = {"kill": _kill, "crash": _crash, "error": _error, "oom": _oom}
+def _lost() -> None:
+    import torch
+
+    raise torch.AcceleratorError(f"{VARIABLE}: the device is gone")
+
+
+_ACTIONS = {"kill": _kill, "crash": _crash, "error": _error, "oom": _oom, "lost": _lost}
 
 
 def _nothing(_name: str, _detail: str = "") -> None:

@@ -11,7 +11,7 @@ from worker.errors import DeviceError
 from worker.settings import Settings
 
 
-def run_worker(settings: Settings, reread: Callable[[], Settings]) -> None:
+def run_worker(settings: Settings, reread: Callable[[], Settings] | None = None) -> None:
     """Run until SIGTERM or SIGINT; SIGHUP has the lines read anew. The handlers set a flag, the loop decides."""
     worker = Worker(settings, reread)
 
@@ -25,7 +25,10 @@ def run_worker(settings: Settings, reread: Callable[[], Settings]) -> None:
     try:
         worker.run()
         worker.drain()  # not after an error: a half-applied entry must not reach a snapshot
-    except (torch.OutOfMemoryError, torch.AcceleratorError) as error:
+    except torch.OutOfMemoryError as error:
         raise DeviceError(f"{worker.engine.device} failed: {error}; lower model.max_batch or bank_size") from error
+    except torch.AcceleratorError as error:  # the process can use it no more
+        remedy = "start the worker again, as its supervisor should; what is not in a snapshot comes again"
+        raise DeviceError(f"{worker.engine.device} failed: {error}; {remedy}") from error
     finally:
         worker.shutdown()

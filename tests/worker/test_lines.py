@@ -89,7 +89,8 @@ def test_a_line_that_is_configured_otherwise_goes_on_from_what_it_learned(
     eventually(lambda: configured.worker.keepers[name].line.learner.images_seen_ == 8)
     now = settings(name, f"{line}-b")
     configured.reload(now.model_copy(update={"learning": now.learning.model_copy(update={"images": 12})}))
-    keeper = eventually(lambda: (k := configured.worker.keepers[name]).epoch and k)
+    eventually(lambda: configured.worker.keepers[name].epoch)
+    keeper = configured.worker.keepers[name]
     assert keeper.line.config.learning.images == 12
     assert keeper.line.learner.images_seen_ == 8
 

@@ -1,4 +1,5 @@
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import redis
 from tests.conftest import PrivateRedis
 from tests.worker.helpers import eventually
 from tests.worker.playing import answered, send
+from worker.failpoints import VARIABLE
 from worker.line import LEARNING
 from worker.streams.line_streams import LEARNING as LEARNING_GROUP
 from worker.streams.line_streams import LineStreams
@@ -21,9 +23,9 @@ from worker.streams.line_streams import LineStreams
 class Process:
     """`mhpc-worker run`, with its log."""
 
-    def __init__(self, folder: Path, url: str, line: str) -> None:
-        config = folder / "config.toml"
-        config.write_text(
+    def __init__(self, folder: Path, url: str, line: str, failpoint: str = "") -> None:
+        self.config = folder / "config.toml"
+        self.config.write_text(
             f"""
             [redis]
             url = "{url}"
@@ -45,8 +47,9 @@ class Process:
         )
         self.log = folder / "log"
         with self.log.open("wb") as log:
-            command = [sys.executable, "-m", "worker", "run", "--config", str(config)]
-            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+            command = [sys.executable, "-m", "worker", "run", "--config", str(self.config)]
+            environment = {**os.environ, **({VARIABLE: failpoint} if failpoint else {})}
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
 
     def events(self) -> list[dict[str, Any]]:
         return [json.loads(text) for text in self.log.read_text().splitlines() if text.startswith("{")]
@@ -66,11 +69,11 @@ class Process:
 
 
 @pytest.fixture
-def start(tmp_path: Path, private_redis: PrivateRedis, line: str) -> Iterator[Callable[[], Process]]:
+def start(tmp_path: Path, private_redis: PrivateRedis, line: str) -> Iterator[Callable[..., Process]]:
     started: list[Process] = []
 
-    def start() -> Process:
-        started.append(Process(tmp_path, private_redis.url, line))
+    def start(failpoint: str = "") -> Process:
+        started.append(Process(tmp_path, private_redis.url, line, failpoint))
         return started[-1]
 
     yield start
@@ -104,3 +107,30 @@ def test_a_process_drains_on_sigterm_resumes_and_ends_even_without_redis(
     second.event("Redis is not reached; trying again for ever")
     assert second.end(signal.SIGINT) == 0
     assert "Traceback" not in second.log.read_text()
+
+
+def test_a_lost_device_ends_the_process_with_its_code_and_nothing_is_lost(
+    start: Callable[..., Process], private_redis: PrivateRedis, line: str
+) -> None:
+    client = redis.Redis(port=private_redis.port, protocol=2)
+    first = start("forward:lost:3")
+    first.event("started")
+    send(client, line, 1, 40)
+    assert first.process.wait(60) == 5
+    last = first.log.read_text().splitlines()[-1]
+    assert "the device is gone; start the worker again" in last
+    start().event("line opened")
+    assert answered(client, line, 40)
+
+
+def test_sighup_has_the_lines_read_anew(start: Callable[..., Process], private_redis: PrivateRedis, line: str) -> None:
+    client = redis.Redis(port=private_redis.port, protocol=2)
+    process = start()
+    process.event("started")
+    more = f"{line}-more"
+    process.config.write_text(process.config.read_text() + f'[[lines]]\nname = "{more}"\n')
+    process.process.send_signal(signal.SIGHUP)
+    assert process.event("configuration")["opened"] == [more]
+    send(client, more, 1, 4)
+    assert answered(client, more, 4)
+    assert process.end(signal.SIGTERM) == 0

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from worker.cli_bench import bench
 from worker.cli_dead import dead
 from worker.cli_options import (
     ByOption,
@@ -31,6 +32,7 @@ from worker.errors import ConfigurationError, RedisUnreachableError, WorkerError
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(dead, name="dead")
 app.add_typer(snapshots, name="snapshots")
+app.command()(bench)
 
 SENT_COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 
@@ -57,15 +59,15 @@ def _fail(text: str, code: int) -> NoReturn:
 
 @app.command()
 def run(config: ConfigOption = None, redis: UrlOption = None) -> None:
-    """Run the worker until SIGTERM or Ctrl-C."""
+    """Run the worker until SIGTERM or Ctrl-C; SIGHUP has it read its lines anew."""
     settings = settings_of(config, redis)
     # NumPy's products here are small: threads of its own would only fight torch's for the cores. Before NumPy loads.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from worker.daemon import run_worker
     from worker.logs import configure_logs
+    from worker.process import run_worker
 
     configure_logs(settings.log_format)
-    run_worker(settings)
+    run_worker(settings, lambda: settings_of(config, redis))
 
 
 @app.command()

@@ -29,11 +29,11 @@ from worker.streams.line_streams import (
     ReviewCaps,
     entry_key,
 )
+from worker.upkeep import Upkeep
 from worker.versions import gone_back, load_line
 from worker.watching import committed, set_gauges
 
 ACQUIRE_SECONDS = 2.0  # between attempts while another holds the lease
-TRIM_SECONDS = 5.0
 
 log = structlog.get_logger()
 
@@ -78,7 +78,8 @@ class Keeper:
         self.reading = Reading(streams)
         self._schedule = Schedule(settings)
         self.owed = Owed()
-        self._trim_at = self._acquire_at = 0.0
+        self.upkeep = Upkeep(metrics)
+        self._acquire_at = 0.0
 
     # -- 1. acquire --------------------------------------------------------------------------------------------------
 
@@ -286,11 +287,9 @@ class Keeper:
         failpoint("commit_done")
 
     def trim(self) -> None:
-        """Drop entries that every group in use is done with."""
-        if time.monotonic() >= self._trim_at:
-            self._trim_at = time.monotonic() + TRIM_SECONDS
-            phase = self.line.serving.phase  # as committed: one that only memory knows of may be lost with it
-            self.streams.trim(self.epoch, [ANSWERING] if phase in (SCORING, PAUSED) else [ANSWERING, LEARNING])
+        """Now and then, drop entries that every group in use is done with, and tidy what else there is."""
+        phase = self.line.serving.phase  # as committed: one that only memory knows of may be lost with it
+        self.upkeep(self.streams, self.epoch, [ANSWERING] if phase in (SCORING, PAUSED) else [ANSWERING, LEARNING])
 
     def close(self, holder: str) -> None:
         """Drain: what was applied is made durable and acknowledged, and the lease let go."""

@@ -62,7 +62,7 @@ def streams(client: redis.Redis, line: str) -> LineStreams:
 @pytest.fixture
 def make_keeper(streams: LineStreams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeKeeper:
     """A process that may keep the line, and waits for nothing; each call is another one."""
-    for name in ("keeper.ACQUIRE_SECONDS", "keeper.TRIM_SECONDS", "schedule.RETRY_SECONDS"):
+    for name in ("keeper.ACQUIRE_SECONDS", "upkeep.TRIM_SECONDS", "schedule.RETRY_SECONDS"):
         monkeypatch.setattr(f"worker.{name}", 0.0)
 
     def make_keeper(fingerprint: str = "f", **settings: Any) -> Keeper:

@@ -9,8 +9,9 @@ from torch import Tensor
 from tests.worker.helpers import patches
 from worker.keeper import Keeper
 from worker.line import Line
-from worker.streams.line_streams import ANSWERING, Entry, LineStreams, entry_key, read_answering
 from worker.streams.line_streams import LEARNING as LEARNING_GROUP
+from worker.streams.line_streams import REVIEW_CAPS, Answer, Entry, LineStreams, entry_key
+from worker.streams.reads import read_new
 
 HOLDER = "station-1#a"
 ENTRIES = [f"{number}-0" for number in range(1, 14)]  # of 4 images: 6 are learned, 5 calibrate, 2 are too many
@@ -63,5 +64,11 @@ def flip_a_bit(path: Path) -> None:
 
 
 def answer_all(streams: LineStreams) -> None:
-    for _, entries in read_answering(streams.client, [streams], "station-1", 100, None):
-        streams.client.xack(streams.images, ANSWERING, *[entry.id for entry in entries])
+    streams.publish([Answer(entry.id, [], []) for entry in take(streams, 100)], 10, 10, REVIEW_CAPS)
+
+
+def take(streams: LineStreams, count: int) -> list[Entry]:
+    """What answering is given, and may not answer."""
+    entries = read_new(streams.client, {streams: count}, "station-1")[streams.line]
+    assert isinstance(entries, list)
+    return entries

@@ -3,6 +3,7 @@ from typing import Any
 import redis
 
 from tests.worker.helpers import eventually, item, message
+from tests.worker.keeping import take
 from tests.worker.playing import answered, in_phase, results, send
 from tests.worker.station import stained
 from tests.worker.test_metrics import EXPECTED
@@ -11,7 +12,7 @@ from worker.daemon import Worker
 from worker.line import CALIBRATING, LEARNING, SCORING
 from worker.streams.control import send as command
 from worker.streams.control import wait_for_reply
-from worker.streams.line_streams import ANSWERING, LineStreams, read_answering
+from worker.streams.line_streams import ANSWERING, LineStreams
 from worker.streams.line_streams import LEARNING as LEARNING_GROUP
 
 # -- at work -----------------------------------------------------------------------------------------------------------
@@ -44,7 +45,7 @@ def test_a_process_answers_what_an_earlier_one_was_given_and_left(
     streams = LineStreams(client, line)
     streams.ensure_groups()
     send(client, line, 1, 12)
-    read_answering(client, [streams], "station-1", 2, None)
+    take(streams, 2)
     run(settings(line))
     assert [result["id"] for result in answered(client, line, 12)] == [str(number) for number in range(1, 13)]
     assert streams.backlog(ANSWERING).pending == 0

@@ -9,11 +9,12 @@ import pytest
 import redis
 from pydantic import SecretStr
 
+from tests.worker.keeping import take
 from worker import views
 from worker.errors import RedisUnreachableError
 from worker.message import Result, decode_result, encode_result
 from worker.settings import Settings
-from worker.streams.line_streams import LineStreams, read_answering
+from worker.streams.line_streams import LineStreams
 
 RESULT = Result(
     line="press-3", entry="5-1", id="part 7", phase="scoring", model="0000000001-0000000002", score=3.5, threshold=4.25,
@@ -63,7 +64,7 @@ def test_a_status_tells_what_a_line_is_doing(client: redis.Redis, line: str) -> 
     streams.show(epoch, {"progress": "", "outside_share": "0.004", "quarantined": "3", "drift": "0.5"})
     for _ in range(3):
         streams.client.xadd(streams.images, {"batch": b""})
-    read_answering(client, [streams], "station-1", 2, None)
+    take(streams, 2)
     publish(client, line, "a", "b")
     streams.client.xadd(streams.dead, {"reason": "truncated"})
     status = views.line_status(client, line)

@@ -3,7 +3,7 @@
 import ssl
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from redis.backoff import NoBackoff
 from redis.connection import parse_url
@@ -14,21 +14,26 @@ from worker.settings import RedisSettings
 
 CONNECT_SECONDS = 5.0
 REPLY_SECONDS = 15.0  # longer than any BLOCK
-SENTINEL_PORT = 26379
+SENTINEL_PORT, CLUSTER_PORT = 26379, 6379
+SENTINEL_LOGIN = ("sentinel_username", "sentinel_password", "sentinel_password_file")
 
 
 class Address(NamedTuple):
-    """Options of a connection, and who is asked for the master, if anybody is."""
+    """How Redis is reached.
+
+    Attributes:
+        options: of a connection to a server.
+        sentinels: host and port of those who are asked for the master, if any are.
+        master: its name there.
+        sentinel_options: of a connection to a sentinel.
+        cluster: host and port of some nodes of a Cluster, if it is one.
+    """
 
     options: dict[str, Any]
     sentinels: list[tuple[str, int]]
     master: str
-
-    @property
-    def sentinel_options(self) -> dict[str, Any]:
-        """A sentinel answers at once or not at all; it is asked without the servers' user and password."""
-        own = {name: value for name, value in self.options.items() if name == "ssl" or name.startswith("ssl_")}
-        return {**own, **_no_retries(CONNECT_SECONDS)}
+    sentinel_options: dict[str, Any]
+    cluster: list[tuple[str, int]]
 
 
 def address(settings: RedisSettings) -> Address:
@@ -40,16 +45,29 @@ def address(settings: RedisSettings) -> Address:
     """
     url = settings.url.get_secret_value()
     secure = url.startswith("rediss")
-    sentinels, master = list[tuple[str, int]](), ""
-    if "+sentinel://" in url:
-        url, sentinels, master = _by_sentinel(url)
+    hosts, master, asked, kind = list[tuple[str, int]](), "", dict[str, str](), ""
+    if "+" in url.partition("://")[0]:
+        kind, url, hosts, path = _of_several(url)
+        if kind == "sentinel":
+            url, master = _by_sentinel(url, path)
+            url, asked = _sentinel_login(url)
     parse: Any = parse_url  # redis-py does not annotate it
     given: dict[str, Any] = parse(url)
-    if sentinels:
+    if hosts:
         given = {name: value for name, value in given.items() if name not in ("host", "port", "connection_class")}
         given["ssl"] = secure
+    if kind == "cluster" and given.pop("db", 0):
+        raise ValueError("a Cluster has database 0 alone")
     certificates = _certificates(settings) if secure else {}
-    return Address({**_no_retries(REPLY_SECONDS), **given, **_login(settings), **certificates}, sentinels, master)
+    options = {**_no_retries(REPLY_SECONDS), **given, **_login(settings), **certificates}
+    tls = {name: value for name, value in options.items() if name == "ssl" or name.startswith("ssl_")}
+    return Address(
+        options,
+        sentinels=hosts if kind == "sentinel" else [],
+        master=master,
+        sentinel_options={**tls, **_no_retries(CONNECT_SECONDS), **asked},  # it answers at once or not at all
+        cluster=hosts if kind == "cluster" else [],
+    )
 
 
 def shown(url: str) -> str:
@@ -69,39 +87,67 @@ def _no_retries(seconds: float) -> dict[str, Any]:
     }
 
 
-def _by_sentinel(url: str) -> tuple[str, list[tuple[str, int]], str]:
-    """The url that it would be with one server, the sentinels, and the master's name."""
+def _of_several(url: str) -> tuple[str, str, list[tuple[str, int]], str]:
+    """What they are, the url that it would be with one server, their hosts and ports, and its path."""
     parts = urlsplit(url)
+    scheme, _, kind = parts.scheme.partition("+")
     login, at, hosts = parts.netloc.rpartition("@")
-    master, _, database = parts.path.strip("/").partition("/")
-    if not master or not all(hosts.split(",")) or not (database or "0").isdigit():
-        raise ValueError("expected HOST:PORT[,HOST:PORT...]/MASTER[/DB]")
+    if not all(hosts.split(",")):
+        raise ValueError("expected HOST:PORT[,HOST:PORT...]")
+    port = SENTINEL_PORT if kind == "sentinel" else CLUSTER_PORT
     single = [urlsplit(f"//{host}") for host in hosts.split(",")]
-    sentinels = [(host.hostname or "", host.port or SENTINEL_PORT) for host in single]
-    scheme = parts.scheme.removesuffix("+sentinel")
-    return urlunsplit((scheme, f"{login}{at}localhost", f"/{database}", parts.query, "")), sentinels, master
+    return (
+        kind,
+        urlunsplit((scheme, f"{login}{at}localhost", parts.path, parts.query, "")),
+        [(host.hostname or "", host.port or port) for host in single],
+        parts.path.strip("/"),
+    )
+
+
+def _by_sentinel(url: str, path: str) -> tuple[str, str]:
+    """The url without the master's name, and that name."""
+    master, _, database = path.partition("/")
+    if not master or not (database or "0").isdigit():
+        raise ValueError("expected HOST:PORT[,HOST:PORT...]/MASTER[/DB]")
+    return urlunsplit(urlsplit(url)._replace(path=f"/{database}")), master
+
+
+def _sentinel_login(url: str) -> tuple[str, dict[str, str]]:
+    """The url without what sentinels ask for, and that; the servers' user and password are none of their concern."""
+    parts = urlsplit(url)
+    query = parse_qsl(parts.query, keep_blank_values=True)
+    given = {name: value for name, value in query if name in SENTINEL_LOGIN}
+    rest = urlencode([(name, value) for name, value in query if name not in SENTINEL_LOGIN])
+    login = {name.removeprefix("sentinel_"): value for name, value in given.items() if name != SENTINEL_LOGIN[2]}
+    if SENTINEL_LOGIN[2] in given:
+        if "password" in login:
+            raise ConfigurationError(
+                "redis.url has sentinel_password and sentinel_password_file; leave one of them out"
+            )
+        login["password"] = _password(Path(given[SENTINEL_LOGIN[2]]), "sentinel_password_file")
+    return urlunsplit(parts._replace(query=rest)), login
 
 
 def _login(settings: RedisSettings) -> dict[str, str]:
     login = {"username": settings.username} if settings.username else {}
     if settings.password_file:
-        login["password"] = _password(Path(settings.password_file))
+        login["password"] = _password(Path(settings.password_file), "redis.password_file")
     return login
 
 
-def _password(path: Path) -> str:
+def _password(path: Path, what: str) -> str:
     try:
         password = path.read_text(encoding="utf-8").rstrip("\r\n")
     except OSError as error:
         raise ConfigurationError(
-            f"redis.password_file {path} cannot be read: {error.strerror}; name a file that holds the password alone, "
+            f"{what} {path} cannot be read: {error.strerror}; name a file that holds the password alone, "
             "and that this user may read"
         ) from None
     except UnicodeDecodeError:  # its text quotes the bytes
-        raise ConfigurationError(f"redis.password_file {path} is not UTF-8 text; expected the password alone") from None
+        raise ConfigurationError(f"{what} {path} is not UTF-8 text; expected the password alone") from None
     if not password or "\n" in password:
         came = "several lines" if password else "empty"
-        raise ConfigurationError(f"redis.password_file {path} is {came}; expected the password alone, on one line")
+        raise ConfigurationError(f"{what} {path} is {came}; expected the password alone, on one line")
     return password
 
 

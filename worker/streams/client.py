@@ -9,6 +9,7 @@ from redis.sentinel import MasterNotFoundError, Sentinel
 from worker.errors import ConfigurationError, RedisUnreachableError
 from worker.settings import RedisSettings
 from worker.streams.address import Address, address, shown
+from worker.streams.cluster import Cluster
 
 OLDEST_VERSION = (6, 2)  # XAUTOCLAIM, XTRIM MINID
 
@@ -26,25 +27,27 @@ def connect(settings: RedisSettings) -> redis.Redis:
     """
     where = shown(settings.url.get_secret_value())
     try:
-        client = _client(address(settings))
+        client: redis.Redis = _client(address(settings))  # a Cluster has the same commands
         client.ping()
     except (ValueError, TypeError):  # their text may quote a password that stands where the port should
         raise ConfigurationError(
             f"redis.url {where} is not an address; expected redis://USER:PASSWORD@HOST:PORT/DB or "
-            "redis+sentinel://HOST:PORT,HOST:PORT/MASTER/DB, with options that redis-py knows"
+            "redis+sentinel://HOST:PORT,HOST:PORT/MASTER/DB or redis+cluster://HOST:PORT,HOST:PORT, with options that "
+            "redis-py knows"
         ) from None
     except redis.RedisError as error:
         raise RedisUnreachableError(_told(where, error)) from None
     return client
 
 
-def _client(to: Address) -> redis.Redis:
+def _client(to: Address) -> Any:
+    if to.cluster:
+        return Cluster(to.cluster, to.options)
     if not to.sentinels:
         return redis.Redis.from_pool(redis.ConnectionPool(**to.options))
     sentinel_class: Any = Sentinel  # redis-py annotates none of it
     sentinel = sentinel_class(to.sentinels, sentinel_kwargs=to.sentinel_options)
-    client: redis.Redis = sentinel.master_for(to.master, **to.options)  # asks again for each new connection
-    return client
+    return sentinel.master_for(to.master, **to.options)  # asks again for each new connection
 
 
 def _told(where: str, error: redis.RedisError) -> str:
@@ -61,7 +64,10 @@ def _told(where: str, error: redis.RedisError) -> str:
         remedy = (
             "redis.url, or redis.ca_file where their certificates do not hold" if "rediss" in where else "redis.url"
         )
-        return f"no sentinel at {where} knows a master of that name that is up; start them, or correct {remedy}"
+        return (
+            f"no sentinel at {where} knows a master of that name that is up; start them, or correct {remedy} (where "
+            "they want a password: ?sentinel_password_file=PATH)"
+        )
     return f"Redis at {where} is not reached: {error}; start it, or set redis.url (MHPC_REDIS__URL)"
 
 

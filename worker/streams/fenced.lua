@@ -8,6 +8,8 @@
 --   show    field, value, ...                  of the state hash: what is only to be seen
 --   ack     group, entry, ...
 --   trim    lowest id to keep, done_through
+--   lost    group                              see lost.lua
+--   consumers  group, idle milliseconds        delete those that have been idle for longer and have nothing pending
 --   release holder
 if redis.call('HGET', KEYS[1], 'epoch') ~= ARGV[1] then
   return redis.error_reply('FENCED epoch ' .. ARGV[1] .. ' is no longer the line\'s')
@@ -47,6 +49,17 @@ elseif what == 'ack' then
 elseif what == 'trim' then
   redis.call('HSET', KEYS[1], 'done_through', ARGV[4])
   return redis.call('XTRIM', KEYS[2], 'MINID', ARGV[3])
+elseif what == 'lost' then
+  return tell_lost(KEYS[2], KEYS[1], ARGV[3])
+elseif what == 'consumers' then
+  local deleted = {}
+  for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[2], ARGV[3])) do
+    if field(consumer, 'pending') == 0 and field(consumer, 'idle') > tonumber(ARGV[4]) then
+      deleted[#deleted + 1] = field(consumer, 'name')
+      redis.call('XGROUP', 'DELCONSUMER', KEYS[2], ARGV[3], deleted[#deleted])
+    end
+  end
+  return deleted
 elseif what == 'release' then
   if redis.call('GET', KEYS[3]) == ARGV[3] then
     return redis.call('SET', KEYS[3], ARGV[3], 'PX', 1)

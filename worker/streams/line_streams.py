@@ -282,15 +282,6 @@ def newest_id(client: Any, key: str) -> str:
         return FROM_START
 
 
-def read_answering(
-    client: Any, lines: Iterable[LineStreams], consumer: str, count: int, block_ms: int | None
-) -> list[tuple[str, list[Entry]]]:
-    """New entries of all lines, in one call that waits up to block_ms for the first; (line, entries) pairs."""
-    by_key = {streams.images.encode(): streams for streams in lines}
-    reply = client.xreadgroup(ANSWERING, consumer, dict.fromkeys(by_key, ">"), count=count, block=block_ms)
-    return [(by_key[key].line, entries_of([[key, entries]])) for key, entries in reply or ()]
-
-
 def entries_of(reply: Any) -> list[Entry]:
     """The entries of an XREADGROUP reply on one stream; a field list is flat from Lua, a map from redis-py."""
     entries = []

@@ -4,6 +4,8 @@ from typing import Any
 
 import redis
 
+from worker.streams.cluster import Cluster
+
 # By the right's name in an ACL, a call of it; a server looks at rights when it puts a call into a transaction.
 CALLS = {
     "ping": "PING",
@@ -27,7 +29,9 @@ CALLS = {
     "xautoclaim": "XAUTOCLAIM KEY group consumer 0 0-0",
     "xdel": "XDEL KEY 0-1",
     "xgroup|create": "XGROUP CREATE KEY group 0",
+    "xgroup|delconsumer": "XGROUP DELCONSUMER KEY group consumer",
     "xgroup|setid": "XGROUP SETID KEY group 0",
+    "xinfo|consumers": "XINFO CONSUMERS KEY group",
     "xinfo|groups": "XINFO GROUPS KEY",
     "xinfo|stream": "XINFO STREAM KEY",
     "xlen": "XLEN KEY",
@@ -42,9 +46,12 @@ RIGHTS = {*CALLS, "multi", "exec"}
 
 def missing_rights(client: redis.Redis, line: str) -> list[str]:
     """Names of the rights that the client's user lacks on a line's keys; the others are not tried without MULTI."""
-    pool: Any = client.connection_pool
-    connection = pool.get_connection()
     key = f"mhpc:{{{line}}}:check"
+    server: Any = client
+    if isinstance(client, Cluster):
+        server = server.get_redis_connection(server.get_node_from_key(key))
+    pool = server.connection_pool
+    connection = pool.get_connection()
     try:
         missing = [name for name in ("exec", "multi") if not _may(connection, name, key)]
         if "multi" not in missing:

@@ -1,11 +1,20 @@
-"""Servers that keep what they confirmed."""
+"""Servers that keep what they confirmed, and a Cluster of them."""
 
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import redis
+from redis.crc import key_slot
 
-from tests.conftest import PrivateRedis, redis_executable
+from tests.conftest import PrivateRedis, free_port, redis_executable
 from tests.worker.helpers import eventually
+
+SLOTS = 16_384
+MASTERS = 3
+HIGHEST_PORT = 55_535  # a node listens for the others 10,000 above
 
 
 class DurableRedis(PrivateRedis):
@@ -16,6 +25,124 @@ class DurableRedis(PrivateRedis):
         durable = ["--save", "", "--appendonly", "yes", "--appendfsync", "always", "--dir", str(self.folder)]
         self.process = subprocess.Popen([redis_executable(), *address, *durable], stdout=subprocess.DEVNULL)
         eventually(lambda: answers(self.port))
+
+
+class Node:
+    """A server of a Cluster."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.port = free_port()
+        while self.port > HIGHEST_PORT:
+            self.port = free_port()
+        self.folder, self.options = folder / str(self.port), options
+        self.folder.mkdir()
+        self.start()
+        self.identity: str = self.ask("CLUSTER MYID").decode()
+
+    def start(self, *further: str) -> None:
+        command = [redis_executable(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
+        durable = ["--save", "", "--appendonly", "yes", "--appendfsync", "always"]
+        clustered = ["--cluster-enabled", "yes", "--cluster-node-timeout", "2000"]
+        options = [*durable, *clustered, *self.options, *further]
+        self.process = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL)
+        eventually(lambda: answers(self.port))
+
+    def ask(self, *command: Any) -> Any:
+        """The reply of this node itself."""
+        first, *others = command
+        client: Any = redis.Redis(port=self.port, protocol=2)
+        return client.execute_command(*first.split(), *others)
+
+    def restart(self, *options: str) -> None:
+        """With further options, or without those that an earlier restart gave."""
+        self.kill()
+        self.start(*options)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+class PrivateCluster:
+    """Three masters on loopback, each with a third of the slots; they are killed at the end."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.folder, self.options = folder, options
+        self.nodes: list[Node] = []
+        for i in range(MASTERS):
+            node = self.join()
+            node.ask("CLUSTER ADDSLOTS", *range(i * SLOTS // MASTERS, (i + 1) * SLOTS // MASTERS))
+        self.wait()
+
+    @property
+    def url(self) -> str:
+        return "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes[:2])
+
+    def info(self, node: Node) -> bytes:
+        told: bytes = node.ask("CLUSTER INFO")
+        return told
+
+    def wait(self) -> None:
+        """Until all nodes serve."""
+        eventually(lambda: all(b"cluster_state:ok" in self.info(node) for node in self.nodes))
+
+    def join(self) -> Node:
+        """Another node, without slots, that the others know."""
+        node = Node(self.folder, *self.options)
+        self.nodes.append(node)
+        node.ask("CLUSTER MEET", "127.0.0.1", self.nodes[0].port)
+        known = f"cluster_known_nodes:{len(self.nodes)}\r".encode()
+        eventually(lambda: all(known in self.info(each) for each in self.nodes))
+        return node
+
+    def holder(self, key: str) -> Node:
+        """Who has the key's slot."""
+        slot = key_slot(key.encode())
+        for first, last, (_, port, *_), *_ in self.nodes[0].ask("CLUSTER SLOTS"):
+            if first <= slot <= last:
+                return next(node for node in self.nodes if node.port == port)
+        raise LookupError(f"no node has slot {slot}")
+
+    def begin_to_move(self, key: str, to: Node) -> None:
+        """From here on the key's slot is in between: who has it sends what it has not on to `to`."""
+        slot, source = key_slot(key.encode()), self.holder(key)
+        to.ask("CLUSTER SETSLOT", slot, "IMPORTING", source.identity)
+        source.ask("CLUSTER SETSLOT", slot, "MIGRATING", to.identity)
+
+    def move_keys(self, key: str, to: Node, count: int = 1000) -> int:
+        """Bring up to `count` keys of the key's slot over; returns how many there were."""
+        source = self.holder(key)
+        keys = source.ask("CLUSTER GETKEYSINSLOT", key_slot(key.encode()), count)
+        if keys:
+            source.ask("MIGRATE", "127.0.0.1", to.port, "", 0, 5000, "KEYS", *keys)
+        return len(keys)
+
+    def end_to_move(self, key: str, to: Node) -> None:
+        slot = key_slot(key.encode())
+        for node in [to, *(node for node in self.nodes if node is not to)]:
+            node.ask("CLUSTER SETSLOT", slot, "NODE", to.identity)
+
+    def lines(self, name: str) -> list[str]:
+        """Names of lines that begin so, one on each of the masters."""
+        found: dict[int, str] = {}
+        i = 0
+        while len(found) < MASTERS:
+            line = f"{name}-{i}"
+            found.setdefault(self.holder(f"mhpc:{{{line}}}:images").port, line)
+            i += 1
+        return list(found.values())
+
+
+@contextmanager
+def private_cluster(folder: Path, *options: str) -> Iterator[PrivateCluster]:
+    """A Cluster whose nodes keep what they confirmed under `folder`."""
+    folder.mkdir()
+    cluster = PrivateCluster(folder, *options)
+    try:
+        yield cluster
+    finally:
+        for node in cluster.nodes:
+            node.kill()
 
 
 def answers(port: int) -> bool:

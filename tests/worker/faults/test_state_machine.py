@@ -16,13 +16,14 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from torch import Tensor
 
 from tests.worker.commanding import told
+from tests.worker.keeping import take
 from worker.errors import FencedError
 from worker.keeper import Keeper
 from worker.line import LEARNING, Line
 from worker.metrics import Metrics
 from worker.settings import CalibrationSettings, LearningSettings, LineConfig, ScoringSettings, SnapshotSettings
 from worker.snapshots import SnapshotStore
-from worker.streams.line_streams import ANSWERING, REVIEW_CAPS, Answer, Entry, LineStreams, entry_key, read_answering
+from worker.streams.line_streams import ANSWERING, REVIEW_CAPS, Answer, Entry, LineStreams, entry_key
 from worker.streams.line_streams import LEARNING as LEARNING_GROUP
 
 IMAGES, P, D = 4, 16, 6  # an entry's
@@ -79,12 +80,12 @@ class Machine(RuleBasedStateMachine):
 
     @rule(count=SOME)
     def read_and_die(self, count: int) -> None:
-        read_answering(self.client, [self.streams], "station-1", count, None)
+        take(self.streams, count)
 
     @rule(count=SOME, twice=st.booleans())
     def answer(self, count: int, twice: bool) -> None:
-        new = read_answering(self.client, [self.streams], "station-1", count, None)
-        entries = [*self.streams.own_pending("station-1", 100), *(entry for _, some in new for entry in some)]
+        new = take(self.streams, count)
+        entries = [*self.streams.own_pending("station-1", 100), *new]
         answers = [Answer(entry.id, [entry.id.encode()], []) for entry in entries]
         for _ in range(1 + twice):  # a reply that was lost, and what came of it is sent again
             self.streams.publish(answers, 10_000, 10_000, REVIEW_CAPS)
@@ -121,7 +122,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def trim(self) -> None:
-        self.keeper._trim_at = 0.0
+        self.keeper.upkeep._trim_at = 0.0
         self.keeper.trim()
 
     @rule()

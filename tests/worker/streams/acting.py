@@ -1,6 +1,7 @@
 """What the tests of a line's streams do with them."""
 
-from worker.streams.line_streams import Answer, DeadLetter, LineStreams, ReviewCaps, read_answering
+from worker.streams.line_streams import Answer, DeadLetter, LineStreams, ReviewCaps
+from worker.streams.reads import read_new
 
 HOLDER = "station-1#aa"
 
@@ -12,8 +13,9 @@ def add(streams: LineStreams, *entries: str) -> list[str]:
 
 
 def deliver(streams: LineStreams, consumer: str = "station-1", count: int = 100) -> list[str]:
-    reply = read_answering(streams.client, [streams], consumer, count, None)
-    return [entry.id for _, entries in reply for entry in entries]
+    entries = read_new(streams.client, {streams: count}, consumer)[streams.line]
+    assert not isinstance(entries, Exception), entries
+    return [entry.id for entry in entries]
 
 
 def answer(entry: str, *results: bytes, dead: list[DeadLetter] | None = None) -> Answer:

@@ -12,7 +12,6 @@ from worker.streams.line_streams import (
     LineStreams,
     entry_before,
     entry_key,
-    read_answering,
 )
 
 # -- ids ---------------------------------------------------------------------------------------------------------------
@@ -209,17 +208,3 @@ def test_an_entry_without_the_field_is_not_lost(streams: LineStreams) -> None:
     streams.client.xadd(streams.images, {"picture": "x"}, id="1-0")
     deliver(streams)
     assert streams.own_pending("station-1", 10) == [Entry("1-0", None, lost=False)]
-
-
-def test_one_call_reads_all_lines(client: redis.Redis, line: str) -> None:
-    both = [LineStreams(client, f"{line}-{i}") for i in range(2)]
-    for streams in both:
-        streams.ensure_groups()
-    assert read_answering(client, both, "station-1", 10, None) == []
-    add(both[0], "1-0", "2-0")
-    add(both[1], "5-0")
-    reply = read_answering(client, both, "station-1", 10, block_ms=10)
-    assert {name: [entry.id for entry in entries] for name, entries in reply} == {
-        f"{line}-0": ["1-0", "2-0"],
-        f"{line}-1": ["5-0"],
-    }

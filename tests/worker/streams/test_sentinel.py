@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import pytest
 import redis
@@ -35,21 +36,21 @@ def watched(tmp_path: Path) -> Iterator[Watched]:
     )
     with ExitStack() as servers:
         master = servers.enter_context(started(tmp_path, "--port", str(first), "--save", ""))
-        eventually(lambda: answers(first))
+        eventually(lambda: answers(redis.Redis(port=first)))
         servers.enter_context(
             started(tmp_path, "--port", str(second), "--save", "", "--replicaof", "127.0.0.1", str(first))
         )
         replica: Any = redis.Redis(port=second)
-        eventually(lambda: answers(second) and replica.info("replication")["master_link_status"] == "up")
+        eventually(lambda: answers(replica) and replica.info("replication")["master_link_status"] == "up")
         servers.enter_context(started(tmp_path, str(configuration), "--sentinel"))
         asked: Any = redis.Redis(port=sentinel, protocol=2)
-        eventually(lambda: answers(sentinel) and asked.sentinel_slaves(MASTER))
+        eventually(lambda: answers(asked) and asked.sentinel_slaves(MASTER))
         yield Watched(master, (first, second), sentinel)
 
 
-def answers(port: int) -> bool:
+def answers(server: Any) -> bool:
     try:
-        return bool(redis.Redis(port=port).ping())
+        return bool(server.ping())
     except redis.ConnectionError:
         return False
 
@@ -85,6 +86,59 @@ def test_the_same_client_reaches_the_new_master_and_adds_nothing_twice(watched: 
     eventually(added)
     fields = [fields for _, fields in redis.Redis(port=watched.ports[1]).xrange("stream")]  # type: ignore[union-attr]
     assert fields == [{b"before": b"1"}, {b"after": b"1"}]
+
+
+@pytest.fixture
+def guarded(watched: Watched, tmp_path: Path) -> Iterator[str]:
+    """The url by way of a sentinel that asks for a password; the servers ask for none."""
+    port, configuration = free_port(), tmp_path / "guarded.conf"
+    configuration.write_text(
+        f"port {port}\nrequirepass of-the-sentinel\nsentinel monitor {MASTER} 127.0.0.1 {watched.ports[0]} 1\n"
+    )
+    with started(tmp_path, str(configuration), "--sentinel"):
+        asked: Any = redis.Redis.from_url(f"redis://:of-the-sentinel@127.0.0.1:{port}", protocol=2)
+        eventually(lambda: answers(asked) and asked.sentinel_masters())
+        yield f"redis+sentinel://127.0.0.1:{port}/{MASTER}/0"
+
+
+def test_a_sentinel_that_asks_for_a_password_gets_its_own(guarded: str, tmp_path: Path) -> None:
+    file = tmp_path / "sentinel.secret"
+    file.write_text("of-the-sentinel\n")
+    for login in (
+        "sentinel_password=of-the-sentinel",
+        "sentinel_username=default&sentinel_password=of-the-sentinel",
+        f"sentinel_password_file={file}",
+        f"socket_timeout=7&sentinel_password_file={quote(str(file))}",
+    ):
+        client: Any = connect(settings(f"{guarded}?{login}"))
+        assert client.xadd("stream", {"a": "1"})
+        assert "of-the-sentinel" not in repr(client.connection_pool.connection_kwargs)
+
+
+@pytest.mark.parametrize("login", ["", "?sentinel_password=hunter2", "?password=of-the-sentinel"])
+def test_a_sentinel_that_refuses_is_told_with_the_remedy(guarded: str, login: str) -> None:
+    with pytest.raises(RedisUnreachableError, match="sentinel_password_file=PATH") as caught:
+        connect(settings(guarded + login))
+    assert "hunter2" not in str(caught.value)
+    assert "of-the-sentinel" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("login", "told"),
+    [
+        ("sentinel_password_file=/no/such/file", "sentinel_password_file /no/such/file cannot be read"),
+        ("sentinel_password=hunter2&sentinel_password_file=/x", "leave one of them out"),
+    ],
+)
+def test_a_sentinels_password_that_cannot_be_had_is_a_matter_of_configuration(login: str, told: str) -> None:
+    with pytest.raises(ConfigurationError, match=told) as caught:
+        connect(settings(f"redis+sentinel://127.0.0.1:1/{MASTER}?{login}"))
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_sentinels_password_is_for_sentinels_alone(redis_url: str) -> None:
+    with pytest.raises(ConfigurationError, match="options that redis-py knows"):
+        connect(settings(f"{redis_url}?sentinel_password=x"))
 
 
 def test_a_replica_that_was_the_master_is_left(watched: Watched) -> None:

@@ -1,0 +1,48 @@
+import pytest
+import torch
+
+from worker.bench import bare as bare_module
+from worker.bench.bare import MIN_CALLS, calls_per_second, fastest, gemm_flops, measure
+from worker.bench.figures import Trial
+from worker.bench.pictures import jpeg_parts
+from worker.configuration import load_settings
+from worker.errors import ModelError
+
+
+def test_the_fastest_variant_is_found_one_choice_after_the_other() -> None:
+    speeds = {Trial("float32", 8, 2): 90.0, Trial("bfloat16", 8, 2): 150.0}
+    speeds |= {Trial("bfloat16", 1, 2): 60.0, Trial("bfloat16", 32, 2): 170.0, Trial("bfloat16", 32, 1): 100.0}
+    tried = fastest(speeds.__getitem__, (1, 8, 32), (1, 2))
+    assert tried[-1] == (Trial("bfloat16", 32, 2), 170.0)
+    assert dict(tried) == speeds
+
+
+def test_a_call_is_made_a_few_times_however_long_it_takes() -> None:
+    calls: list[int] = []
+    assert calls_per_second(lambda: calls.append(1), seconds=0.0) > 0
+    assert len(calls) == MIN_CALLS + 1
+
+
+def test_the_rate_of_products_is_a_number_of_operations() -> None:
+    assert gemm_flops(16, torch.device("cpu"), seconds=0.01) > 1e6
+
+
+def test_the_loop_is_measured_with_what_the_floor_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(bare_module.BATCHES, "cpu", (1, 8))
+    threads = torch.get_num_threads()
+    settings = load_settings(None, {"worker": {"device": "cpu"}}, environ={})
+    try:
+        bare = measure(settings, jpeg_parts(4), seconds=0.1)
+    finally:
+        torch.set_num_threads(threads)
+    assert bare.images_per_second > 0
+    assert bare.patches == 28 * 28
+    assert (bare.precision, bare.batch, bare.threads) in {
+        (t["precision"], t["batch"], t["threads"]) for t in bare.tried
+    }
+
+
+def test_layers_that_are_not_there_are_a_models_error() -> None:
+    settings = load_settings(None, {"model": {"layers": ["layer9"]}, "worker": {"device": "cpu"}}, environ={})
+    with pytest.raises(ModelError, match="layer9"):
+        measure(settings, jpeg_parts(1), seconds=0.1)

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from mhpc.linalg import blocks
 
 Floats = NDArray[np.floating]
 Indices = NDArray[np.int64]
+Exactly = Callable[[Tensor], Tensor]
 
 CANDIDATES = 512  # rows kept exact while choosing among them, at most
 KNOWN = 1024  # rows, spread evenly, whose distances are always known: they tell how the others' must look
@@ -40,6 +42,7 @@ def farthest_first(
     candidates: int = CANDIDATES,
     device: torch.device | str | None = None,
     progress: bool = False,
+    exactly: Exactly | None = None,
 ) -> Selection:
     """Choose up to n rows of x [N, D], each the farthest from those chosen before; ties go to the lowest index.
 
@@ -62,8 +65,10 @@ def farthest_first(
         radius: stop once no row is farther than this.
         device: where distances are computed, block by block; by default where x lies.
         progress: show a bar on a terminal, once it takes 2 s.
+        exactly: where `distances` are upper bounds, it gives the distances [m] of the rows at indices [m]. It is asked
+            for those that no other bound rules out, so the same rows are chosen; the radius is an upper bound, too.
     """
-    search = _Search(x, n, radius, distances, x.device if device is None else torch.device(device))
+    search = _Search(x, n, radius, distances, x.device if device is None else torch.device(device), exactly)
     shown = progress and sys.stderr.isatty()  # even one that is not shown takes 5 ms to make
     with tqdm(total=len(search.chosen), desc="coreset", delay=2) if shown else nullcontext() as bar:
         while search.unfinished():
@@ -92,9 +97,12 @@ class _Search:
         floor: largest squared distance among the last candidates; the covering radius is no less.
     """
 
-    def __init__(self, x: Tensor, n: int, radius: float, distances: Tensor | None, device: torch.device) -> None:
+    def __init__(
+        self, x: Tensor, n: int, radius: float, distances: Tensor | None, device: torch.device, exactly: Exactly | None
+    ) -> None:
         N, D = x.shape
         self.x, self.device = x, device
+        self.exactly, self.unsure = exactly, np.full(N, exactly is not None)  # of the distances that were given
         self.block = torch.empty(min(BLOCK, N), D, dtype=x.dtype, device=x.device)  # reused: fresh memory is slow
         self.products = torch.empty(min(BLOCK, N) * MOST, dtype=x.dtype, device=device)  # the same
         self.chosen = np.empty(min(n, N), np.int64)
@@ -169,7 +177,17 @@ class _Search:
             active, squares, bounds = active[left], squares[left], bounds[left]
             start, size = start + size, min(2 * size, MOST)
         self.current[active] = True
-        return np.sort(np.append(known, active))
+        return self._sure(np.sort(np.append(known, active)), level)
+
+    def _sure(self, index: Indices, level: float) -> Indices:
+        """Those of the rows at index [k] that reach `level` when what was given is exact for them, too."""
+        unsure = index[self.unsure[index]]
+        if self.exactly is None or not len(unsure):
+            return index
+        squares = self.exactly(torch.from_numpy(unsure).to(self.x.device)).square().cpu().numpy()  # GPU sync
+        self.bounds[unsure] = np.minimum(self.bounds[unsure], squares)
+        self.unsure[unsure] = False
+        return index[self.bounds[index] >= level]
 
     def _by_coverage(self, active: Indices, level: float) -> Tensor:
         """The chosen rows [count], those that cover most of the active ones first."""

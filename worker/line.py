@@ -10,7 +10,6 @@ from mhpc.core.calibration import Threshold, fit_threshold, track_threshold, tra
 from mhpc.core.drift import DriftMonitor
 from mhpc.core.learner import STEP, OnePassLearner
 from mhpc.core.scorer import Scorer
-from mhpc.core.scoring import image_scores, patch_scores
 from mhpc.core.whitening import ZSpace
 from worker.errors import ModelError
 from worker.records import Serving, SetAside, Source, Taken, Verdict
@@ -84,11 +83,11 @@ class Line:
         if scorer is None:
             return [Verdict(None, None)] * B
         z = scorer.whiten(features)
-        patches = patch_scores(z, scorer.memory)
-        scores = image_scores(patches, scorer.top_k)
+        heat_map = self.config.scoring.heat_map
+        scores, patches = scorer.score_maps(z, self.serving.threshold if heat_map else None)
         if self.monitor is not None and not self.relearning and not self.paused:
             self.monitor.update(scores, z.mean(1))  # GPU sync
-        if not self.config.scoring.heat_map:
+        if not heat_map:
             return [Verdict(score, None) for score in scores.tolist()]  # GPU sync
         maps = patches.reshape(B, *grid).cpu().numpy()  # GPU sync
         return [Verdict(score, heat) for score, heat in zip(scores.tolist(), maps, strict=True)]
@@ -128,7 +127,8 @@ class Line:
 
     def _calibrate(self, features: Tensor) -> None:
         scorer = self.learner.scorer()
-        scores, means = scorer.score(features).double().cpu(), scorer.whiten(features).mean(1).cpu()  # GPU sync
+        z = scorer.whiten(features)
+        scores, means = scorer.score_maps(z)[0].double().cpu(), z.mean(1).cpu()  # GPU sync
         self.calibration_scores = torch.cat([self.calibration_scores, scores])
         self.calibration_means = (
             means if not len(self.calibration_means) else torch.cat([self.calibration_means, means])

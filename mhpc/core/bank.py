@@ -2,22 +2,47 @@
 
 import warnings
 from collections.abc import Mapping
+from copy import copy
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mhpc.core.neighbours import Neighbours, groups_pay
+from mhpc.core.scorer import Scorer
 from mhpc.core.whitening import Whitening
 from mhpc.linalg import nearest
 
+ROUNDS = 2  # of k-means for groups that serve one step
+PROBES = 2  # groups searched for each row
+
 
 class Nearest(NamedTuple):
-    """Whitened rows z [N, d], their distance [N] to the nearest anchor, and its index, labels [N]."""
+    """Whitened rows z [N, d], their distance [N] to the nearest anchor, and its index, labels [N].
+
+    With `neighbours` a distance may be an upper bound, and the anchor the nearest of a few; `exact` [N] tells.
+    """
 
     z: Tensor
     distances: Tensor
     labels: Tensor
+    exact: Tensor | None = None
+    neighbours: Neighbours | None = None
+
+    def of(self, rows: Tensor) -> "Nearest":
+        """Of some of the rows, as a mask [N] says."""
+        exact = None if self.exact is None else self.exact[rows]
+        return Nearest(self.z[rows], self.distances[rows], self.labels[rows], exact, self.neighbours)
+
+    def exactly(self, index: Tensor) -> Tensor:
+        """Distances [m] of the rows at index [m]; these and their labels are brought up to date in place."""
+        if self.exact is not None and self.neighbours is not None:
+            stale = index[~self.exact[index]]
+            if len(stale):
+                self.distances[stale], self.labels[stale] = self.neighbours.nearest(self.z[stale])
+                self.exact[stale] = True
+        return self.distances[index]
 
 
 def nothing_near(x: Tensor, z: Tensor) -> Nearest:
@@ -37,12 +62,14 @@ class Bank:
     """
 
     STATE: tuple[str, ...] = ("anchors", "images")
+    SCORES_BY: tuple[str, ...] = ("whitening", "images")
 
     def __init__(self, bank_size: int, num_features: int, device: torch.device) -> None:
         self.bank_size = bank_size
         self.whitening: Whitening  # from the first refresh on, which precedes the first row
         self.anchors = torch.empty(0, num_features, device=device)
         self.images = torch.empty(0, 0, device=device)
+        self._scorer: tuple[Scorer, list[object]] | None = None
 
     def __len__(self) -> int:
         return len(self.anchors)
@@ -55,10 +82,48 @@ class Bank:
         """Distance [N] of whitened rows z [N, d] to their nearest anchor, and its index [N]."""
         return nearest(z, self.images)
 
-    def find(self, x: Tensor) -> Nearest:
-        """Rows x [N, D] as the bank sees them."""
+    def find(self, x: Tensor, P: int, top_k: int = 0) -> Nearest:
+        """Rows x [N, D] of images with P patches each, as the bank sees them.
+
+        Exact are at least the top_k largest distances of each image. Groups are made anew from the rows of the bank:
+        a learner that was restored finds what one that went on does.
+        """
         z = self.whiten(x)
-        return Nearest(z, *self.nearest(z)) if len(self) else nothing_near(x, z)
+        if not len(self):
+            return nothing_near(x, z)
+        if not (self.bounds_suffice and groups_pay(self.images, P)):
+            return Nearest(z, *self.nearest(z))
+        neighbours, patches = Neighbours(self.images, ROUNDS), z.reshape(-1, P, z.shape[1])
+        found = neighbours.bounds(patches, PROBES)
+        if top_k:
+            found = neighbours.refine(patches, found, top_k, self.exact_above)
+        distances, labels, exact = (t.flatten() for t in found)
+        return Nearest(z, distances, labels, exact, neighbours)
+
+    @property
+    def bounds_suffice(self) -> bool:
+        """Whether most rows need no exact distance."""
+        return True
+
+    @property
+    def exact_above(self) -> float | None:
+        """The distance above which rows that are found need an exact one, beside the largest of each image."""
+        return None
+
+    @property
+    def lifts(self) -> Tensor:
+        """Squared distance [K] that doubt adds to each row in scoring."""
+        return torch.zeros(len(self), device=self.images.device)
+
+    def scorer(self, top_k: int) -> Scorer:
+        """What scores by the bank as it is; it shares the bank's tensors, which are replaced and never changed.
+
+        As long as they are the same, scorers share what one of them has built for its search.
+        """
+        made_of = [getattr(self, name) for name in self.SCORES_BY]
+        if self._scorer is None or any(new is not old for new, old in zip(made_of, self._scorer[1], strict=True)):
+            self._scorer = Scorer.of_bank(self.whitening, self.images, self.lifts, top_k), made_of
+        return copy(self._scorer[0])
 
     def refresh(self, whitening: Whitening) -> None:
         """See the anchors through a new basis."""
@@ -91,8 +156,8 @@ class Reservoir(Bank):
         self.rows_drawn = torch.tensor(0)
         self.radius = 0.0
 
-    def learn(self, x: Tensor, z: Tensor, distances: Tensor, labels: Tensor, pictures: Tensor) -> None:
-        """Offer rows x [N, D] (whitened z [N, d]); the rest is what a MemoryBank looks at."""
+    def learn(self, x: Tensor, known: Nearest, pictures: Tensor) -> None:
+        """Offer rows x [N, D] as they were found; the rest is what a MemoryBank looks at."""
         if int(self.rows_drawn) <= self.bank_size < int(self.rows_drawn) + len(x):  # GPU sync
             warnings.warn(
                 f"the reservoir of bank_size = {self.bank_size} rows is full: from here on a uniform sample is kept, "
@@ -101,7 +166,7 @@ class Reservoir(Bank):
             )
         drawn = np.random.default_rng([self.seed, int(self.rows_drawn)]).random(len(x))  # GPU sync
         self.rows_drawn = self.rows_drawn + len(x)
-        self.anchors, self.images = torch.cat([self.anchors, x]), torch.cat([self.images, z])
+        self.anchors, self.images = torch.cat([self.anchors, x]), torch.cat([self.images, known.z])
         self.keys = torch.cat([self.keys, torch.from_numpy(drawn).to(x.device)])
         self.reduce()
 

@@ -12,12 +12,13 @@ from mhpc.core.memory_bank import MemoryBank
 from mhpc.core.recent import Convergence, Recent
 from mhpc.core.scorer import Scorer
 from mhpc.core.scoring import image_scores
-from mhpc.core.whitening import Whitening, ZSpace, check_features
+from mhpc.core.whitening import Whitening, ZSpace, check_features, checked_share, sampled_moments
 from mhpc.decomposition import IncrementalPCA
 from mhpc.linalg import Moments, unchanged_on_error
 
 STEP = 8  # images; fixed, so that a replay takes the same steps
 REFRESH_GROWTH = 1.5  # times the rows at the last refresh
+FIRST_ROWS = 16_384  # of which the moments take all, whatever their share: the first bases rest on few rows
 
 
 class Step(NamedTuple):
@@ -43,7 +44,9 @@ class OnePassLearner:
         space: of the distances; by default whitened by PCA that keeps 0.99 of the variance.
         top_k: an image's score is the mean of its top_k largest patch scores.
         aggregation: KMEANS moves anchors, GREEDY leaves them where they are, NONE samples rows uniformly.
-        seed: of that sample.
+        seed: of that sample, and of the moments'.
+        moments_share: of the rows, in (0, 1], that the moments take, weighted as if they were all; drawn by seed and
+            count of rows, so that a replay draws the same.
     """
 
     def __init__(
@@ -54,8 +57,10 @@ class OnePassLearner:
         device: torch.device | str = "cpu",
         aggregation: PatchCoreAggregation = PatchCoreAggregation.KMEANS,
         seed: int = 0,
+        moments_share: float = 1.0,
     ) -> None:
         self.bank_size = bank_size
+        self.moments_share = checked_share(moments_share, "moments_share")
         self.space = space or ZSpace()
         self.top_k = top_k
         self.device = torch.device(device)
@@ -103,7 +108,7 @@ class OnePassLearner:
         if self.bank_ is None:
             self.bank_ = self._new_bank(D)
             self.bank_.refresh(whitening or self.space.identity(D).to(self.device))
-        self.bank_.learn(x, *self._nearest(x), torch.arange(B, device=x.device).repeat_interleave(P))
+        self.bank_.learn(x, self._nearest(x, P), torch.arange(B, device=x.device).repeat_interleave(P))
         self.rows_seen_ += B * P
         self.images_learned_ += B
 
@@ -132,9 +137,7 @@ class OnePassLearner:
 
         Called before each batch it is exponential forgetting.
         """
-        if not 0 < share <= 1:
-            raise ValueError(f"share is {share}, expected a value in (0, 1]")
-        if share == 1 or self.bank_ is None:
+        if checked_share(share) == 1 or self.bank_ is None:
             return
         if self.space.needs_moments:
             n, mean, scatter = self.pca_.moments_
@@ -167,9 +170,7 @@ class OnePassLearner:
 
     def scorer(self) -> Scorer:
         """What scores by the bank as it is; it shares the bank's tensors, which are replaced and never changed."""
-        bank = self._bank()
-        lift = bank.lift if isinstance(bank, MemoryBank) else torch.zeros(len(bank), device=self.device)
-        return Scorer.of_bank(bank.whitening, bank.images, lift, self.top_k)
+        return self._bank().scorer(self.top_k)
 
     @property
     def memory_(self) -> Tensor:
@@ -191,7 +192,7 @@ class OnePassLearner:
     def _step(self, features: Tensor, guard: bool) -> Step:
         B, P, D = features.shape
         x = features.reshape(B * P, D)
-        known = self._nearest(x)
+        known = self._nearest(x, P, self.top_k)
         scores = image_scores(known.distances.reshape(B, P), self.top_k).cpu()  # GPU sync
         first, learned = self.images_seen_, torch.ones(B, dtype=torch.bool)
         if self.bank_:
@@ -201,20 +202,22 @@ class OnePassLearner:
         if bool(learned.any()):
             rows = learned.to(x.device).repeat_interleave(P)
             pictures = torch.arange(first, first + B, device=x.device).repeat_interleave(P)[rows]
-            self._learn(x[rows], Nearest(*(t[rows] for t in known)), pictures)
+            self._learn(x[rows], known.of(rows), pictures, P)
         return Step(scores, learned)
 
-    def _learn(self, x: Tensor, known: Nearest, pictures: Tensor) -> None:
-        """Steps 3 to 5, for rows x [N, D]."""
+    def _learn(self, x: Tensor, known: Nearest, pictures: Tensor, P: int) -> None:
+        """Steps 3 to 5, for rows x [N, D] of images with P patches each."""
         if self.space.needs_moments:
-            self.pca_.partial_fit(x)
+            share = 1.0 if self.rows_seen_ < FIRST_ROWS else self.moments_share
+            moments = sampled_moments(x, share, [self.seed, self.rows_seen_])
+            self.pca_.merge(self._new_pca().restore(moments))
         self.rows_seen_ += len(x)
         if self.bank_ is None:
             self.bank_ = self._new_bank(x.shape[1])
         if self.rows_seen_ >= REFRESH_GROWTH * self.rows_at_refresh_:
             self._refresh()
-            known = self._nearest(x)
-        self.bank_.learn(x, known.z, known.distances, known.labels, pictures)
+            known = self._nearest(x, P)
+        self.bank_.learn(x, known, pictures)
 
     def _refresh(self) -> None:
         bank = self._bank()
@@ -234,9 +237,9 @@ class OnePassLearner:
         moving = self.aggregation is PatchCoreAggregation.KMEANS
         return MemoryBank(self.bank_size, D, self.device, moving)
 
-    def _nearest(self, x: Tensor) -> Nearest:
-        """x [N, D] as the bank sees it."""
-        return nothing_near(x, x) if self.bank_ is None else self.bank_.find(x)
+    def _nearest(self, x: Tensor, P: int, top_k: int = 0) -> Nearest:
+        """x [N, D], of images with P patches each, as the bank sees it; the top_k largest distances are exact."""
+        return nothing_near(x, x) if self.bank_ is None else self.bank_.find(x, P, top_k)
 
     def _bank(self) -> MemoryBank | Reservoir:
         if self.bank_ is None:

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from mhpc.cluster import move_centers
-from mhpc.core.bank import Bank
+from mhpc.core.bank import Bank, Nearest
 from mhpc.core.doubt import find_doubt
+from mhpc.core.recent import UNLIKE
 from mhpc.core.whitening import Whitening
 from mhpc.linalg import nearest
 from mhpc.sampler import farthest_first
@@ -38,6 +39,7 @@ class MemoryBank(Bank):
 
     ROWS = ("anchors", "images", "mass", "moves", "support", "picture", "lift", "pinned")
     STATE = (*ROWS, "numbers", "means")
+    SCORES_BY = (*Bank.SCORES_BY, "lift")
 
     def __init__(self, bank_size: int, num_features: int, device: torch.device, moving: bool = True) -> None:
         super().__init__(bank_size, num_features, device)
@@ -51,6 +53,10 @@ class MemoryBank(Bank):
         self.radius = 0.0
         self.numbers = torch.empty(0, dtype=torch.int64, device=device)
         self.means = torch.empty(0, num_features, device=device)
+
+    @property
+    def lifts(self) -> Tensor:
+        return self.lift
 
     def refresh(self, whitening: Whitening) -> None:
         """See the anchors through a new basis, and scale the radius as the distances between them scaled."""
@@ -81,8 +87,16 @@ class MemoryBank(Bank):
         super().load_state_dict(state)
         self.radius = float(state["radius"])
 
-    def learn(self, x: Tensor, z: Tensor, distances: Tensor, labels: Tensor, pictures: Tensor) -> None:
-        """Learn rows x [N, D] (whitened z [N, d]) whose nearest anchors are known.
+    @property
+    def bounds_suffice(self) -> bool:
+        return self.radius > 0  # until then every row becomes an anchor
+
+    @property
+    def exact_above(self) -> float:
+        return UNLIKE * self.radius
+
+    def learn(self, x: Tensor, known: Nearest, pictures: Tensor) -> None:
+        """Learn rows x [N, D] whose nearest anchors are known; bounds are made exact where a row may be beyond one.
 
         1. Rows beyond the radius become anchors, farthest first, until none is left beyond it.
         2. All others count for the anchor nearest to them and, where anchors move, move it: mini-batch k-means with
@@ -92,10 +106,11 @@ class MemoryBank(Bank):
         Args:
             pictures: [N] number of the picture that each row is from.
         """
-        fresh = farthest_first(z, len(z), distances, self.radius).indices
+        z, exactly = known.z, known.exactly if known.neighbours else None
+        fresh = farthest_first(z, len(z), known.distances, self.radius, exactly=exactly).indices
         others = torch.ones(len(z), dtype=torch.bool, device=z.device)
         others[fresh] = False
-        distances, labels = distances[others], labels[others]
+        distances, labels = known.distances[others], known.labels[others]
         if len(fresh):
             near, index = nearest(z[others], z[fresh])
             labels = torch.where(near < distances, index + len(self), labels)
@@ -137,8 +152,9 @@ class MemoryBank(Bank):
 
     def _count_support(self, labels: Tensor, pictures: Tensor) -> None:
         """An anchor and a picture count once, however many patches of the one are nearest to the other."""
-        pairs = torch.stack([labels, pictures]).unique(dim=1)
-        self.support = self.support + torch.bincount(pairs[0], minlength=len(self))
+        first = pictures.min()
+        pairs = ((pictures - first) * len(self) + labels).unique()  # one number each: `unique` of columns is slow
+        self.support = self.support + torch.bincount(pairs % len(self), minlength=len(self))
 
     def reduce(self) -> None:
         """Keep bank_size anchors, those that are pinned and others by exact greedy selection.

@@ -1,14 +1,27 @@
 """What answers: a whitening and a bank that stand still."""
 
 from collections.abc import Mapping
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mhpc.core.neighbours import Neighbours, groups_pay
 from mhpc.core.scoring import image_scores, patch_scores
 from mhpc.core.whitening import Whitening, check_features
 from mhpc.sampler import farthest_first
+
+
+class Search:
+    """How distances to a memory [K, d + 1] are found; what is built for it is built when first asked for."""
+
+    def __init__(self, memory: Tensor) -> None:
+        self.memory = memory
+
+    @cached_property
+    def neighbours(self) -> Neighbours:
+        return Neighbours(self.memory)
 
 
 class Scorer:
@@ -17,12 +30,19 @@ class Scorer:
     An anchor in doubt is lifted out of the space of its patches: `memory` [K, d + 1] holds the anchors with the root of
     their lift as one coordinate more, which is 0 for every patch. So all that searches the bank sees the distance
     sqrt(||z - a||^2 + lift) without knowing of doubt.
+
+    On a CPU image scores are found by bounds and refinement (`Neighbours`), elsewhere, and with a small bank, by brute
+    force; both are exact. What the search has built is shared by shallow copies.
     """
 
     def __init__(self, whitening: Whitening, memory: Tensor, top_k: int) -> None:
         self.whitening = whitening
-        self.memory = memory
+        self._search = Search(memory)
         self.top_k = top_k
+
+    @property
+    def memory(self) -> Tensor:
+        return self._search.memory
 
     @classmethod
     def of_bank(cls, whitening: Whitening, images: Tensor, lift: Tensor, top_k: int) -> "Scorer":
@@ -36,7 +56,8 @@ class Scorer:
             ValueError: not [B, P, D], or values that are not finite.
         """
         x = check_features(features, len(self.whitening.mean)).detach().to(self.memory.device, torch.float32)
-        return F.pad(self.whitening(x), (0, 1))
+        # An image at a time: its products are the same in every batch, and what is subtracted stays in the cache.
+        return F.pad(torch.stack([self.whitening(image) for image in x]), (0, 1))
 
     def score_patches(self, features: Tensor) -> Tensor:
         """Distance [B, P] of each patch of features [B, P, D] to the bank, in standard deviations (Mahalanobis)."""
@@ -44,13 +65,26 @@ class Scorer:
 
     def score(self, features: Tensor) -> Tensor:
         """Image scores [B] of patch features [B, P, D]."""
-        return image_scores(self.score_patches(features), self.top_k)
+        return self.score_maps(self.whiten(features))[0]
+
+    def score_maps(self, z: Tensor, exact_above: float | None = None) -> tuple[Tensor, Tensor]:
+        """Image scores [B] and patch scores [B, P] of whitened patches z [B, P, d + 1].
+
+        Image scores are exact; patch scores wherever they are above `exact_above`, and those that made the image's
+        score. The others are upper bounds, within a tenth of the distance in the mean.
+        """
+        if groups_pay(self.memory, z.shape[1]):
+            neighbours = self._search.neighbours
+            patches = neighbours.refine(z, neighbours.bounds(z), self.top_k, exact_above).distances
+        else:
+            patches = patch_scores(z, self.memory)
+        return image_scores(patches, self.top_k), patches
 
     def pin(self, features: Tensor, radius: float) -> int:
         """Add patches of features [B, P, D] until all of them are within the radius; returns how many it took."""
         z = self.whiten(features).flatten(0, 1)
         fresh = farthest_first(z, len(z), patch_scores(z[None], self.memory)[0], radius).indices
-        self.memory = torch.cat([self.memory, z[fresh]])
+        self._search = Search(torch.cat([self.memory, z[fresh]]))
         return len(fresh)
 
     def state_dict(self) -> dict[str, Tensor]:

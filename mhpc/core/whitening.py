@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mhpc.core.choices import PatchCoreDistance, PatchCoreFeatureReduction
 from mhpc.decomposition import IncrementalPCA, deviations
-from mhpc.linalg import Moments, all_finite
+from mhpc.linalg import Moments, all_finite, batch_moments
 from mhpc.mahalanobis import CovarianceCholesky, oas
 
 
@@ -134,6 +134,30 @@ class ZSpace:
         identity = torch.eye(len(L), dtype=L.dtype, device=L.device)
         inverse: Tensor = torch.linalg.solve_triangular(L, identity, upper=False)
         return inverse.contiguous()
+
+
+def sampled_moments(x: Tensor, share: float, draw: list[int]) -> Moments:
+    """Moments of a random share in (0, 1] of the rows of x [N, D], weighted as if they were all N.
+
+    Args:
+        draw: seeds of which rows those are.
+    """
+    N, _ = x.shape
+    if (n := min(N, max(2, round(N * share)))) == N:
+        return batch_moments(x)
+    rows = np.sort(np.random.default_rng(draw).choice(N, n, replace=False))
+    _, mean, scatter = batch_moments(x[torch.from_numpy(rows).to(x.device)])
+    return Moments(N, mean, scatter * (N / n))
+
+
+def checked_share(share: float, name: str = "share") -> float:
+    """
+    Raises:
+        ValueError: it is not in (0, 1].
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"{name} is {share}, expected a value in (0, 1]")
+    return share
 
 
 def check_features(features: Tensor, D: int | None = None) -> Tensor:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
+from torch import Tensor
 
 from mhpc import farthest
 from mhpc.farthest import farthest_first
@@ -51,6 +52,26 @@ def test_the_selection_is_the_textbook_loops(N: int, D: int, n: int, candidates:
     found = farthest_first(torch.from_numpy(x), n, candidates=candidates)
     assert found.indices.tolist() == indices
     np.testing.assert_allclose(found.radius, distances.max(), atol=1e-6)
+
+
+@pytest.mark.parametrize("stretch", [1.0, 1.1, 3.0])
+def test_upper_bounds_choose_the_same_rows_and_are_made_exact_for_few(stretch: float) -> None:
+    x, covered = torch.from_numpy(heavy_tailed(3000, 6)), torch.from_numpy(heavy_tailed(200, 6, seed=1))
+    distances = torch.cdist(x, covered).amin(1)
+    radius = float(distances.quantile(0.8))
+    bounds = distances * (1 + (stretch - 1) * torch.rand(3000, generator=torch.Generator().manual_seed(0)))
+    asked: list[int] = []
+
+    def exactly(index: Tensor) -> Tensor:
+        asked.extend(index.tolist())
+        return distances[index]
+
+    expected = farthest_first(x, len(x), distances, radius)
+    found = farthest_first(x, len(x), bounds, radius, exactly=exactly)
+    assert torch.equal(found.indices, expected.indices)
+    assert expected.radius * (1 - 1e-9) <= found.radius <= radius * (1 + 1e-9)
+    assert len(asked) == len(set(asked))
+    assert len(asked) < int((bounds > radius).sum())
 
 
 @pytest.mark.parametrize("candidates", [1, 10, 2048])

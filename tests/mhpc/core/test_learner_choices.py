@@ -3,11 +3,13 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+import mhpc.core.learner as learner_module
 from mhpc.core.bank import Reservoir
 from mhpc.core.choices import PatchCoreAggregation, PatchCoreDistance, PatchCoreFeatureReduction
 from mhpc.core.learner import OnePassLearner
 from mhpc.core.three_passes import fit_three_passes
 from mhpc.core.whitening import ZSpace
+from mhpc.linalg import batch_moments
 from tests.mhpc.core.patches import D, K, P, assert_same, defective, learner, pictures
 
 SPACES = [ZSpace(reduction, distance) for reduction in PatchCoreFeatureReduction for distance in PatchCoreDistance]
@@ -101,3 +103,46 @@ def test_a_later_step_that_is_refused_leaves_what_was_learned_before() -> None:
         with pytest.raises(MemoryError):
             model.partial_fit(pictures(24, seed=1))
     assert_same(model, expected)
+
+
+# -- moments of a share of the rows ------------------------------------------------------------------------------------
+
+
+def shared(share: float, x: Tensor, monkeypatch: pytest.MonkeyPatch, in_full: int = 0) -> OnePassLearner:
+    monkeypatch.setattr(learner_module, "FIRST_ROWS", in_full)
+    model = OnePassLearner(K, moments_share=share)
+    model.partial_fit(x)
+    return model
+
+
+def test_moments_of_a_share_of_the_rows_are_those_of_all_but_for_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = pictures(400)
+    rows = x.flatten(0, 1)
+    model = shared(0.25, x, monkeypatch)
+    n, mean, scatter = model.pca_.moments_
+    expected = batch_moments(rows)
+    assert n == model.rows_seen_ == len(rows)
+    deviation = (expected.scatter.diagonal() / n).sqrt()
+    assert float(((mean - expected.mean) / deviation).abs().max()) < 5 / (n / 4) ** 0.5
+    torch.testing.assert_close(scatter.diagonal(), expected.scatter.diagonal(), rtol=0.2, atol=0)
+    assert not torch.equal(scatter, expected.scatter)
+
+
+def test_the_first_rows_are_taken_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = pictures(40)
+    assert_same(shared(0.25, x, monkeypatch, in_full=40 * P), shared(1.0, x, monkeypatch))
+
+
+def test_a_replay_draws_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = pictures(120)
+    unbroken = shared(0.25, x, monkeypatch)
+    begun = shared(0.25, x[:56], monkeypatch)
+    again = OnePassLearner(K, moments_share=0.25).load_state_dict(begun.state_dict())
+    again.partial_fit(x[56:])
+    assert_same(again, unbroken)
+
+
+@pytest.mark.parametrize("share", [0.0, -0.5, 1.5])
+def test_a_share_of_the_moments_outside_0_to_1_is_refused(share: float) -> None:
+    with pytest.raises(ValueError, match=rf"moments_share is {share}, expected a value in \(0, 1\]"):
+        OnePassLearner(moments_share=share)

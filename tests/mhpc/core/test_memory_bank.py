@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from mhpc import IncrementalPCA
-from mhpc.core.bank import Reservoir
+from mhpc.core.bank import Nearest, Reservoir
 from mhpc.core.memory_bank import OVERFULL, MemoryBank
 from mhpc.core.whitening import Whitening, ZSpace
 
@@ -28,7 +28,7 @@ def learn(bank: MemoryBank, x: Tensor) -> None:
         distances, labels = bank.nearest(z)
     else:
         distances, labels = torch.full((len(x),), torch.inf), torch.zeros(len(x), dtype=torch.int64)
-    bank.learn(x, z, distances, labels, torch.arange(len(x)) // P)
+    bank.learn(x, Nearest(z, distances, labels), torch.arange(len(x)) // P)
 
 
 def learned(steps: int, bank_size: int = K) -> MemoryBank:
@@ -173,9 +173,10 @@ def test_the_rows_given_stay_as_they_were() -> None:
     bank = learned(3)
     x = rows(8 * P, seed=7)
     z, pictures = bank.whiten(x), torch.arange(len(x)) // P
-    given = [x, z, *bank.nearest(z), pictures]
+    distances, labels = bank.nearest(z)
+    given = [x, z, distances, labels, pictures]
     before = [tensor.clone() for tensor in given]
-    bank.learn(*given)
+    bank.learn(x, Nearest(z, distances, labels), pictures)
     assert all(torch.equal(now, then) for now, then in zip(given, before, strict=True))
 
 
@@ -186,7 +187,7 @@ def sampled(steps: int, seed: int = 0) -> Reservoir:
         x = rows(8 * P, step)
         x[:, 0] = torch.arange(8 * P) + step * 8 * P  # which row it is
         none = torch.zeros(len(x), dtype=torch.int64)
-        bank.learn(x, bank.whiten(x), none.float(), none, none)
+        bank.learn(x, Nearest(bank.whiten(x), none.float(), none), none)
     return bank
 
 
@@ -218,7 +219,7 @@ def test_a_reservoir_draws_the_same_from_its_state() -> None:
     x = rows(8 * P, 2)
     x[:, 0] = torch.arange(8 * P) + 2 * 8 * P
     none = torch.zeros(len(x), dtype=torch.int64)
-    again.learn(x, again.whiten(x), none.float(), none, none)
+    again.learn(x, Nearest(again.whiten(x), none.float(), none), none)
     assert torch.equal(again.anchors, unbroken.anchors)
     assert torch.equal(again.images, unbroken.images)
 

@@ -104,6 +104,10 @@ class Answering:
             self._publish(client, keepers)
         self._settle(keepers)
 
+    def gives_features_soon(self, line: str) -> bool:
+        """Whether a line's entries are in hand, and no features of those before them are left for learning."""
+        return any(part.name == line for part in self._hand) and not self.cache.holds(line)
+
     def close(self) -> None:
         """Stop the threads."""
         self.batcher.close()
@@ -204,6 +208,8 @@ class Answering:
         finished = [part for part in self._hand if not part.left]
         self._hand = [part for part in self._hand if part.left]
         if finished:
+            for part in finished:
+                self._cache(part, keepers)
             self.publisher.send(client, finished)
         if not self._hand:  # nothing that could be judged meanwhile
             self._settle(keepers)
@@ -215,7 +221,6 @@ class Answering:
         for each in published:
             if each.once:
                 self._count(each)
-                self._cache(each.part, keepers)
 
     def _cache(self, part: Opened, keepers: Mapping[str, Keeper]) -> None:
         # Where repeats are left out, learning finds its own: it may see the parts in another order.

@@ -29,6 +29,7 @@ from worker.watching import show_backlogs
 
 BLOCK_MS = 500  # so that SIGTERM is prompt
 STALLED_SECONDS = 120.0  # without a turn of the loop, the process is not well
+SOON_SECONDS = 5.0  # that learning waits at most for features that answering is to leave
 GAUGE_SECONDS = 2.0
 FINISH_SECONDS = 5.0  # for what is in hand when the worker stops
 BACKOFF_SECONDS = (0.1, 5.0)
@@ -53,6 +54,7 @@ class Worker:
         self.turn_at = time.monotonic()
         self._learning_waits = False  # the last turn read something to learn from: do not wait for answers to give
         self._gauges_at = self._learn_until = 0.0
+        self._waits_since: dict[str, float] = {}  # line -> since when learning leaves the next entries to answering
         self._told: dict[str, str] = {}  # what of that was logged
         self._refused: dict[str, tuple[str, float]] = {}  # line -> what Redis said, and when to try it again
 
@@ -207,8 +209,7 @@ class Worker:
         opening = self.answering.opening
         usable = partial(opening.usable, keeper.line.name)
         self.lines.looks[keeper.line.name](opening.features_of, usable)
-        recovering = self.answering.intake.recovering(keeper.line.name)
-        while not recovering and keeper.learn(opening.extract, 1, usable):
+        while self._may_learn(keeper.line.name) and keeper.learn(opening.extract, 1, usable):
             if time.monotonic() >= self._learn_until or keeper.snapshot_due:
                 self._learning_waits = True
                 break
@@ -219,6 +220,15 @@ class Worker:
         if keeper.snapshot_due:
             keeper.snapshot()
         keeper.trim()
+
+    def _may_learn(self, name: str) -> bool:
+        """Not while answering recovers, nor what it is to judge next: learning would only repeat its forward pass."""
+        if self.answering.intake.recovering(name):
+            return False
+        if not self.answering.gives_features_soon(name):
+            self._waits_since.pop(name, None)
+            return True
+        return time.monotonic() - self._waits_since.setdefault(name, time.monotonic()) > SOON_SECONDS
 
     def _guarded(self, keeper: Keeper, step: Callable[[Keeper], None]) -> None:
         """What goes wrong with a line stops that line alone; a lost connection concerns all, and is passed on."""

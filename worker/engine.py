@@ -161,6 +161,10 @@ class FeatureCache:
             self._entries[line, entry] = features
             self.size += features.nbytes
 
+    def holds(self, line: str) -> bool:
+        """Whether features of an entry of a line are kept."""
+        return any(name == line for name, _ in self._entries)
+
     def drop(self, line: str) -> None:
         """Let go of all that is kept for a line: it learns no more."""
         for key in [key for key in self._entries if key[0] == line]:

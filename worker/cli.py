@@ -63,6 +63,9 @@ def run(config: ConfigOption = None, redis: UrlOption = None) -> None:
     settings = settings_of(config, redis)
     # NumPy's products here are small: threads of its own would only fight torch's for the cores. Before NumPy loads.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # Between parallel regions libgomp's threads spin, by default so long that decoding, publishing and Redis wait for
+    # a core: on two cores `tiny` scores a third more images so (docs/performance.md).
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     from worker.logs import configure_logs
     from worker.process import run_worker
 

@@ -40,7 +40,8 @@ class Line:
         self.rate: float | None = None  # where a command has set it
         self.forgetting: float | None = None  # the same
         space = ZSpace(pca_variance_ratio=pca_variance_ratio)
-        self.learner = OnePassLearner(config.bank_size, space, config.scoring.top_k, device)
+        share = config.learning.moments_share
+        self.learner = OnePassLearner(config.bank_size, space, config.scoring.top_k, device, moments_share=share)
         self.calibration_scores = torch.empty(0, dtype=torch.float64)
         self.calibration_means = torch.empty(0, 0)  # in Z-space, [n, d + 1]
         self.threshold: Threshold | None = None

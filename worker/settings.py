@@ -98,6 +98,7 @@ class LearningSettings(Section):
         1.0  # share of the past's weight left after 1,000 relearned images
     )
     relearn_on_drift: bool = False
+    moments_share: Annotated[float, Field(gt=0, le=1)] = 0.25  # of the patches, that mean and covariance take
 
 
 class CalibrationSettings(Section):

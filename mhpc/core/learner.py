@@ -199,10 +199,12 @@ class OnePassLearner:
             learned = self.recent_.admit(scores, known.distances.reshape(B, P), self.bank_.radius, guard)
         self.images_learned_ += int(learned.sum())
         self.images_quarantined_ += int((~learned).sum())
-        if bool(learned.any()):
+        pictures = torch.arange(first, first + B, device=x.device).repeat_interleave(P)
+        if bool(learned.all()):  # as a rule: no row is copied
+            self._learn(x, known, pictures, P)
+        elif bool(learned.any()):
             rows = learned.to(x.device).repeat_interleave(P)
-            pictures = torch.arange(first, first + B, device=x.device).repeat_interleave(P)[rows]
-            self._learn(x[rows], known.of(rows), pictures, P)
+            self._learn(x[rows], known.of(rows), pictures[rows], P)
         return Step(scores, learned)
 
     def _learn(self, x: Tensor, known: Nearest, pictures: Tensor, P: int) -> None:

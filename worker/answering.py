@@ -3,7 +3,8 @@
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import groupby
 from typing import Any
 
@@ -58,7 +59,7 @@ class Answering:
             self.opening.decode,
             engine.max_batch,
             settings.model.max_wait_ms / 1000,
-            os.cpu_count() or 1,
+            len(os.sched_getaffinity(0)),
             weights,
         )
         self.publisher = Publisher(streams, settings.streams, review_caps(settings))
@@ -83,8 +84,10 @@ class Answering:
         self._hand += parts
         in_hand = len(self._hand)
         with self.metrics.stage("decode"):
-            batch = self.batcher.take() if self._opened(parts) else []
-        self._judged(batch, keepers)
+            self._open(parts)
+            waits = block_ms is not None and self.batcher.patience() > 0
+            batch = [] if waits else self.batcher.take()
+        self._judge(batch, keepers)
         self._publish(client, keepers)
         return in_hand
 
@@ -95,18 +98,27 @@ class Answering:
         self._hand = [part for part in self._hand if part.name not in lines]
         self.intake.rewind(lines)
 
+    def forget(self, line: str) -> None:
+        """The line is served no more."""
+        self.rewind([line])
+        self.intake.forget(line)
+        self.cache.drop(line)
+
     def finish(self, client: Any, keepers: Mapping[str, Keeper], seconds: float) -> None:
         """Answer what is in hand, without reading more; what takes longer comes again after the next start."""
+        self.refused = {}
         deadline = time.monotonic() + seconds
         self.rewind([part.name for part in self._hand if part.name not in keepers])
         while self._hand and time.monotonic() < deadline:
-            self._judged(self.batcher.take(), keepers)
+            self._judge(self.batcher.take(), keepers)
             self._publish(client, keepers)
-        self._settle(keepers)
+        self.settle()
 
     def gives_features_soon(self, line: str) -> bool:
         """Whether a line's entries are in hand, and no features of those before them are left for learning."""
-        return any(part.name == line for part in self._hand) and not self.cache.holds(line)
+        if self.settings.streams.unique_ids or self.cache.holds(line):  # with unique ids none are left
+            return False
+        return any(part.name == line for part in self._hand)
 
     def close(self) -> None:
         """Stop the threads."""
@@ -122,38 +134,63 @@ class Answering:
             block_ms = math.ceil(1000 * self.batcher.patience())
         return self.intake.read(client, keepers, held, enough, block_ms or 0)
 
-    def _opened(self, parts: list[Opened]) -> bool:
-        """Let the images of entries wait for their turn; False if one failed that nobody expected."""
-        try:
-            images = [self.opening.images(part.entry, part.rejected) for part in parts]
-        except Exception as error:
-            self._try_alone({part.name for part in parts}, error)
-            return False
-        for part, of_part in zip(parts, images, strict=True):
-            part.left = len(of_part)
-        self.batcher.put(parts, images)
-        return True
+    def _open(self, parts: list[Opened]) -> None:
+        """Let the images of entries wait for their turn."""
+        opened: list[tuple[Opened, list[Image]]] = []
+        for part in parts:
+            try:
+                opened.append((part, self.opening.images(part.entry, part.rejected)))
+            except Exception as error:
+                self._try_alone(part.name, error)
+        opened = [(part, images) for part, images in opened if part in self._hand]
+        for part, images in opened:
+            part.left = len(images)
+        self.batcher.put(opened)
 
-    def _judged(self, batch: list[Picture], keepers: Mapping[str, Keeper]) -> None:
-        """Judge a batch; where something fails that nobody expected, each of its entries comes again, by itself."""
-        try:
-            taken = [(picture, x) for picture in batch if (x := self._pixels(picture)) is not None]
-            taken.sort(key=lambda item: item[0].part.name)  # stable: a line's images stay in order
-            if taken:
-                features = self.engine.forward([x for _, x in taken])
-                self._judge([(picture.part, picture.image) for picture, _ in taken], features, keepers)
-        except (torch.AcceleratorError, *CONNECTION_ERRORS):  # the device or Redis is lost, whatever they are given
-            raise
-        except Exception as error:
-            self._try_alone({picture.part.name for picture in batch}, error)
-            return
+    def _judge(self, batch: list[Picture], keepers: Mapping[str, Keeper]) -> None:
+        """Judge a batch; where something fails that nobody expected, a line's entries come again, one by one."""
+        batch = sorted(batch, key=lambda picture: picture.part.name)  # stable: a line's images stay in order
+        taken: list[tuple[Opened, Image]] = []
+        pixels: list[Tensor] = []
+        for name, run in groupby(batch, key=lambda picture: picture.part.name):
+            of_line = list(run)
+            with self._blamed_on(name) as well:
+                ready = [(picture, x) for picture in of_line if (x := self._pixels(picture)) is not None]
+            if well:
+                taken += [(picture.part, picture.image) for picture, _ in ready]
+                pixels += [x for _, x in ready]
+        if pixels:
+            with self._blamed_on(*{part.name for part, _ in taken}) as well:
+                features = self.engine.forward(pixels)
+            if well:
+                self._fill_in(taken, features, keepers)
         for picture in batch:
             picture.part.left -= 1
 
-    def _try_alone(self, lines: set[str], error: Exception) -> None:
-        log.exception("a batch failed; its entries are tried one by one", lines=sorted(lines), error=str(error))
-        self.rewind(list(lines))
-        self.intake.rewind(lines, alone=True)
+    @contextmanager
+    def _blamed_on(self, *lines: str) -> Iterator[list[bool]]:
+        """What fails within has the lines' entries come again; what is given is empty then.
+
+        The device and Redis are lost for all, whatever they are given: that is passed on.
+        """
+        well = [True]
+        try:
+            yield well
+        except (torch.AcceleratorError, *CONNECTION_ERRORS):
+            raise
+        except redis.ResponseError as error:
+            well.clear()
+            self.rewind(list(lines))
+            self.refused |= dict.fromkeys(lines, str(error))
+        except Exception as error:
+            well.clear()
+            for name in lines:
+                self._try_alone(name, error)
+
+    def _try_alone(self, line: str, error: Exception) -> None:
+        log.exception("a batch failed; the line's entries are tried one by one", line=line, error=str(error))
+        self.rewind([line])
+        self.intake.rewind([line], alone=True)
 
     def _pixels(self, picture: Picture) -> Tensor | None:
         part, image = picture.part, picture.image
@@ -164,19 +201,24 @@ class Answering:
             return None
         return x if self.opening.is_first(part.name, image, part.entry, picture.place) else None
 
-    def _judge(self, images: list[tuple[Opened, Image]], features: Tensor, keepers: Mapping[str, Keeper]) -> None:
-        """Fill in verdicts on images, by their features [B, P, D]; those of a line, and of an entry, stand together."""
+    def _fill_in(self, images: list[tuple[Opened, Image]], features: Tensor, keepers: Mapping[str, Keeper]) -> None:
+        """Verdicts on images, by their features [B, P, D]; those of a line, and of an entry, stand together."""
         start = 0
         for name, run in groupby(images, key=lambda item: item[0].name):
-            of_line, line = list(run), keepers[name].line
+            of_line = list(run)
             of_images = features[start : start + len(of_line)]
             start += len(of_line)
-            with self.metrics.stage("score"):
-                verdicts = line.judge(of_images, self.engine.grid)
-            for (part, image), verdict in zip(of_line, verdicts, strict=True):
-                part.judged.append(Judged(image, verdict, line.serving))
-            if line.learns:
-                self._keep_features([part for part, _ in of_line], of_images)
+            with self._blamed_on(name):
+                self._verdicts(keepers[name], of_line, of_images)
+
+    def _verdicts(self, keeper: Keeper, images: list[tuple[Opened, Image]], features: Tensor) -> None:
+        line = keeper.line
+        with self.metrics.stage("score"):
+            verdicts = line.judge(features, self.engine.grid)
+        for (part, image), verdict in zip(images, verdicts, strict=True):
+            part.judged.append(Judged(image, verdict, line.serving))
+        if line.learns and keeper.epoch:
+            self._keep_features([part for part, _ in images], features)
 
     def _keep_features(self, parts: list[Opened], features: Tensor) -> None:
         """For learning, which then needs no forward pass, as far as there is room."""
@@ -184,27 +226,28 @@ class Answering:
         start = 0
         for part, run in groupby(parts):
             count = len(list(run))
-            if kept + features[start : start + count].nbytes <= self.cache.capacity:
-                part.features.append(features[start : start + count])
-                kept += part.features[-1].nbytes
+            of_part = features[start : start + count]
+            if kept + self.cache.size + of_part.nbytes <= self.cache.capacity:
+                part.features.append(of_part if count == len(features) else of_part.clone())  # a view holds them all
+                kept += of_part.nbytes
             start += count
 
     def _turn_alone(self, client: Any, keepers: Mapping[str, Keeper], part: Opened) -> int:
-        self._settle(keepers)
+        self.settle()
         try:
-            judge_alone(self.opening, part, lambda images, features: self._judge(images, features, keepers))
+            judge_alone(self.opening, part, lambda *judged: self._verdicts(keepers[part.name], *judged))
         except redis.ResponseError as error:  # the mark is refused: it stays pending
             self.refused[part.name] = str(error)
         except GivesUpLaterError:  # it comes again, with one more mark
             pass
         else:
             self.publisher.send(client, [part])
-            self._settle(keepers)
+            self.settle()
         return 1
 
     def _publish(self, client: Any, keepers: Mapping[str, Keeper]) -> None:
         """Send what is finished, once what was sent before is settled."""
-        self._settle(keepers)
+        self.settle()
         finished = [part for part in self._hand if not part.left]
         self._hand = [part for part in self._hand if part.left]
         if finished:
@@ -212,9 +255,14 @@ class Answering:
                 self._cache(part, keepers)
             self.publisher.send(client, finished)
         if not self._hand:  # nothing that could be judged meanwhile
-            self._settle(keepers)
+            self.settle()
 
-    def _settle(self, keepers: Mapping[str, Keeper]) -> None:
+    def settle(self) -> None:
+        """Learn what came of the entries that were sent.
+
+        Raises:
+            redis.ConnectionError, redis.TimeoutError: it is not known.
+        """
         with self.metrics.stage("publish"):
             published, refused = self.publisher.settle()
         self.refused |= refused

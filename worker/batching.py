@@ -43,7 +43,9 @@ class _Queue:
 class Batcher:
     """Forms batches across lines by deficit round-robin (Shreedhar & Varghese, 1996), a line's images in order.
 
-    Only images that are decoded are taken, so that a line whose images take long holds nobody up.
+    A line's turn is of as many images as a batch has, times its weight: those of one line are searched for together.
+    A line that had nothing waiting comes first, as in FQ-CoDel (RFC 8290): who sends little waits for no queue. Only
+    images that are decoded are taken, so that a line whose images take long holds nobody up.
 
     Args:
         decode: from an image to what the engine takes; runs on threads.
@@ -68,11 +70,14 @@ class Batcher:
         self._pool = ThreadPoolExecutor(threads, "decode", initializer=torch.set_num_threads, initargs=(1,))
         self._queues: dict[str, _Queue] = {}  # the line whose turn is next stands first
 
-    def put(self, parts: Iterable[Opened], images: Iterable[list[Image]]) -> None:
+    def put(self, opened: Iterable[tuple[Opened, list[Image]]]) -> None:
         """Let the images of opened entries wait for their turn."""
-        for part, of_part in zip(parts, images, strict=True):
-            queue = self._queues.setdefault(part.name, _Queue(deque(), deque()))
-            queue.waiting.extend((part, place, image) for place, image in enumerate(of_part))
+        new: dict[str, _Queue] = {}
+        for part, images in opened:
+            if images:
+                queue = self._queues.get(part.name) or new.setdefault(part.name, _Queue(deque(), deque()))
+                queue.waiting.extend((part, place, image) for place, image in enumerate(images))
+        self._queues = new | self._queues
         self._decode_ahead()
 
     def drop(self, line: str) -> None:
@@ -91,22 +96,25 @@ class Batcher:
         return not self._queues
 
     def patience(self) -> float:
-        """Seconds until a batch is to go, as things are; 0 while pictures are being decoded or a batch is full."""
-        ahead = [picture for queue in self._queues.values() for picture in queue.ahead]
-        if len(ahead) >= self.max_batch or not all(picture.pixels.done() for picture in ahead):
+        """Seconds until a batch is to go although it is not full."""
+        queues = self._queues.values()
+        if not queues or sum(len(queue.waiting) + len(queue.ahead) for queue in queues) >= self.max_batch:
             return 0.0
-        return max(0.0, min(picture.since for picture in ahead) + self.max_wait - time.monotonic()) if ahead else 0.0
+        oldest = min((picture.since for queue in queues for picture in queue.ahead), default=0.0)
+        return max(0.0, oldest + self.max_wait - time.monotonic())
 
     def take(self) -> list[Picture]:
         """The next batch, of decoded images; empty if none is ready in a moment."""
+        ahead = [picture for queue in self._queues.values() for picture in queue.ahead]
         if not self._ready():
             wait(
                 [queue.ahead[0].pixels for queue in self._queues.values() if queue.ahead],
                 DECODING_SECONDS,
                 FIRST_COMPLETED,
             )
-        fresh = time.monotonic() - FRESH_SECONDS
-        wait([p.pixels for queue in self._queues.values() for p in queue.ahead if p.since > fresh], FRESH_SECONDS)
+        if sum(picture.pixels.done() for picture in ahead) < self.max_batch:
+            fresh = time.monotonic() - FRESH_SECONDS
+            wait([picture.pixels for picture in ahead if picture.since > fresh], FRESH_SECONDS)
         batch = list(self._round_robin())
         self._queues = {name: queue for name, queue in self._queues.items() if queue.waiting or queue.ahead}
         self._decode_ahead()
@@ -120,32 +128,29 @@ class Batcher:
         left = self.max_batch
         while left and self._ready():
             name, queue = next(iter(self._queues.items()))
-            queue.credit += self._weight(name)
+            if queue.credit < 1:
+                queue.credit += self._turn(name)
             while left and queue.credit >= 1 and queue.ahead and queue.ahead[0].pixels.done():
                 yield queue.ahead.popleft()
                 queue.credit, left = queue.credit - 1, left - 1
             if not queue.ahead or not queue.ahead[0].pixels.done():
                 queue.credit = 0.0
-            if left or queue.credit < 1:
+            if queue.credit < 1:
                 self._queues[name] = self._queues.pop(name)  # to the end
-            else:
-                queue.credit -= self._weight(name)  # it is given again when its turn goes on
+
+    def _turn(self, line: str) -> float:
+        """Images of a line in its turn."""
+        return self.max_batch * self.weights.get(line, 1.0)
 
     def _decode_ahead(self) -> None:
-        """Keep the threads busy, a picture of each line in turn: a few batches, of each line its share of them."""
-        weights = sum(self._weight(name) for name in self._queues)
-        turns = deque(self._queues.items())
-        while turns:
-            name, queue = turns.popleft()
-            share = math.ceil(AHEAD * self.max_batch * self._weight(name) / weights)
-            if not queue.waiting or len(queue.ahead) >= share or not self._may_decode(queue):
-                continue
-            part, place, image = queue.waiting.popleft()
-            queue.ahead.append(Picture(part, place, image, self._pool.submit(self.decode, image), time.monotonic()))
-            turns.append((name, queue))
-
-    def _weight(self, line: str) -> float:
-        return self.weights.get(line, 1.0)
+        """Keep the threads busy with what is taken next: a few batches, in the order of the lines' turns."""
+        room = AHEAD * self.max_batch
+        for name, queue in self._queues.items():
+            most = min(room, math.ceil(self._turn(name)) * (AHEAD if len(self._queues) == 1 else 1))
+            while queue.waiting and len(queue.ahead) < most and self._may_decode(queue):
+                part, place, image = queue.waiting.popleft()
+                queue.ahead.append(Picture(part, place, image, self._pool.submit(self.decode, image), time.monotonic()))
+            room -= len(queue.ahead)
 
     def _may_decode(self, queue: _Queue) -> bool:
         undone = [len(picture.image.data) for picture in queue.ahead if not picture.pixels.done()]

@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 
 import redis
 import structlog
@@ -16,6 +15,7 @@ from worker.engine import Engine, FeatureCache, pick_device
 from worker.errors import AbsentError, ConfigurationError, FencedError
 from worker.http import HttpServer, make_app
 from worker.keeper import Keeper
+from worker.learning import Learning
 from worker.line import Line
 from worker.lines import Lines, needing_a_restart
 from worker.metrics import Metrics
@@ -29,12 +29,10 @@ from worker.watching import show_backlogs
 
 BLOCK_MS = 500  # so that SIGTERM is prompt
 STALLED_SECONDS = 120.0  # without a turn of the loop, the process is not well
-SOON_SECONDS = 5.0  # that learning waits at most for features that answering is to leave
 GAUGE_SECONDS = 2.0
 FINISH_SECONDS = 5.0  # for what is in hand when the worker stops
 BACKOFF_SECONDS = (0.1, 5.0)
 REFUSED_SECONDS = 1.0
-LEARN_SECONDS = 0.25  # per turn: how long learning may keep an answer waiting, beyond an entry of each line
 NO_LINES = 'no lines: add a table [[lines]] with a name, such as name = "press-3"'
 
 log = structlog.get_logger()
@@ -45,7 +43,7 @@ class Worker:
 
     def __init__(self, settings: Settings, reread: Callable[[], Settings] | None = None) -> None:
         self.settings = settings
-        self.reread = reread  # what is configured now
+        self.reread = reread or (lambda: settings)  # what is configured now
         self.metrics = Metrics()
         self.holder = f"{settings.worker.name}#{secrets.token_hex(4)}"
         self.stopping, self.reloading = threading.Event(), threading.Event()
@@ -53,8 +51,7 @@ class Worker:
         self.connected = False
         self.turn_at = time.monotonic()
         self._learning_waits = False  # the last turn read something to learn from: do not wait for answers to give
-        self._gauges_at = self._learn_until = 0.0
-        self._waits_since: dict[str, float] = {}  # line -> since when learning leaves the next entries to answering
+        self._gauges_at = 0.0
         self._told: dict[str, str] = {}  # what of that was logged
         self._refused: dict[str, tuple[str, float]] = {}  # line -> what Redis said, and when to try it again
 
@@ -74,6 +71,7 @@ class Worker:
             self.lines.open(config)
         streams, weights = self.lines.streams, self.lines.weights
         self.answering = Answering(self.settings, self.engine, FeatureCache(), self.metrics, streams, weights)
+        self.learning = Learning(self.answering, self.lines, self.holder, self._in_a_turn)
         self.crash_file = CrashFile(self.settings.snapshots.directory, self.settings.worker.name)
         if self.crash_file.open():
             self.answering.intake.rewind(self.keepers, alone=True)
@@ -86,6 +84,7 @@ class Worker:
             worker=self.settings.worker.name,
             device=str(self.engine.device),
             backbone=self.settings.model.backbone,
+            precision=str(self.engine.precision).removeprefix("torch."),
             lines=list(self.keepers),
             port=self.http.port,
         )
@@ -115,7 +114,6 @@ class Worker:
                     self.metrics.redis_reconnects.inc(lost)
                     self.connected, lost, backoff = True, False, BACKOFF_SECONDS[0]
                 if self.reloading.is_set():
-                    self.reloading.clear()
                     self._reload()
                 self._turn()
             except CONNECTION_ERRORS as error:
@@ -144,6 +142,8 @@ class Worker:
 
     def _recover(self) -> None:
         """Groups first, then own pending entries: a lost reply may have left some behind what is read next."""
+        with suppress(*CONNECTION_ERRORS):  # of the outage that is over
+            self.answering.settle()
         for keeper in self.keepers.values():
             self._guarded(keeper, self._rewind)
 
@@ -157,26 +157,28 @@ class Worker:
 
     def _reload(self) -> None:
         """Lines come, go and change as the configuration says now; what cannot be read leaves all as it is."""
-        if self.reread is None:
-            return
         try:
             settings = self.reread()
             if not settings.lines:
                 raise ConfigurationError(NO_LINES)
         except ConfigurationError as error:
             log.error("the configuration is not taken over", error=str(error))
+            self.reloading.clear()
             return
         if keys := needing_a_restart(self.settings, settings):
             log.warning("changed, and taken over by a restart only", keys=keys)
         gone, come = self.lines.changes(line_configs(settings))
         self.answering.finish(self.client, self._usable(), FINISH_SECONDS)
+        self.reloading.clear()  # nothing below fails for all lines but what _recover does again
         for name in gone:
             self._let_go(name)
-            self.answering.rewind([name])
+            self.answering.forget(name)
             self.lines.close(name)
             self._refused.pop(name, None)
-        for config in come:
-            self._guarded(self.lines.open(config), self._rewind)
+        opened = [self.lines.open(config) for config in come]
+        self._refuse_all()
+        for keeper in opened:
+            self._guarded(keeper, self._rewind)
         log.info("configuration", closed=gone, opened=[config.name for config in come])
 
     def _turn(self) -> None:
@@ -193,42 +195,15 @@ class Worker:
                 self._guarded(keeper, lambda k: self.resync(k, self.holder))
         block_ms = None if self._learning_waits else BLOCK_MS
         self.answering.turn(self.client, self._usable(), block_ms)
-        for name, error in self.answering.refused.items():
-            self._refuse(name, error)
-        self._learning_waits = False
-        self._learn_until = time.monotonic() + LEARN_SECONDS
-        for keeper in self._usable().values():
-            if keeper.epoch:
-                self._guarded(keeper, self._keep)
+        self._refuse_all()
+        self._learning_waits = self.learning.turn(self._usable(), self._guarded)
         if time.monotonic() >= self._gauges_at:
             self._gauges_at = time.monotonic() + GAUGE_SECONDS
             show_backlogs(self.client, (keeper.streams for keeper in self._usable().values()), self.metrics)
 
-    def _keep(self, keeper: Keeper) -> None:
-        keeper.lease.renew(keeper.epoch, self.holder)
-        opening = self.answering.opening
-        usable = partial(opening.usable, keeper.line.name)
-        self.lines.looks[keeper.line.name](opening.features_of, usable)
-        while self._may_learn(keeper.line.name) and keeper.learn(opening.extract, 1, usable):
-            if time.monotonic() >= self._learn_until or keeper.snapshot_due:
-                self._learning_waits = True
-                break
-        if not keeper.epoch:  # an entry failed: the line is loaded again
-            return
-        if not keeper.line.learns:
-            self.answering.cache.drop(keeper.line.name)
-        if keeper.snapshot_due:
-            keeper.snapshot()
-        keeper.trim()
-
-    def _may_learn(self, name: str) -> bool:
-        """Not while answering recovers, nor what it is to judge next: learning would only repeat its forward pass."""
-        if self.answering.intake.recovering(name):
-            return False
-        if not self.answering.gives_features_soon(name):
-            self._waits_since.pop(name, None)
-            return True
-        return time.monotonic() - self._waits_since.setdefault(name, time.monotonic()) > SOON_SECONDS
+    def _refuse_all(self) -> None:
+        for name, error in self.answering.refused.items():
+            self._refuse(name, error)
 
     def _guarded(self, keeper: Keeper, step: Callable[[Keeper], None]) -> None:
         """What goes wrong with a line stops that line alone; a lost connection concerns all, and is passed on."""
@@ -263,8 +238,9 @@ class Worker:
     def ready(self) -> str:
         if not self.connected:
             return "Redis is not reached"
-        refused = {name: f"Redis refuses: {error}" for name, (error, _) in self._refused.items()}
-        held = {name: keeper.problem for name, keeper in self.keepers.items() if keeper.problem}
+        # Copies: this runs on the server's thread, and lines come and go on the other.
+        refused = {name: f"Redis refuses: {error}" for name, (error, _) in dict(self._refused).items()}
+        held = {name: keeper.problem for name, keeper in dict(self.keepers).items() if keeper.problem}
         problems = [f"line {name}: {problem}" for name, problem in {**held, **refused}.items()]
         return "; ".join(problems)
 

@@ -18,11 +18,13 @@ from worker.failpoints import failpoint
 from worker.message import Pixels
 from worker.metrics import Metrics
 from worker.settings import ModelSettings
+from worker.streams.line_streams import entry_key
 
 MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]  # ImageNet's, which the backbones were trained with
 DEVIATION = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
 MAX_BATCH = {"cpu": 8, "cuda": 64}  # images: larger ones gain nothing there, and keep answers waiting
 TRIAL_SHAPE, TRIALS = (2, 3, 224, 224), 3  # of the forward passes that choose the precision
+WORTH = 1.2  # times float32's speed, so that the choice is the same at each start; native products give about 2
 CACHE_BYTES = 256 * 1024 * 1024
 
 log = structlog.get_logger()
@@ -95,7 +97,8 @@ class Engine:
                 began = time.perf_counter()
                 self._features(images, dtype)[0].sum().item()  # GPU sync
                 seconds[dtype] = min(seconds[dtype], time.perf_counter() - began)
-        return min(seconds, key=lambda dtype: seconds[dtype])
+        faster = seconds[torch.float32] > WORTH * seconds[torch.bfloat16]
+        return torch.bfloat16 if faster else torch.float32
 
     def prepare(self, pixels: Pixels) -> Tensor:
         """Pixels [h, w, 3] uint8, squashed to input_shape (antialiased): [3, H, W] uint8.
@@ -165,10 +168,11 @@ class FeatureCache:
         """Whether features of an entry of a line are kept."""
         return any(name == line for name, _ in self._entries)
 
-    def drop(self, line: str) -> None:
-        """Let go of all that is kept for a line: it learns no more."""
+    def drop(self, line: str, through: str = "") -> None:
+        """Let go of what is kept for a line: all of it, or the entries up to `through`, which are learned."""
         for key in [key for key in self._entries if key[0] == line]:
-            self.pop(*key)
+            if not through or entry_key(key[1]) <= entry_key(through):
+                self.pop(*key)
 
     def pop(self, line: str, entry: str) -> Tensor | None:
         features = self._entries.pop((line, entry), None)

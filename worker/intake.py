@@ -43,12 +43,17 @@ class Intake:
         self._pending: dict[str, bool] = {}  # lines whose own pending entries come first -> one by one
         self._was_alone = False  # the last read: others come in between
         self._claim_at = 0.0
-        self._largest = float(MIB)  # bytes of an entry, of late
+        self._largest: dict[str, float] = {}  # bytes of a line's entries, of late
 
     def rewind(self, lines: Iterable[str], alone: bool = False) -> None:
         """After a start or an error: what was delivered and not answered comes again, before anything new."""
         for name in lines:
             self._pending[name] = alone or self._pending.get(name, False)
+
+    def forget(self, line: str) -> None:
+        """The line is read no more."""
+        self._pending.pop(line, None)
+        self._largest.pop(line, None)
 
     def recovering(self, line: str) -> bool:
         """Whether own pending entries are still to come: what fails is found by answering, which gives it up."""
@@ -64,7 +69,7 @@ class Intake:
             enough: lines that want no more for now.
         """
         self._claim(keepers)
-        recovering = [name for name in sorted(self._pending) if name in keepers and name not in held]
+        recovering = [name for name in self._pending if name in keepers and name not in held]
         alone = [name for name in recovering if self._pending[name]]
         read, others_first = Read(), self._was_alone
         self._was_alone = not others_first and self._read_alone(keepers, alone, read)
@@ -83,6 +88,7 @@ class Intake:
             self._read_own(keepers, [name], into, 1)
             if into.entries:
                 into.alone = True
+                self._pending[name] = self._pending.pop(name)  # to the end: the others have their turns
                 return True
         return False
 
@@ -90,7 +96,7 @@ class Intake:
         """Own pending entries of lines that have none in hand: those that are not answered yet."""
         for name in lines:
             try:
-                own = keepers[name].streams.own_pending(self.consumer, count or self._count(0, 1))
+                own = keepers[name].streams.own_pending(self.consumer, count or self._count(name, 0, len(lines)))
             except redis.ResponseError as error:
                 into.refused[name] = str(error)
                 continue
@@ -107,33 +113,34 @@ class Intake:
         block_ms: int,
         into: Read,
     ) -> None:
-        wanted = [
-            keeper.streams for name, keeper in keepers.items() if name not in self._pending and name not in enough
-        ]
-        count = self._count(sum(held.values()), len(wanted))
-        if not wanted or not count:
+        lines = [name for name in keepers if name not in self._pending and name not in enough]
+        counts = {name: self._count(name, held.get(name, 0), len(keepers)) for name in lines}
+        wanted = {keepers[name].streams: count for name, count in counts.items() if count}
+        if not wanted:
             time.sleep(block_ms / 1000)
             return
         if block_ms:
-            found = wait_and_read(client, wanted, self.consumer, count, block_ms)
+            found = wait_and_read(client, wanted, self.consumer, min(wanted.values()), block_ms)
         else:
-            found = read_new(client, dict.fromkeys(wanted, count), self.consumer)
+            found = read_new(client, wanted, self.consumer)
         for name, entries in found.items():
             if isinstance(entries, redis.ResponseError):
                 into.refused[name] = str(entries)
             else:
                 into.entries += [(name, entry) for entry in entries]
 
-    def _count(self, held: int, lines: int) -> int:
-        """Entries per line that a read asks for: XREADGROUP counts entries, memory is bytes."""
-        room = self.settings.prefetch_bytes - held
-        least = 0 if held else 1
-        return int(max(least, min(READ_ENTRIES, room / (max(1, lines) * self._largest))))
+    def _count(self, line: str, held: int, lines: int) -> int:
+        """Entries that a read asks for of a line: XREADGROUP counts entries, memory is bytes, shared by the lines.
+
+        A line that holds none may have one, however large.
+        """
+        room = self.settings.prefetch_bytes / lines - held
+        return int(max(0 if held else 1, min(READ_ENTRIES, room / self._largest.get(line, float(MIB)))))
 
     def _see(self, entries: list[tuple[str, Entry]]) -> None:
-        sizes = [len(entry.batch or b"") for _, entry in entries]
-        if sizes:
-            self._largest = max(1.0, FADING * self._largest, *sizes)
+        for name, entry in entries:
+            size = float(max(1, len(entry.batch or b"")))
+            self._largest[name] = max(size, FADING * self._largest.get(name, size))
 
     def _claim(self, keepers: Mapping[str, Keeper]) -> None:
         """Take over entries whose consumer has left them; an early claim costs work alone, the gate lets one answer."""

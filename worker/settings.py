@@ -126,7 +126,7 @@ class StreamSettings(Section):
     review_max: Positive = 500
     review_bytes: Positive = 256 * MIB
     payload_bytes: Positive = 1 * MIB  # of a dead letter; what is longer is cut
-    prefetch_bytes: Positive = 64 * MIB  # about so much is read at once; an entry that is larger comes alone
+    prefetch_bytes: Positive = 64 * MIB  # read ahead, shared by the lines; each may have one entry however large
     unique_ids: Annotated[int, Field(ge=0)] = 0  # an id that came among so many last images is a repeat; 0: none is
     claim_seconds: Annotated[float, Field(gt=0)] = 60.0  # unanswered for so long, an entry is taken from its consumer
 

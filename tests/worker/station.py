@@ -44,6 +44,7 @@ class Station:
         self.answering = Answering(settings, engine, self.cache, self.metrics, streams, {})
         for keeper in self.keepers.values():
             keeper.streams.ensure_groups()
+            keeper.epoch = 1  # it keeps the line, as far as answering is concerned
 
     def line(self, name: str) -> Line:
         return self.keepers[name].line

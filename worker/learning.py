@@ -1,0 +1,69 @@
+"""The learning side of a turn: every kept line in its time."""
+
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from worker.answering import Answering
+from worker.keeper import Keeper
+from worker.lines import Lines
+
+LEARN_SECONDS = 0.25  # per turn: how long learning may keep an answer waiting, beyond the entry in hand
+SOON_SECONDS = 5.0  # that learning waits at most for features that answering is to leave
+
+
+class Learning:
+    """Has the keepers learn, look and make snapshots between two batches of answers."""
+
+    def __init__(self, answering: Answering, lines: Lines, holder: str, renew: Callable[[], None]) -> None:
+        self.answering = answering
+        self.lines = lines
+        self.holder = holder
+        self.renew = renew  # all leases
+        self._turns = self._snapshots = 0  # turns so far; snapshots that this one may still make
+        self._until = 0.0
+        self._waits = False
+        self._waits_since: dict[str, float] = {}  # line -> since when learning leaves the next entries to answering
+
+    def turn(self, keepers: Mapping[str, Keeper], guarded: Callable[[Keeper, Callable[[Keeper], None]], None]) -> bool:
+        """Learn within the time for it, each turn beginning with another line; whether there is more to learn from."""
+        self._waits, self._snapshots = False, 1
+        self._until = time.monotonic() + LEARN_SECONDS
+        self._turns += 1
+        kept = list(keepers.values())
+        first = self._turns % max(1, len(kept))
+        for keeper in kept[first:] + kept[:first]:
+            if keeper.epoch:
+                guarded(keeper, self._keep)
+            else:
+                self.answering.cache.drop(keeper.line.name)
+        return self._waits
+
+    def _keep(self, keeper: Keeper) -> None:
+        name, opening = keeper.line.name, self.answering.opening
+        keeper.lease.renew(keeper.epoch, self.holder)
+        usable = partial(opening.usable, name)
+        self.lines.looks[name](opening.features_of, usable)
+        while self._may_learn(name):
+            if time.monotonic() >= self._until or keeper.snapshot_due:
+                self._waits = True
+                break
+            if not keeper.learn(opening.extract, 1, usable):
+                break
+        if not keeper.epoch:  # an entry failed: the line is loaded again
+            return
+        self.answering.cache.drop(name, keeper.line.applied_through if keeper.line.learns else "")
+        if keeper.snapshot_due and self._snapshots:
+            self._snapshots -= 1
+            keeper.snapshot()
+            self.renew()
+        keeper.trim()
+
+    def _may_learn(self, name: str) -> bool:
+        """Not while answering recovers, nor what it is to judge next: learning would only repeat its forward pass."""
+        if self.answering.intake.recovering(name):
+            return False
+        if not self.answering.gives_features_soon(name):
+            self._waits_since.pop(name, None)
+            return True
+        return time.monotonic() - self._waits_since.setdefault(name, time.monotonic()) > SOON_SECONDS

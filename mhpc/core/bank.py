@@ -123,7 +123,9 @@ class Bank:
         made_of = [getattr(self, name) for name in self.SCORES_BY]
         if self._scorer is None or any(new is not old for new, old in zip(made_of, self._scorer[1], strict=True)):
             self._scorer = Scorer.of_bank(self.whitening, self.images, self.lifts, top_k), made_of
-        return copy(self._scorer[0])
+        scorer = copy(self._scorer[0])
+        scorer.top_k = top_k
+        return scorer
 
     def refresh(self, whitening: Whitening) -> None:
         """See the anchors through a new basis."""

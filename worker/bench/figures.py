@@ -45,7 +45,7 @@ class Phase:
 
     `ratio` is to the bare loop of the same run. `ratio_alone` is the same had Redis and the producer taken no CPU time
     on the worker's cores: the window less that time, spread over all cores. `ratio_floor` is to the floor.
-    `stages` are seconds; `outside` is what of the window lies in none of them, below 0 where stages run side by side.
+    `stages` are seconds; `outside` is what of the window lies in none of them.
     """
 
     images_per_second: float

@@ -103,7 +103,7 @@ class Window:
 
     @property
     def stages(self) -> dict[str, float]:
-        """Seconds of each stage. Those that run beside one another, or one within the other, count each."""
+        """Seconds of each stage, less those of stages within it."""
         return self._by_stage("mhpc_stage_seconds_sum")
 
     @property

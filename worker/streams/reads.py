@@ -9,7 +9,8 @@ import redis
 from worker.streams.cluster import Call, Cluster, together
 from worker.streams.line_streams import ANSWERING, Entry, LineStreams, entries_of
 
-POLL_SECONDS = (0.002, 0.02)  # between looks at a Cluster: first and longest
+POLL_SECONDS = (0.002, 0.02)  # between looks where they are repeated: first and longest
+SHORT_MS = 200  # a server ends waits that are over ten times a second only: what is shorter is polled for
 
 Read = list[Entry] | redis.ResponseError
 
@@ -38,10 +39,11 @@ def wait_and_read(
 ) -> dict[str, Read]:
     """As `read_new`, up to `count` of each line; waits up to block_ms milliseconds for the first entry or error.
 
-    A Cluster is asked again and again: one call cannot wait for keys of several slots.
+    A Cluster is asked again and again, since one call cannot wait for keys of several slots; so is any server where the
+    wait is short.
     """
     wanted = dict.fromkeys(lines, count)
-    if isinstance(client, Cluster):
+    if isinstance(client, Cluster) or block_ms < SHORT_MS:
         return _poll(client, wanted, consumer, block_ms / 1000)
     by_key = {streams.images.encode(): streams.line for streams in wanted}
     try:

@@ -28,7 +28,7 @@ def connect(settings: Settings) -> redis.Redis:
 
 def known_lines(client: Any) -> list[str]:
     """Names of all lines that have a stream."""
-    matches = (IMAGES_KEY.match(key.decode()) for key in client.scan_iter("mhpc:{*}:images"))
+    matches = (IMAGES_KEY.match(key.decode()) for key in client.scan_iter("mhpc:{*}:images", _type="stream"))
     return sorted(match[1] for match in matches if match)
 
 

@@ -19,19 +19,12 @@ from mhpc.sampler import farthest_first
 SEEDING_SAMPLE = 3  # times the larger of batch_size and n_clusters: rows that k-means++ looks at, as in scikit-learn
 
 
-def move_centers(
-    centers: Tensor,
-    counts: Tensor,
-    x: Tensor,
-    labels: Tensor,
-    weights: Tensor | None = None,
-    in_place: bool = False,
-) -> Tensor:
+def move_centers(centers: Tensor, counts: Tensor, x: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
     """centers [K, D] after each took its rows of x [N, D] (labels [N]) with step size 1 / count.
 
     counts [K] are those *after* the rows were added: c' = c + (sum of its rows - n c) / count, so a centre is the mean
     of all rows that it ever took. Rows and centres may be any linear image of the features. With weights [N] >= 0 a row
-    counts as often as it weighs, in the sum, in n and in counts. `in_place`: centers are the caller's own, and change.
+    counts as often as it weighs, in the sum, in n and in counts.
     """
     touched, slots, n = labels.unique(return_inverse=True, return_counts=True)
     taken = n.to(x.dtype)
@@ -43,7 +36,7 @@ def move_centers(
     steps = counts[touched].to(x.dtype)
     if weights is not None:
         steps = torch.where(steps > 0, steps, 1)  # a centre whose rows all weigh nothing stays
-    moved = centers if in_place else centers.clone()
+    moved = centers.clone()
     moved[touched] = old + (sums - taken[:, None] * old) / steps[:, None]
     return moved
 

@@ -19,7 +19,7 @@ from worker.batching import Batcher, Picture
 from worker.engine import Engine, FeatureCache
 from worker.errors import RejectedError
 from worker.failpoints import failpoint
-from worker.intake import Intake
+from worker.intake import Intake, Read
 from worker.keeper import Keeper
 from worker.message import Image, Rejected
 from worker.metrics import Metrics
@@ -125,7 +125,7 @@ class Answering:
         self.batcher.close()
         self.publisher.close()
 
-    def _read(self, client: Any, keepers: Mapping[str, Keeper], block_ms: int | None) -> Any:
+    def _read(self, client: Any, keepers: Mapping[str, Keeper], block_ms: int | None) -> Read:
         held: dict[str, int] = {}
         for part in self._hand + self.publisher.parts:
             held[part.name] = held.get(part.name, 0) + len(part.entry.batch or b"")

@@ -91,10 +91,6 @@ class Batcher:
         queue = self._queues.get(line)
         return 0 if queue is None else len(queue.waiting) + len(queue.ahead)
 
-    @property
-    def empty(self) -> bool:
-        return not self._queues
-
     def patience(self) -> float:
         """Seconds until a batch is to go although it is not full."""
         queues = self._queues.values()

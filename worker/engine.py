@@ -78,7 +78,7 @@ class Engine:
         self._shift = (-MEAN / DEVIATION).to(device)
 
     def _fingerprint(self) -> str:
-        """Hash of all that decides what a feature means: a bank is of use with equal ones only."""
+        """Hash of what decides a feature's meaning, the precision left out: a bank is of use with equal ones only."""
         parts = (hash_parameters(self.features.backbone), self.settings.layers, self.settings.input_shape)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
@@ -129,9 +129,8 @@ class Engine:
     def _halved(self, images: list[Tensor]) -> Tensor:
         try:
             failpoint("forward", str(len(images)))
-            x = (
-                torch.stack([image.permute(1, 2, 0) for image in images]).to(self.device).permute(0, 3, 1, 2)
-            )  # channels last
+            pixels = torch.stack([image.permute(1, 2, 0) for image in images])  # [B, H, W, 3], as they lie in memory
+            x = pixels.to(self.device).permute(0, 3, 1, 2)  # [B, 3, H, W], channels last
             return self._features(torch.addcmul(self._shift, x.float(), self._scale), self.precision)[0]
         except torch.OutOfMemoryError as error:
             if len(images) == 1:
@@ -155,27 +154,27 @@ class FeatureCache:
     def __init__(self, capacity: int = CACHE_BYTES) -> None:
         self.capacity = capacity
         self.size = 0
-        self._entries: dict[tuple[str, str], Tensor] = {}
+        self._lines: dict[str, dict[str, Tensor]] = {}
 
     def put(self, line: str, entry: str, features: Tensor) -> None:
         """Keep an entry's features if there is room: those kept longest are the next that learning wants."""
         self.pop(line, entry)
         if self.size + features.nbytes <= self.capacity:
-            self._entries[line, entry] = features
+            self._lines.setdefault(line, {})[entry] = features
             self.size += features.nbytes
 
     def holds(self, line: str) -> bool:
         """Whether features of an entry of a line are kept."""
-        return any(name == line for name, _ in self._entries)
+        return bool(self._lines.get(line))
 
     def drop(self, line: str, through: str = "") -> None:
         """Let go of what is kept for a line: all of it, or the entries up to `through`, which are learned."""
-        for key in [key for key in self._entries if key[0] == line]:
-            if not through or entry_key(key[1]) <= entry_key(through):
-                self.pop(*key)
+        for entry in list(self._lines.get(line, ())):
+            if not through or entry_key(entry) <= entry_key(through):
+                self.pop(line, entry)
 
     def pop(self, line: str, entry: str) -> Tensor | None:
-        features = self._entries.pop((line, entry), None)
+        features = self._lines.get(line, {}).pop(entry, None)
         if features is not None:
             self.size -= features.nbytes
         return features

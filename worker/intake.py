@@ -16,7 +16,7 @@ from worker.streams.reads import read_new, wait_and_read
 
 READ_ENTRIES = 8  # per line and call
 CLAIM_SECONDS = 10.0  # between looks for entries of dead consumers
-FADING = 0.9  # of the largest entry seen, with each read
+FADING = 0.9  # of the largest entry seen, with each further one
 
 log = structlog.get_logger()
 

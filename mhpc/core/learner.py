@@ -45,8 +45,7 @@ class OnePassLearner:
         top_k: an image's score is the mean of its top_k largest patch scores.
         aggregation: KMEANS moves anchors, GREEDY leaves them where they are, NONE samples rows uniformly.
         seed: of that sample, and of the moments'.
-        moments_share: of the rows, in (0, 1], that the moments take, weighted as if they were all; drawn by seed and
-            count of rows, so that a replay draws the same.
+        moments_share: of the rows, in (0, 1], that the moments take as if they were all; a replay draws the same.
     """
 
     def __init__(
@@ -200,19 +199,18 @@ class OnePassLearner:
         self.images_learned_ += int(learned.sum())
         self.images_quarantined_ += int((~learned).sum())
         pictures = torch.arange(first, first + B, device=x.device).repeat_interleave(P)
-        if bool(learned.all()):  # as a rule: no row is copied
-            self._learn(x, known, pictures, P)
-        elif bool(learned.any()):
+        if not bool(learned.all()):  # else no row is copied
             rows = learned.to(x.device).repeat_interleave(P)
-            self._learn(x[rows], known.of(rows), pictures[rows], P)
+            x, known, pictures = x[rows], known.of(rows), pictures[rows]
+        if len(x):
+            self._learn(x, known, pictures, P)
         return Step(scores, learned)
 
     def _learn(self, x: Tensor, known: Nearest, pictures: Tensor, P: int) -> None:
         """Steps 3 to 5, for rows x [N, D] of images with P patches each."""
         if self.space.needs_moments:
             share = 1.0 if self.rows_seen_ < FIRST_ROWS else self.moments_share
-            moments = sampled_moments(x, share, [self.seed, self.rows_seen_])
-            self.pca_.merge(self._new_pca().restore(moments))
+            self.pca_.merge(self._new_pca().restore(sampled_moments(x, share, [self.seed, self.rows_seen_])))
         self.rows_seen_ += len(x)
         if self.bank_ is None:
             self.bank_ = self._new_bank(x.shape[1])
@@ -240,7 +238,7 @@ class OnePassLearner:
         return MemoryBank(self.bank_size, D, self.device, moving)
 
     def _nearest(self, x: Tensor, P: int, top_k: int = 0) -> Nearest:
-        """x [N, D], of images with P patches each, as the bank sees it; the top_k largest distances are exact."""
+        """As `Bank.find` does, where there is a bank."""
         return nothing_near(x, x) if self.bank_ is None else self.bank_.find(x, P, top_k)
 
     def _bank(self) -> MemoryBank | Reservoir:

@@ -116,7 +116,7 @@ class MemoryBank(Bank):
             labels = torch.where(near < distances, index + len(self), labels)
             self._append(x[fresh], z[fresh], pictures[fresh])
             self._remember(x, pictures, pictures[fresh].unique())
-        self._move(x[others], z[others], labels, grown=bool(len(fresh)))
+        self._move(x[others], z[others], labels)
         all_labels = torch.empty(len(z), dtype=torch.int64, device=z.device)
         all_labels[others] = labels
         all_labels[fresh] = torch.arange(len(self) - len(fresh), len(self), device=z.device)
@@ -140,16 +140,15 @@ class MemoryBank(Bank):
         means, of = sums / torch.bincount(index)[:, None], torch.isin(numbers, born)
         self.numbers, self.means = torch.cat([self.numbers, numbers[of]]), torch.cat([self.means, means[of]])
 
-    def _move(self, x: Tensor, z: Tensor, labels: Tensor, grown: bool) -> None:
-        """Move anchors towards rows x [N, D]; those of a bank that has just `grown` are nobody else's yet."""
+    def _move(self, x: Tensor, z: Tensor, labels: Tensor) -> None:
         self.mass = self.mass + torch.bincount(labels, minlength=len(self))
         free = ~self.pinned[labels]
         x, z, labels = x[free], z[free], labels[free]
         if not self.moving or not len(x):
             return
         self.moves = self.moves + torch.bincount(labels, minlength=len(self))
-        self.anchors = move_centers(self.anchors, self.moves, x, labels, in_place=grown)
-        self.images = move_centers(self.images, self.moves, z, labels, in_place=grown)
+        self.anchors = move_centers(self.anchors, self.moves, x, labels)
+        self.images = move_centers(self.images, self.moves, z, labels)
 
     def _count_support(self, labels: Tensor, pictures: Tensor) -> None:
         """An anchor and a picture count once, however many patches of the one are nearest to the other."""

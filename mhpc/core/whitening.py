@@ -151,7 +151,8 @@ def sampled_moments(x: Tensor, share: float, draw: list[int]) -> Moments:
 
 
 def checked_share(share: float, name: str = "share") -> float:
-    """
+    """The share.
+
     Raises:
         ValueError: it is not in (0, 1].
     """

@@ -48,9 +48,10 @@ def put(batcher: Batcher, line: str, of_line: list[Image]) -> Opened:
 
 def batches(batcher: Batcher) -> Iterator[list[tuple[str, str]]]:
     """(line, image) of each batch, to the end."""
-    while not batcher.empty:
-        time.sleep(0.01)  # all that is ahead is decoded
-        yield [(picture.part.name, picture.image.id) for picture in batcher.take()]
+    time.sleep(0.01)  # all that is ahead is decoded
+    while batch := batcher.take():
+        yield [(picture.part.name, picture.image.id) for picture in batch]
+        time.sleep(0.01)
 
 
 def test_a_lines_images_come_in_order_and_none_is_left_out(make: Make) -> None:

@@ -23,13 +23,11 @@ from worker.bench.figures import Bare, Trial
 from worker.bench.pictures import as_images, read_parts
 from worker.bench.probe import machine_seconds, memory_bytes
 from worker.configuration import load_settings
-from worker.engine import pick_device
+from worker.engine import DEVIATION, MEAN, pick_device
 from worker.errors import ModelError, WorkerError, one_line
 from worker.message import decode_pixels
 from worker.settings import LimitSettings, Settings
 
-MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]  # ImageNet's, which the backbones were trained with
-DEVIATION = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
 BATCHES: dict[str, tuple[int, ...]] = {"cpu": (1, 8, 16, 32), "cuda": (8, 32, 64, 128)}
 FIRST_BATCH = 8  # at which precisions are compared
 TRIAL_SHARE = 0.05  # of the loop's own length

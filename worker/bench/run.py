@@ -1,12 +1,9 @@
 """`mhpc-worker bench`: the bare loop first, then a worker learning, scoring, and at half load; then more lines."""
 
 import json
-import signal
 import sys
 import time
 import tomllib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,7 +18,7 @@ from worker.bench.probe import Window, memory_bytes
 from worker.bench.station import PAGE_POLL_SECONDS, Station, station, wait_until_serving
 from worker.bench.table import tables
 from worker.configuration import load_settings
-from worker.demo.processes import spawn
+from worker.demo.processes import spawn, terminated_is_interrupted
 from worker.errors import WorkerError
 from worker.settings import Settings
 
@@ -46,7 +43,7 @@ def run_bench(options: BenchOptions, console: Console | None = None) -> Figures:
     """
     console = console or Console()
     check_options(options)
-    with _terminated_is_interrupted(), TemporaryDirectory(prefix="mhpc-bench-") as name:
+    with terminated_is_interrupted(), TemporaryDirectory(prefix="mhpc-bench-") as name:
         folder = Path(name)
         settings = _settings(folder, options)
         with console.status("Rendering parts"):
@@ -74,18 +71,6 @@ def _settings(folder: Path, options: BenchOptions) -> Settings:
     text = worker_config(options, Plan((LINE,), ENDLESS, CALIBRATED), "redis://127.0.0.1", 0, folder)
     (folder / "config.toml").write_text(text, encoding="utf-8")
     return load_settings(None, tomllib.loads(text), environ={})
-
-
-@contextmanager
-def _terminated_is_interrupted() -> Iterator[None]:
-    """SIGTERM and a closed terminal end the run as Ctrl-C does, through every `finally`; even behind a shell's `&`."""
-    names = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {name: signal.signal(name, signal.default_int_handler) for name in names}
-    try:
-        yield
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
 
 
 def measure_bare(folder: Path, parts: Path, seconds: float) -> Bare:

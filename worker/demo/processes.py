@@ -108,6 +108,18 @@ def _stopped_at_the_end(child: Child) -> Iterator[Child]:
 
 
 @contextmanager
+def terminated_is_interrupted() -> Iterator[None]:
+    """SIGTERM and a closed terminal end a command as Ctrl-C does, through each `finally`; even behind a shell's `&`."""
+    names = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {name: signal.signal(name, signal.default_int_handler) for name in names}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
+
+
+@contextmanager
 def private_redis(folder: Path) -> Iterator[str]:
     """Start a Redis for the demo alone, on a free loopback port and without files; gives its URL.
 

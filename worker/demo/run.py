@@ -2,10 +2,8 @@
 
 import itertools
 import json
-import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +18,14 @@ from worker.demo.figures import Figures, Run, Verdict, compute_figures
 from worker.demo.folder import read_folder
 from worker.demo.parts import Part, rendered_parts
 from worker.demo.play import LINE, Player, Result, Watch, images_of, progress_bars
-from worker.demo.processes import Child, free_port, private_redis, started_worker, wait_until_ready
+from worker.demo.processes import (
+    Child,
+    free_port,
+    private_redis,
+    started_worker,
+    terminated_is_interrupted,
+    wait_until_ready,
+)
 from worker.demo.report import write_report
 from worker.demo.table import figures_table
 from worker.errors import ConfigurationError, WorkerError
@@ -63,7 +68,7 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> Figures:
     for note in notes:
         console.print(note, style="dim", markup=False, highlight=False, soft_wrap=True)
     with (
-        _terminated_is_interrupted(),
+        terminated_is_interrupted(),
         TemporaryDirectory(prefix="mhpc-demo-") as name,
         private_redis(Path(name)) as url,
     ):
@@ -97,19 +102,6 @@ def _check(options: DemoOptions) -> None:
         options.report.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigurationError(f"--report {options.report}: not a folder that can be written: {error}") from None
-
-
-@contextmanager
-def _terminated_is_interrupted() -> Iterator[None]:
-    """SIGTERM and a closed terminal end the demo as Ctrl-C does, through every `finally`; even behind a shell's `&`."""
-    before = {
-        name: signal.signal(name, signal.default_int_handler) for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    }
-    try:
-        yield
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
 
 
 def worker_config(options: DemoOptions, parts: Sequence[Part], url: str, port: int, folder: Path) -> str:

@@ -47,7 +47,7 @@ def wait_and_read(
         return _poll(client, wanted, consumer, block_ms / 1000)
     by_key = {streams.images.encode(): streams.line for streams in wanted}
     try:
-        reply = client.xreadgroup(ANSWERING, consumer, dict.fromkeys(by_key, ">"), count=count, block=max(1, block_ms))
+        reply = client.xreadgroup(ANSWERING, consumer, dict.fromkeys(by_key, ">"), count=count, block=block_ms)
     except redis.ResponseError:  # it does not say whose it is
         return read_new(client, wanted, consumer)
     found = {by_key[key]: entries_of([[key, entries]]) for key, entries in reply or ()}

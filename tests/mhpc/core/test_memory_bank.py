@@ -71,7 +71,7 @@ def test_all_tensors_keep_one_row_per_anchor() -> None:
 
 def test_after_growth_every_row_is_within_the_radius_of_an_anchor(monkeypatch: pytest.MonkeyPatch) -> None:
     bank = learned(4)
-    monkeypatch.setattr(bank, "_move", lambda *_, **__: None)  # growth alone: moving comes after it
+    monkeypatch.setattr(bank, "_move", lambda *_: None)  # growth alone: moving comes after it
     radius, before = bank.radius, len(bank)
     bank.bank_size = 10_000
     x = torch.cat([rows(8 * P, seed=9), rows(P, seed=10) * 3])

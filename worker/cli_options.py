@@ -5,14 +5,33 @@ import json
 from pathlib import Path
 from typing import Annotated
 
+import redis as redis_py
 import typer
 
-from worker.errors import ConfigurationError
+from worker.errors import ConfigurationError, WorkerError
 from worker.settings import LINE_NAME, Settings
+
+
+def complete_line(context: typer.Context, incomplete: str) -> list[str]:
+    """For a shell: names of lines of that beginning, by the configuration or else as Redis knows them."""
+    try:
+        settings = settings_of(context.params.get("config"), context.params.get("redis"))
+        names = [item.name for item in settings.lines]
+        if not names:
+            from worker import views
+
+            names = views.known_lines(views.connect(settings))
+    except (WorkerError, redis_py.RedisError):  # a shell has no place for an error; the command itself tells it
+        return []
+    return [name for name in names if name.startswith(incomplete)]
+
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="TOML file; see config.example.toml.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON document per line instead of text.")]
-LineOption = Annotated[str | None, typer.Option("--line", "-l", help="The line; may be left out if there is but one.")]
+LineOption = Annotated[
+    str | None,
+    typer.Option("--line", "-l", help="The line; may be left out if there is but one.", autocompletion=complete_line),
+]
 ByOption = Annotated[
     str, typer.Option("--by", default_factory=getpass.getuser, help="Who asks; it is logged with the command.")
 ]
@@ -47,6 +66,11 @@ def tell(settings: Settings, line: str, name: str, args: list[str], by: str, tim
     typer.echo(json.dumps(reply._asdict()) if as_json else reply.text)
     if not reply.ok:
         raise typer.Exit(1)
+
+
+def examples(*lines: str) -> str:
+    """The end of a command's help; it begins with an empty line, so that what follows keeps its indentation."""
+    return "\n".join(["", "Examples:", *(f"  mhpc-worker {line}" for line in lines)])
 
 
 def printable(text: str) -> str:

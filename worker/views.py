@@ -4,9 +4,10 @@ import base64
 import json
 import re
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
+import msgpack
 import redis
 
 from worker.errors import ConfigurationError
@@ -14,11 +15,15 @@ from worker.message import decode_result
 from worker.settings import Settings
 from worker.streams.client import connect as _connect
 from worker.streams.control import COMMANDS, Reply, send, wait_for_reply
-from worker.streams.line_streams import ANSWERING, FROM_START, LineStreams, entry_key, newest_id
+from worker.streams.line_streams import ANSWERING, FROM_START, Backlog, LineStreams, entry_key, newest_id
 
 BLOCK_MS = 1000
 READ = 100  # results in one reply
 IMAGES_KEY = re.compile(r"^mhpc:\{(.+)\}:images$")
+UNREAD = Backlog(None, 0, None)
+NO_RESULT = (KeyError, ValueError, TypeError, AttributeError, RecursionError, msgpack.UnpackException)
+
+T = TypeVar("T")
 
 
 def connect(settings: Settings) -> redis.Redis:
@@ -33,17 +38,24 @@ def known_lines(client: Any) -> list[str]:
 
 
 def line_status(client: Any, name: str) -> dict[str, Any]:
-    """One line's state, backlog and keeper."""
-    streams = LineStreams(client, name)
-    state = streams.state()
-    exists = client.exists(streams.images)
-    lag, pending, oldest = streams.backlog(ANSWERING) if exists else (None, 0, None)
-    holder = client.get(streams.lease)
+    """One line's state, backlog and keeper; `problem` says what keeps it from working, or a key from being read."""
+    streams, problems = LineStreams(client, name), list[str]()
+
+    def look(key: str, read: Callable[[], T], otherwise: T) -> T:
+        """What one key says; whatever is wrong with it hides neither the line's others nor other lines."""
+        try:
+            return read()
+        except redis.ResponseError as error:
+            problems.append(_refused(key, error))
+            return otherwise
+
+    state = look(streams.state_key, streams.state, dict[str, str]())
+    lag, pending, oldest = look(streams.images, lambda: _backlog(streams), UNREAD)
+    holder = look(streams.lease, lambda: client.get(streams.lease), None)
     threshold = state.get("threshold")
     return {
         "line": name,
         "phase": state.get("phase"),
-        "problem": state.get("problem") or None,
         "model": state.get("model") or None,
         "epoch": int(state["epoch"]) if "epoch" in state else None,
         "applied_through": state.get("applied_through"),
@@ -60,10 +72,31 @@ def line_status(client: Any, name: str) -> dict[str, Any]:
         "lag": lag,
         "pending": pending,
         "oldest_pending_seconds": max(0.0, time.time() - entry_key(oldest)[0] / 1000) if oldest else None,
-        "results": client.xlen(streams.scores),
-        "dead": client.xlen(streams.dead),
+        "results": look(streams.scores, lambda: client.xlen(streams.scores), 0),
+        "dead": look(streams.dead, lambda: client.xlen(streams.dead), 0),
         "keeper": holder.decode().rpartition("#")[0] if holder else None,
+        "problem": "; ".join([state.get("problem") or "", *problems]).strip("; ") or None,
     }
+
+
+def _backlog(streams: LineStreams) -> Backlog:
+    return streams.backlog(ANSWERING) if streams.client.exists(streams.images) else UNREAD
+
+
+def _refused(key: str, error: redis.ResponseError) -> str:
+    if "WRONGTYPE" in str(error):
+        return f"{key} holds something else than its name says: whose is it? Rename it, or delete it"
+    return f"Redis refuses {key}: {error}"
+
+
+def answered(client: Any, name: str) -> int | None:
+    """Results that a line ever had; None where the server does not count (before Redis 7.0) or there are none."""
+    try:
+        info = client.xinfo_stream(LineStreams(client, name).scores)
+    except redis.ResponseError:  # no such key, or another type: line_status says so
+        return None
+    added: int | None = info.get("entries-added")
+    return added
 
 
 def _number(text: str | None) -> float | None:
@@ -97,8 +130,13 @@ def command(client: Any, line: str, name: str, args: list[str], by: str, seconds
     return reply
 
 
-def results(client: Any, line: str, from_start: bool) -> Iterator[dict[str, Any]]:
-    """A line's results as they come, each as the map that was published; the heat map becomes nested lists."""
+def results(
+    client: Any, line: str, from_start: bool, left_out: Callable[[str], None] = lambda text: None
+) -> Iterator[dict[str, Any]]:
+    """A line's results as they come, each as the map that was published; the heat map becomes nested lists.
+
+    What is no result, whoever put it there, is not given; `left_out` is told.
+    """
     streams = LineStreams(client, line)
     last: Any = (
         FROM_START if from_start else newest_id(client, streams.scores)
@@ -107,10 +145,30 @@ def results(client: Any, line: str, from_start: bool) -> Iterator[dict[str, Any]
         for _, entries in client.xread({streams.scores: last}, count=READ, block=BLOCK_MS) or ():
             for entry, fields in entries:
                 last = entry
-                result = decode_result(fields[b"result"])
-                if result.get("map") is not None:
-                    result["map"] = result["map"].round(3).tolist()
+                try:
+                    result = _result(fields[b"result"])
+                except (
+                    KeyError,
+                    ValueError,
+                    TypeError,
+                    AttributeError,
+                    RecursionError,
+                    msgpack.UnpackException,
+                ) as error:
+                    left_out(
+                        f"entry {entry.decode()} of {streams.scores} is no result: {type(error).__name__}: {error}"
+                    )
+                    continue
                 yield result
+
+
+def _result(value: bytes) -> dict[str, Any]:
+    """Raises whatever a value gives that is no result."""
+    result = decode_result(value)
+    if result.get("map") is not None:
+        result["map"] = result["map"].round(3).tolist()
+    result_text(result)  # has all that people are shown
+    return result
 
 
 def result_json(result: dict[str, Any]) -> str:

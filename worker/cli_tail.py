@@ -1,0 +1,53 @@
+"""`mhpc-worker tail`: a line's results as they come."""
+
+from typing import Annotated, Any
+
+import typer
+
+from worker.cli_options import ConfigOption, JsonFlag, LineOption, UrlOption, line_of, settings_of
+
+COLOURS = {True: typer.colors.RED, False: typer.colors.GREEN, None: typer.colors.BRIGHT_BLACK}  # by the verdict
+
+
+def tail(
+    line: LineOption = None,
+    config: ConfigOption = None,
+    redis: UrlOption = None,
+    as_json: JsonFlag = False,
+    anomalies: Annotated[bool, typer.Option("--anomalies", "-a", help="Only parts that are anomalous.")] = False,
+    count: Annotated[int, typer.Option("--count", "-n", min=0, help="Stop after so many; 0 never stops.")] = 0,
+    from_start: Annotated[bool, typer.Option("--from-start", help="Begin with the oldest result kept.")] = False,
+) -> None:
+    """Follow a line's results: verdict, score / threshold, latency, phase, id.
+
+    A verdict is ANOMALOUS or ok, or - until the line is scoring. With --json
+    each result is one document with all that was published, the heat map as
+    nested lists.
+    """
+    from worker import views
+
+    settings = settings_of(config, redis)
+    client = views.connect(settings)
+    shown = 0
+    try:
+        for result in views.results(client, line_of(settings, line), from_start, _left_out):
+            if anomalies and not result["anomalous"]:
+                continue
+            typer.echo(views.result_json(result) if as_json else _coloured(result))
+            shown += 1
+            if shown == count:
+                return
+    except KeyboardInterrupt:
+        pass
+
+
+def _coloured(result: dict[str, Any]) -> str:
+    """Where no terminal is, typer.echo takes the colours out."""
+    from worker import views
+
+    verdict, rest = views.result_text(result).split(" ", 1)
+    return typer.style(verdict, fg=COLOURS[result["anomalous"]], bold=result["anomalous"]) + " " + rest
+
+
+def _left_out(text: str) -> None:
+    typer.echo(f"left out: {text}", err=True)

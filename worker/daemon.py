@@ -19,6 +19,7 @@ from worker.learning import Learning
 from worker.line import Line
 from worker.lines import Lines, needing_a_restart
 from worker.metrics import Metrics
+from worker.notify import Notifier
 from worker.resync import Resync
 from worker.settings import LineConfig, Settings, line_configs
 from worker.snapshots import SnapshotStore
@@ -45,6 +46,7 @@ class Worker:
         self.settings = settings
         self.reread = reread or (lambda: settings)  # what is configured now
         self.metrics = Metrics()
+        self.manager = Notifier()
         self.holder = f"{settings.worker.name}#{secrets.token_hex(4)}"
         self.stopping, self.reloading = threading.Event(), threading.Event()
         self.resync = Resync()
@@ -88,6 +90,11 @@ class Worker:
             lines=list(self.keepers),
             port=self.http.port,
         )
+        self.manager.tell("READY=1", f"STATUS={self._served}")
+
+    @property
+    def _served(self) -> str:
+        return f"serves {', '.join(self.keepers)} on {self.engine.device}"
 
     def _keeper(self, config: LineConfig) -> Keeper:
         model, device = self.settings.model, self.engine.device
@@ -112,13 +119,17 @@ class Worker:
                 if not self.connected:
                     self._recover()
                     self.metrics.redis_reconnects.inc(lost)
+                    if lost:
+                        self.manager.tell(f"STATUS={self._served}")
                     self.connected, lost, backoff = True, False, BACKOFF_SECONDS[0]
                 if self.reloading.is_set():
-                    self._reload()
+                    with self.manager.reloading():
+                        self._reload()
                 self._turn()
             except CONNECTION_ERRORS as error:
                 if not lost:
                     log.warning("Redis is not reached; trying again for ever", error=str(error))
+                    self.manager.tell("STATUS=Redis is not reached; trying again for ever")
                 self.connected, lost = False, True
                 self.stopping.wait(backoff)
                 backoff = min(backoff * 2, BACKOFF_SECONDS[1])
@@ -127,10 +138,12 @@ class Worker:
                 log.warning("Redis refuses", error=str(error))
                 self.stopping.wait(REFUSED_SECONDS)
             self.beat()
+        self.manager.tell("STOPPING=1")
 
     def beat(self) -> None:
-        """A sign of life, for /healthz."""
+        """A sign of life, for /healthz and the service manager's watchdog."""
         self.turn_at = time.monotonic()
+        self.manager.feed()
 
     def _in_a_turn(self) -> None:
         """After each batch: a turn may take longer than a lease."""

@@ -1,13 +1,15 @@
 """Failpoints: places where a test lets the worker fail. Without WORKER_FAILPOINT in the environment each does nothing.
 
 The variable is NAME[=DETAIL]:ACTION[:N]. When the place of that name is passed for the N-th time (1 if left out; with a
-"+" every time from then on), with that detail where one is given, the process is killed ("kill"), crashes ("crash"), or
-raises ("error", "oom" as a device does that is out of memory, "lost" as one does that is gone).
+"+" every time from then on), with that detail where one is given, the process is killed ("kill"), crashes ("crash"),
+goes no further ("hang"), or raises ("error", "oom" as a device does that is out of memory, "lost" as one does that is
+gone).
 """
 
 import faulthandler
 import os
 import signal
+import threading
 from collections.abc import Callable
 
 VARIABLE = "WORKER_FAILPOINT"
@@ -23,6 +25,10 @@ def _kill() -> None:
 
 def _crash() -> None:
     faulthandler._sigsegv()  # type: ignore[attr-defined]  # typeshed leaves out what exists for tests alone
+
+
+def _hang() -> None:
+    threading.Event().wait()
 
 
 def _error() -> None:
@@ -41,7 +47,7 @@ def _lost() -> None:
     raise torch.AcceleratorError(f"{VARIABLE}: the device is gone")
 
 
-_ACTIONS = {"kill": _kill, "crash": _crash, "error": _error, "oom": _oom, "lost": _lost}
+_ACTIONS = {"kill": _kill, "crash": _crash, "hang": _hang, "error": _error, "oom": _oom, "lost": _lost}
 
 
 def _nothing(_name: str, _detail: str = "") -> None:

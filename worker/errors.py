@@ -1,5 +1,7 @@
 """The worker's exceptions, one tree. Each text names what came, what was expected and the remedy."""
 
+from collections.abc import Sequence
+
 
 def one_line(error: object, length: int = 1000) -> str:
     """An error's text for a terminal; torch's own come on many lines."""
@@ -22,6 +24,18 @@ class RedisUnreachableError(WorkerError):
     """No Redis answers at the configured address."""
 
     exit_code = 3
+
+
+class FateUnknownError(RedisUnreachableError):
+    """The connection was lost while an entry went out: it was added, or it was not. `ids` are those of its images."""
+
+    def __init__(self, ids: Sequence[str], cause: Exception) -> None:
+        which = ids[0] if len(ids) == 1 else f"{ids[0]} to {ids[-1]}"
+        super().__init__(
+            f"the connection to Redis was lost while {which} went out: {cause}; nobody knows whether they arrived, so "
+            "look for their results before sending them again"
+        )
+        self.ids = tuple(ids)
 
 
 class ModelError(WorkerError):

@@ -14,7 +14,7 @@ import pytest
 import redis
 from PIL import Image as Pillow
 
-from worker import producer as module
+from worker.producer import flow
 from worker.errors import ConfigurationError, RedisUnreachableError, RejectedError, WorkerError
 from worker.message import Image, Rejected, decode_batch, decode_pixels
 from worker.producer import Producer, as_image, batches, connect, folder_images, picture_files, produce
@@ -148,7 +148,7 @@ def test_the_rate_holds_over_many_images(client: redis.Redis, line: str, monkeyp
 
 
 def test_who_waits_long_is_told_once_each_time(client: redis.Redis, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "HELD_SECONDS", 0.1)
+    monkeypatch.setattr(flow, "HELD_SECONDS", 0.1)
     heard: list[str] = []
     stop = threading.Event()
     producer = Producer(client, line, max_ahead=1, held=heard.append)
@@ -225,10 +225,9 @@ def test_what_pillow_cannot_read_is_rejected(data: bytes) -> None:
         as_image("a", data)
 
 
-def test_a_batch_is_bounded_in_bytes_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BATCH_BYTES", 100)
+def test_a_batch_is_bounded_in_bytes_too() -> None:
     sizes = [60, 40, 1, 300, 50]
-    split = batches((Image(str(i), "png", bytes(size)) for i, size in enumerate(sizes)), 8)
+    split = batches((Image(str(i), "png", bytes(size)) for i, size in enumerate(sizes)), 8, 100)
     assert [[len(image.data) for image in batch] for batch in split] == [[60, 40], [1], [300], [50]]
 
 

@@ -1,5 +1,7 @@
 """The connection: no silent retries, one protocol."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from typing import Any
 
@@ -16,19 +18,30 @@ OLDEST_VERSION = (6, 2)  # XAUTOCLAIM, XTRIM MINID
 CONNECTION_ERRORS = (redis.ConnectionError, redis.TimeoutError)
 
 
-def connect(settings: RedisSettings) -> redis.Redis:
+def connect(settings: RedisSettings, only_adds: bool = False) -> redis.Redis:
     """A client that has been answered once.
 
     redis-py retries writes by default, so that one lost reply would add an entry twice: here nothing is retried, and
     each caller knows what may be repeated.
 
+    Args:
+        only_adds: whether the user may lack the right to PING, as a producer's does; to be told so is an answer.
+
     Raises:
         RedisUnreachableError, ConfigurationError: with the address, less its password.
     """
-    where = shown(settings.url.get_secret_value())
-    try:
+    with first_answer(settings, only_adds):
         client: redis.Redis = _client(address(settings))  # a Cluster has the same commands
         client.ping()
+    return client
+
+
+@contextmanager
+def first_answer(settings: RedisSettings, only_adds: bool = False) -> Iterator[None]:
+    """Tells what goes wrong in the block, from reading the address to the answer to PING, as `connect` does."""
+    where = shown(settings.url.get_secret_value())
+    try:
+        yield
     except (ValueError, TypeError):  # their text may quote a password that stands where the port should
         raise ConfigurationError(
             f"redis.url {where} is not an address; expected redis://USER:PASSWORD@HOST:PORT/DB or "
@@ -36,8 +49,8 @@ def connect(settings: RedisSettings) -> redis.Redis:
             "redis-py knows"
         ) from None
     except redis.RedisError as error:
-        raise RedisUnreachableError(_told(where, error)) from None
-    return client
+        if not (only_adds and isinstance(error, redis.exceptions.NoPermissionError) and "'ping'" in str(error)):
+            raise RedisUnreachableError(_told(where, error)) from None
 
 
 def _client(to: Address) -> Any:

@@ -1,0 +1,204 @@
+"""The producer of an asyncio program."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import redis
+from pydantic import SecretStr
+from redis import asyncio as aio
+from redis.asyncio.connection import Connection, SSLConnection, UnixDomainSocketConnection
+from redis.asyncio.retry import Retry as AsyncioRetry
+from redis.asyncio.sentinel import Sentinel
+from redis.backoff import NoBackoff
+from redis.connection import SSLConnection as BlockingSSLConnection
+from redis.connection import UnixDomainSocketConnection as BlockingUnixDomainSocketConnection
+
+from worker.errors import ConfigurationError, WorkerError
+from worker.message import Image
+from worker.producer.collecting import BATCH_BYTES, Collector, check
+from worker.producer.flow import MAX_AHEAD, Flow, Retry, Steps
+from worker.settings import LimitSettings, RedisSettings
+from worker.streams.address import Address, address
+from worker.streams.client import first_answer
+
+CONNECTIONS: dict[Any, Any] = {
+    BlockingSSLConnection: SSLConnection,
+    BlockingUnixDomainSocketConnection: UnixDomainSocketConnection,
+}
+
+
+async def connect_async(to: str | RedisSettings) -> aio.Redis:
+    """A client of a url or the [redis] table for an event loop; it repeats nothing. `aclose` it at the end.
+
+    Raises:
+        RedisUnreachableError: with the address, less its password.
+        ConfigurationError: likewise; also for a Redis Cluster, which `connect` alone knows.
+    """
+    settings = RedisSettings(url=SecretStr(to)) if isinstance(to, str) else to
+    with first_answer(settings, only_adds=True):
+        client = _client(address(settings))
+        await client.ping()
+    return client
+
+
+def _client(to: Address) -> aio.Redis:
+    if to.cluster:
+        raise ConfigurationError(
+            "a redis+cluster:// address with AsyncProducer; expected one server or sentinels: a "
+            "Cluster is for `connect` and Producer"
+        )
+    once = AsyncioRetry(NoBackoff(), 0)
+    options = {**to.options, "retry": once}
+    if to.sentinels:
+        sentinel_class: Any = Sentinel  # redis-py annotates none of it
+        sentinel = sentinel_class(to.sentinels, sentinel_kwargs={**to.sentinel_options, "retry": once})
+        master: aio.Redis = sentinel.master_for(to.master, **options)
+        return master
+    kind = CONNECTIONS.get(options.pop("connection_class", None), Connection)
+    return aio.Redis.from_pool(aio.ConnectionPool(connection_class=kind, **options))
+
+
+class AsyncProducer:
+    """Producer's like for an event loop: the same arguments, and `await` before what may wait.
+
+    Tasks may share it: one sends at a time. A task that is cancelled while it waits for pace or room has added nothing;
+    where it was cancelled within the XADD, `uncertain` has the images. `sent` and `held` are called in the loop.
+    """
+
+    def __init__(
+        self,
+        client: aio.Redis,
+        line: str,
+        *,
+        rate: float = 0.0,
+        max_ahead: int | None = MAX_AHEAD,
+        retry: Retry | None = None,
+        batch: int = 8,
+        batch_bytes: int = BATCH_BYTES,
+        linger: float | None = None,
+        limits: LimitSettings | None = None,
+        held: Callable[[str], None] | None = None,
+        sent: Callable[[str, list[Image]], None] | None = None,
+    ) -> None:
+        self.client = client
+        self.linger = linger
+        self.sent = sent
+        self._limits = limits or LimitSettings()
+        self._flow = Flow(line, rate, max_ahead, retry, held)
+        self._collector = Collector(batch, batch_bytes)
+        self._lingering: asyncio.Task[None] | None = None
+        self._failure: WorkerError | None = None  # of what lingered; the next call raises it
+        self._lock = asyncio.Lock()
+
+    @property
+    def line(self) -> str:
+        return self._flow.line
+
+    @property
+    def unsent(self) -> list[Image]:
+        """Images that `add` took and that are not in Redis, for certain; the next call sends those of full entries."""
+        return [image for images in (*self._collector.full, self._collector.held) for image in images]
+
+    @property
+    def uncertain(self) -> list[Image]:
+        """Images of the entry that went out last, where nobody knows whether it arrived; none otherwise."""
+        return list(self._flow.uncertain)
+
+    async def add(self, image: Image) -> None:
+        """As Producer.add."""
+        check(image, self._limits)
+        async with self._lock:
+            await self._send_full()
+            self._collector.add(image)
+            if self.linger is not None and self._collector.held == [image]:  # the first of an entry
+                if self._lingering is not None:
+                    self._lingering.cancel()
+                self._lingering = asyncio.create_task(self._linger(self.linger))
+            await self._send_full()
+
+    async def flush(self) -> None:
+        """As Producer.flush."""
+        async with self._lock:
+            self._collector.close()
+            await self._send_full()
+
+    async def send(self, images: Sequence[Image]) -> str:
+        """As Producer.send; gives the entry's id."""
+        for image in images:
+            check(image, self._limits)
+        async with self._lock:
+            return await self._send(images)
+
+    async def ahead(self) -> int:
+        """As Producer.ahead."""
+        async with self._lock:
+            return int(await self._carry_out(self._flow.counting()))
+
+    async def aclose(self) -> None:
+        """Send what is collected; raises as `send` does. The client stays open."""
+        await self.flush()
+        await self._end_lingering()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        if kind is None:
+            await self.aclose()
+        else:
+            await self._end_lingering()
+
+    async def _send(self, images: Sequence[Image]) -> str:
+        entry = str(await self._carry_out(self._flow.sending(images)))
+        if self.sent is not None:
+            self.sent(entry, list(images))
+        return entry
+
+    async def _send_full(self) -> None:
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+        while self._collector.full:
+            try:
+                await self._send(self._collector.full[0])
+            except BaseException:
+                if self._flow.uncertain:  # it may be there: to send it again is the caller's to decide
+                    del self._collector.full[0]
+                raise
+            del self._collector.full[0]
+
+    async def _linger(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        async with self._lock:
+            if self._lingering is not asyncio.current_task():  # its entry was filled, and another one is collected
+                return
+            try:
+                self._collector.close()
+                await self._send_full()
+            except WorkerError as error:
+                self._failure = error
+
+    async def _end_lingering(self) -> None:
+        if self._lingering is not None:
+            self._lingering.cancel()
+            await asyncio.wait([self._lingering])
+
+    async def _carry_out(self, steps: Steps) -> Any:
+        answer: Any = None
+        while True:
+            try:
+                step = steps.send(answer)
+            except StopIteration as done:
+                return done.value
+            if callable(step):
+                try:
+                    answer = await step(self.client)
+                except redis.RedisError as error:
+                    answer = error
+            else:
+                await asyncio.sleep(step)
+                answer = False  # never stopped, only cancelled

@@ -1,0 +1,224 @@
+"""The producer of a program that waits."""
+
+from collections.abc import Callable, Iterable, Sequence
+from threading import Event, RLock, Timer, current_thread
+from types import TracebackType
+from typing import Any, Self
+
+import redis
+from pydantic import SecretStr
+
+from worker.errors import WorkerError
+from worker.message import Image
+from worker.producer.collecting import BATCH_BYTES, Collector, batches, check
+from worker.producer.flow import MAX_AHEAD, Flow, Retry, Steps
+from worker.settings import LimitSettings, RedisSettings
+from worker.streams.client import connect as _connect
+
+Sent = Callable[[str, list[Image]], None]
+
+
+def connect(to: str | RedisSettings) -> redis.Redis:
+    """A client of a url or the [redis] table; it repeats nothing. Raises as `worker.streams.client.connect` does.
+
+    A user with the right to XADD alone is well.
+    """
+    return _connect(RedisSettings(url=SecretStr(to)) if isinstance(to, str) else to, only_adds=True)
+
+
+class Producer:
+    """Adds entries to one line, no faster than `rate` and no further ahead of the answering group than `max_ahead`.
+
+    `add` collects images into entries; `send` makes one of a list, at once. As a context manager it sends what is
+    collected at the end of the block, or leaves it in `unsent` where the block ended by an exception. Threads may share
+    it: one sends at a time.
+
+    Args:
+        client: from `connect`; one with retries could add an entry twice.
+        line: the line's name.
+        rate: images per second; 0 is as fast as they are accepted.
+        max_ahead: entries that may wait for an answer, this producer's unread ones and all that are being worked on.
+            They bound what Redis has to hold; with no worker running, sending stops there until one comes. It takes
+            the rights to XLEN and XINFO GROUPS. None: nothing but a Redis that is full (OOM) holds it up.
+        retry: send again what may have been lost; None: raise FateUnknownError.
+        batch: images in an entry, of those that `add` collects;
+        batch_bytes: and bytes of their pictures, a larger picture goes alone.
+        linger: seconds that an image waits at most for others to fill its entry; None: for as long as it takes.
+        limits: what the worker accepts, where that differs from the defaults.
+        held: is told, once each time, when sending has been held up for HELD_SECONDS; by default the log is.
+        sent: is told of every entry that was added.
+    """
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        line: str,
+        *,
+        rate: float = 0.0,
+        max_ahead: int | None = MAX_AHEAD,
+        retry: Retry | None = None,
+        batch: int = 8,
+        batch_bytes: int = BATCH_BYTES,
+        linger: float | None = None,
+        limits: LimitSettings | None = None,
+        held: Callable[[str], None] | None = None,
+        sent: Sent | None = None,
+    ) -> None:
+        self.client = client
+        self.linger = linger
+        self.sent = sent
+        self._limits = limits or LimitSettings()
+        self._flow = Flow(line, rate, max_ahead, retry, held)
+        self._collector = Collector(batch, batch_bytes)
+        self._timer: Timer | None = None
+        self._failure: WorkerError | None = None  # of the timer's thread; the next call raises it
+        self._lock = RLock()
+        self._closing = Event()
+
+    @property
+    def line(self) -> str:
+        return self._flow.line
+
+    @property
+    def rate(self) -> float:
+        """Images per second; 0 is as fast as they are accepted."""
+        return self._flow.rate
+
+    @rate.setter
+    def rate(self, rate: float) -> None:
+        self._flow.rate = rate
+
+    @property
+    def unsent(self) -> list[Image]:
+        """Images that `add` took and that are not in Redis, for certain; the next call sends those of full entries."""
+        return [image for images in (*self._collector.full, self._collector.held) for image in images]
+
+    @property
+    def uncertain(self) -> list[Image]:
+        """Images of the entry that went out last, where nobody knows whether it arrived; none otherwise."""
+        return list(self._flow.uncertain)
+
+    def add(self, image: Image, stop: Event | None = None) -> None:
+        """Put an image into the entry that is being collected, and send what is full, as `send` does.
+
+        After an error `unsent` says what waits for the next call. Setting `stop` ends the waiting, and no more.
+
+        Raises:
+            RejectedError: a worker would refuse this image; it was not taken.
+            WorkerError: as `send`, also of an entry that went out since the call before, because it had lingered.
+        """
+        check(image, self._limits)
+        with self._lock:
+            self._send_full(stop)  # of an earlier call that failed: what cannot be sent does not pile up
+            self._collector.add(image)
+            if self.linger is not None and self._collector.held == [image]:  # the first of an entry
+                if self._timer is not None:
+                    self._timer.cancel()
+                self._timer = Timer(self.linger, self._linger_over)
+                self._timer.daemon = True
+                self._timer.start()
+            self._send_full(stop)
+
+    def flush(self, stop: Event | None = None) -> None:
+        """Send all that is collected; raises as `send` does."""
+        with self._lock:
+            self._collector.close()
+            self._send_full(stop)
+
+    def send(self, images: Sequence[Image], stop: Event | None = None) -> str | None:
+        """Wait for the camera's pace and for room, then add one entry, ahead of what `add` has collected.
+
+        Returns:
+            The entry's id, or None when `stop` was set while it waited: then nothing was added.
+
+        Raises:
+            RejectedError: a worker would refuse one of the images.
+            FateUnknownError: the connection was lost during the XADD; with `retry`, for as long as was tried.
+            RedisUnreachableError: it was lost before; nothing was added.
+            WorkerError: Redis refused it; nothing was added.
+        """
+        for image in images:
+            check(image, self._limits)
+        with self._lock:
+            entry: str | None = self._carry_out(self._flow.sending(images), stop)
+            if entry is not None and self.sent is not None:
+                self.sent(entry, list(images))
+        return entry
+
+    def ahead(self) -> int:
+        """Entries that wait for an answer: own ones that are not read, and all that are read but not answered."""
+        with self._lock:
+            return int(self._carry_out(self._flow.counting(), None))
+
+    def close(self) -> None:
+        """Send what is collected; raises as `send` does. The client stays open."""
+        self.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._closing.set()  # what lingers stays unsent
+
+    def _send_full(self, stop: Event | None) -> None:
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+        while self._collector.full:
+            images = self._collector.full[0]
+            try:
+                if self.send(images, stop) is None:
+                    return
+            except BaseException:
+                if not self._flow.uncertain:
+                    raise
+                del self._collector.full[0]  # it may be there: to send it again is the caller's to decide
+                raise
+            del self._collector.full[0]
+
+    def _linger_over(self) -> None:
+        with self._lock:
+            if self._timer is not current_thread():  # its entry was filled meanwhile, and another one is collected
+                return
+            try:
+                self.flush(self._closing)
+            except WorkerError as error:
+                self._failure = error
+
+    def _carry_out(self, steps: Steps, stop: Event | None) -> Any:
+        stop, answer = stop or Event(), None
+        while True:
+            try:
+                step = steps.send(answer)
+            except StopIteration as done:
+                return done.value
+            if callable(step):
+                try:
+                    answer = step(self.client)
+                except redis.RedisError as error:
+                    answer = error
+            else:
+                answer = stop.wait(step)
+
+
+def produce(
+    producer: Producer,
+    images: Iterable[Image],
+    *,
+    batch: int = 8,
+    stop: Event | None = None,
+    sent: Sent | None = None,
+) -> int:
+    """Send images in batches; `sent` hears of every entry. Returns how many images went."""
+    count = 0
+    for group in batches(images, batch):
+        entry = producer.send(group, stop)
+        if entry is None:
+            break
+        count += len(group)
+        if sent is not None:
+            sent(entry, group)
+    return count

@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 WITHOUT_TORCH = ["worker.errors", "worker.settings", "worker.message", "worker.producer", "worker.views", "worker.cli"]
+WITHOUT_TORCH += ["worker.console.server"]
 
 # What the parts of mhpc may import of it; training and evaluation, above core, may import all of these.
 MHPC = {

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from worker.cli_bench import bench
+from worker.cli_console import console
 from worker.cli_control import control
 from worker.cli_dead import dead
 from worker.cli_options import ConfigOption, JsonFlag, UrlOption, examples, settings_of
@@ -127,6 +128,10 @@ def demo(
     )  # fmt: skip
 
 
+app.command(
+    rich_help_panel=LOOK,
+    epilog=examples("console --config config.toml", "console --redis redis://10.0.0.5:6379/0 --port 8080"),
+)(console)
 app.command(
     rich_help_panel=LOOK,
     epilog=examples("status --config config.toml --watch", "status --redis redis://127.0.0.1:6379/0 --json"),

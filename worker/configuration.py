@@ -74,7 +74,7 @@ def _told(problem: ErrorDetails) -> str:
     if kind == "extra_forbidden":
         return f"{key}: unknown key; known here: {', '.join(_keys_beside(loc))}"
     text = EXPECTED.get(kind, problem["msg"].removeprefix("Value error, "))
-    secret = "redis" in loc or isinstance(came, dict)  # an address may carry a password
+    secret = {"redis", "tokens"} & set(loc) or isinstance(came, dict)  # an address may carry a password
     return f"{key}: {text}" if secret else f"{key}: {text} (came: {came!r})"
 
 

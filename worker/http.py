@@ -54,7 +54,7 @@ class HttpServer:
         self._socket.close()
 
 
-def bound(settings: HttpSettings) -> socket.socket:
+def bound(settings: HttpSettings, table: str = "http") -> socket.socket:
     """A listening socket's address taken; raises ConfigurationError where it cannot be."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)
@@ -65,7 +65,7 @@ def bound(settings: HttpSettings) -> socket.socket:
     except OSError as error:
         bound.close()
         raise ConfigurationError(
-            f"http: {settings.host}:{settings.port} cannot be bound ({error.strerror or error}); "
-            "choose another http.port, or 0 for any free one"
+            f"{table}: {settings.host}:{settings.port} cannot be bound ({error.strerror or error}); "
+            f"choose another {table}.port, or 0 for any free one"
         ) from None
     return bound

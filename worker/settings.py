@@ -144,6 +144,30 @@ class HttpSettings(Section):
     port: Annotated[int, Field(ge=0, le=65535)] = 9108  # 0: any free port
 
 
+class ConsoleSettings(HttpSettings):
+    port: Annotated[int, Field(ge=0, le=65535)] = 9109
+    tokens: dict[str, SecretStr] = {}  # by the name that is logged with what its bearer asks for
+    tokens_file: str = ""  # the same, a line each: NAME TOKEN
+    user_header: str = ""  # where a reverse proxy names its user, such as "X-Forwarded-User"
+    proxies: tuple[str, ...] = ("127.0.0.1", "::1")  # believed as to who a user is
+    hosts: tuple[str, ...] = ()  # names that the page is opened by, beside the loopback's
+
+    @field_validator("tokens")
+    @classmethod
+    def _tokens_are_hard_to_guess(cls, tokens: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        for name, token in tokens.items():
+            check_token(name, token.get_secret_value())
+        return tokens
+
+
+def check_token(name: str, token: str) -> None:
+    """Raises ValueError for a name or a token that a console takes none of; the text does not quote the token."""
+    if not re.fullmatch(r"[\w.@-]{1,64}", name):
+        raise ValueError(f"token name {name!r:.80}: 1 to 64 letters, digits and _ . @ -")
+    if not re.fullmatch(r"[!-~]{16,512}", token):
+        raise ValueError(f"the token of {name}: 16 to 512 characters of ASCII without spaces; openssl rand -hex 32")
+
+
 class LineSettings(Section):
     name: str
     weight: Annotated[float, Field(ge=0.01, le=100)] = 1.0  # its share of the worker where lines compete for it
@@ -175,6 +199,7 @@ class Settings(BaseSettings):
     streams: StreamSettings = StreamSettings()
     limits: LimitSettings = LimitSettings()
     http: HttpSettings = HttpSettings()
+    console: ConsoleSettings = ConsoleSettings()
     log_format: Literal["auto", "console", "json"] = "auto"  # auto: console on a terminal, else JSON
     lines: tuple[LineSettings, ...] = ()
 

@@ -1,0 +1,38 @@
+"""Values that many look at and that are read once for all of them."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Cached(Generic[T]):
+    """What `read` gives, at most `seconds` old; an error stands for as long, so that an outage is not asked at by all."""
+
+    def __init__(self, seconds: float, read: Callable[[], T]) -> None:
+        self.seconds = seconds
+        self._read = read
+        self._lock = threading.Lock()
+        self._value: T
+        self._error: Exception | None = None
+        self._read_at = float("-inf")
+
+    def get(self) -> T:
+        """The value; raises what reading it raised."""
+        with self._lock:
+            if time.monotonic() >= self._read_at + self.seconds:
+                try:
+                    self._value, self._error = self._read(), None
+                except Exception as error:
+                    self._error = error
+                self._read_at = time.monotonic()
+            if self._error is not None:
+                raise self._error.with_traceback(None)
+            return self._value
+
+    def forget(self) -> None:
+        """Read anew the next time."""
+        with self._lock:
+            self._read_at = float("-inf")

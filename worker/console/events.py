@@ -1,0 +1,114 @@
+"""Server-sent events: what is new, as long as somebody looks."""
+
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import anyio
+import redis
+from anyio import CapacityLimiter, to_thread
+
+from worker.console.lines import Lines, Watched
+from worker.console.rows import calibration, card, point_row, row
+from worker.console.source import why_unread
+from worker.errors import RedisUnreachableError, RejectedError
+
+TICK_SECONDS, FLEET_SECONDS = 0.25, 1.0
+BEAT_SECONDS = 10.0  # of silence, after which a comment keeps the connection open
+FIRST_POINTS = 600
+LOOKERS = 64  # streams at a time
+
+Event = tuple[str, Any]
+
+
+class FleetTurns:
+    """What one looker at all lines is told, turn by turn."""
+
+    def __init__(self, lines: Lines) -> None:
+        self.lines = lines
+
+    def __call__(self) -> Iterator[Event]:
+        yield "fleet", [row(self.lines.watched(name)) for name in self.lines.names.get()]
+
+
+class LineTurns:
+    """What one looker at a line is told, turn by turn: only what is new to it."""
+
+    def __init__(self, watched: Watched) -> None:
+        self.watched = watched
+        self._total = -1
+        self._version = -1
+        self._status_at = 0.0
+        self._told: dict[str, Any] = {}
+
+    def __call__(self) -> Iterator[Event]:
+        seen = self.watched.recent.get()
+        if self._total < 0:
+            yield "points", [point_row(point) for point in seen.points[-FIRST_POINTS:]]
+        elif new := seen.since(self._total):
+            yield "points", [point_row(point) for point in new]
+        self._total = seen.total
+        if time.monotonic() < self._status_at:
+            return
+        self._status_at = time.monotonic() + 1
+        yield from self._changed("status", row(self.watched))
+        yield from self._changed("calibration", calibration(self.watched.status.get()))
+        index = self.watched.index.get()
+        if index.version != self._version:
+            self._version = index.version
+            yield "review", [card(part) for part in reversed(index.parts)]
+        yield from self._changed("journal", [told._asdict() for told in self.watched.journal.get()])
+
+    def _changed(self, name: str, value: Any) -> Iterator[Event]:
+        if name not in self._told or self._told[name] != value:
+            self._told[name] = value
+            yield name, value
+
+
+class Lookers:
+    """Everybody who looks, and the threads that read for them."""
+
+    def __init__(self) -> None:
+        self._threads = CapacityLimiter(12)
+        self.count = 0
+
+    @property
+    def full(self) -> bool:
+        return self.count >= LOOKERS
+
+    async def stream(self, turns: Callable[[], Iterator[Event]], seconds: float) -> AsyncIterator[bytes]:
+        """The events as they go over the wire, until the looker leaves; an outage is told, and outlasted."""
+        self.count += 1
+        try:
+            away, said_at = "", time.monotonic()
+            while True:
+                events, problem = await to_thread.run_sync(_turn, turns, limiter=self._threads)
+                if problem != away:
+                    away = problem
+                    events = [*events, ("away", problem)]
+                if events:
+                    said_at = time.monotonic()
+                    yield b"".join(encoded(*event) for event in events)
+                elif time.monotonic() - said_at > BEAT_SECONDS:
+                    said_at = time.monotonic()
+                    yield b": still here\n\n"
+                await anyio.sleep(seconds)
+        finally:
+            self.count -= 1
+
+
+def _turn(turns: Callable[[], Iterator[Event]]) -> tuple[list[Event], str]:
+    events = list[Event]()
+    try:
+        events.extend(turns())
+    except RejectedError as error:
+        return events, str(error)
+    except (redis.RedisError, RedisUnreachableError) as error:
+        return events, why_unread(error)
+    return events, ""
+
+
+def encoded(name: str, value: Any) -> bytes:
+    """One event; JSON without line ends."""
+    return f"event: {name}\ndata: {json.dumps(value, ensure_ascii=False, allow_nan=False)}\n\n".encode(errors="replace")

@@ -1,0 +1,94 @@
+"""What the page knows of each line, read once for all who look."""
+
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import redis
+
+from worker.console.cached import Cached
+from worker.console.journal import Told, journal
+from worker.console.recent import Recent, Seen
+from worker.console.review import Index, Shown
+from worker.console.source import Source, why_unread
+from worker.errors import RedisUnreachableError, RejectedError
+from worker.settings import LINE_NAME
+from worker.streams.line_streams import LineStreams
+from worker.views import known_lines, line_status
+
+LIVE_SECONDS, STATUS_SECONDS = 0.2, 1.0
+
+Status = dict[str, Any]
+T = TypeVar("T")
+
+
+class Watched:
+    """One line: its status, its newest results, what lies in review, and what it was told."""
+
+    def __init__(self, source: Source, name: str) -> None:
+        self.name = name
+        self._source = source
+        self._recent: Recent | None = None
+        self._index: Index | None = None
+        self.recent = Cached(LIVE_SECONDS, self._read_recent)
+        self.index = Cached(STATUS_SECONDS, self._read_index)
+        self.status = Cached(STATUS_SECONDS, self._read_status)
+        self.journal = Cached[list[Told]](STATUS_SECONDS, lambda: journal(self.streams))
+
+    @property
+    def streams(self) -> LineStreams:
+        """Raises RedisUnreachableError."""
+        return LineStreams(self._source.client, self.name)
+
+    def _read_recent(self) -> Seen:
+        self._recent = self._recent or Recent(self.streams)
+        return self._recent.refresh()
+
+    def _read_index(self) -> Shown:
+        self._index = self._index or Index(self.streams)
+        return self._index.refresh()
+
+    def _read_status(self) -> Status:
+        """line_status, with the bins of calibration's scores; a key of another type is the line's problem."""
+        try:
+            status = line_status(self._source.client, self.name)
+            status["calibration"] = self.streams.state().get("calibration", "")
+        except (redis.exceptions.NoPermissionError, redis.ConnectionError, redis.TimeoutError):
+            raise
+        except (redis.ResponseError, ValueError) as error:
+            return {"line": self.name, "problem": f"what Redis holds of it cannot be read: {error}"}
+        return status
+
+
+class Lines:
+    """All lines: those that are configured, and those that have a stream."""
+
+    def __init__(self, source: Source, configured: list[str]) -> None:
+        self.source = source
+        self._configured = configured
+        self._watched: dict[str, Watched] = {}
+        self._lock = threading.Lock()
+        self.names = Cached(STATUS_SECONDS, self._read_names)
+
+    def watched(self, name: str) -> Watched:
+        """A line by its name. Raises RejectedError: there is none of that name."""
+        if not LINE_NAME.match(name) or name not in self.names.get():
+            raise RejectedError("lost", "no such line: it is not configured, and has no stream in Redis")
+        with self._lock:
+            return self._watched.setdefault(name, Watched(self.source, name))
+
+    def _read_names(self) -> list[str]:
+        """Sorted; those whose names no line can have are left to `mhpc-worker status`."""
+        found = [name for name in known_lines(self.source.client) if LINE_NAME.match(name)]
+        names = sorted({*self._configured, *found})
+        with self._lock:
+            self._watched = {name: line for name, line in self._watched.items() if name in names}
+        return names
+
+
+def reading(read: Callable[[], T]) -> tuple[T | None, str]:
+    """What it gives, or None and why not, for people."""
+    try:
+        return read(), ""
+    except (redis.RedisError, RedisUnreachableError) as error:
+        return None, why_unread(error)

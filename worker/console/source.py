@@ -1,0 +1,41 @@
+"""Where the page's data comes from: Redis, connected to when it is first asked for, and again after it was away."""
+
+import threading
+from typing import Any
+
+import redis
+import structlog
+
+from worker.errors import RedisUnreachableError
+from worker.settings import RedisSettings
+from worker.streams.client import CONNECTION_ERRORS, connect
+
+log = structlog.get_logger()
+
+AWAY = (*CONNECTION_ERRORS, RedisUnreachableError)
+
+
+class Source:
+    """A client for all threads; redis-py's pool gives each call a connection of its own."""
+
+    def __init__(self, settings: RedisSettings) -> None:
+        self.settings = settings
+        self._client: Any = None
+        self._lock = threading.Lock()
+
+    @property
+    def client(self) -> Any:
+        """Raises RedisUnreachableError while it cannot be reached."""
+        with self._lock:
+            if self._client is None:
+                self._client = connect(self.settings)
+            return self._client
+
+
+def why_unread(error: Exception) -> str:
+    """What a person is told where Redis did not give what was asked for."""
+    if isinstance(error, redis.exceptions.NoPermissionError):
+        return f"Redis lets the console's user do too little: {error}; give it what deploy/redis/users.acl gives `reader`"
+    if isinstance(error, AWAY):
+        return f"Redis is away: {error}. This page goes on by itself when it is back."
+    return f"Redis refuses: {error}"

@@ -1,0 +1,70 @@
+"""How numbers, times and what came from outside are put into words."""
+
+import json
+import math
+from typing import Any
+
+SHOWN = 64  # characters of an id
+META_SHOWN = 4000
+NONE = "–"  # noqa: RUF001 - the dash of an empty cell
+
+
+def cut(text: str, length: int = SHOWN) -> str:
+    """A text that anybody may have made, short enough to be shown; what stands in place of control characters is
+    visible."""
+    shown = text[: length + 1]
+    shown = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in shown)
+    return shown if len(shown) <= length else shown[: length - 1] + "…"
+
+
+def title(text: str) -> str:
+    """What a pointer that rests on a cut text is told."""
+    if len(text) <= SHOWN:
+        return text
+    return f"{cut(text, 4 * SHOWN)} ({len(text):,} characters, cut here)"
+
+
+def number(value: Any, digits: int = 4) -> str:
+    """A number for people, or a dash."""
+    if not finite(value):
+        return NONE
+    if value == 0:
+        return "0"
+    if abs(value) >= 10**digits:
+        return f"{value:,.0f}"
+    return f"{value:.{max(0, digits - 1 - math.floor(math.log10(abs(value))))}f}" if abs(value) >= 0.001 else f"{value:.2g}"
+
+
+def percent(share: float | None) -> str:
+    if share is None:
+        return NONE
+    return f"{100 * share:.3g} %"
+
+
+def count(value: int | None) -> str:
+    return NONE if value is None else f"{value:,}"
+
+
+def seconds(value: float | None) -> str:
+    """A time span, by its largest unit."""
+    if value is None:
+        return NONE
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if value >= 2 * size:
+            return f"{value / size:.0f} {unit}"
+    return f"{value:.0f} s" if value >= 2 else f"{1000 * value:.0f} ms"
+
+
+def finite(value: Any) -> bool:
+    """Whether it is a number that can be drawn; what comes from a stream may be anything."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def meta_text(meta: Any) -> str:
+    """An image's meta for people; bytes as a count of them."""
+    text = json.dumps(meta, indent=2, ensure_ascii=False, default=_told)
+    return text if len(text) <= META_SHOWN else text[:META_SHOWN] + f"\n… ({len(text):,} characters, cut here)"
+
+
+def _told(value: Any) -> str:
+    return f"{len(value)} bytes" if isinstance(value, bytes) else cut(repr(value))

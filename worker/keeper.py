@@ -76,7 +76,7 @@ class Keeper:
         self.model = ""  # the version that `line` was loaded from or committed as
         self._loaded_for: str | None = None  # what Redis said was committed when `line` was loaded
         self.reading = Reading(streams)
-        self._schedule = Schedule(settings)
+        self.schedule = Schedule(settings)
         self.owed = Owed()
         self.upkeep = Upkeep(metrics)
         self._acquire_at = 0.0
@@ -131,7 +131,7 @@ class Keeper:
         self.epoch, self._seq = epoch, 0
         self.reading.open(epoch)
         self.owed = Owed()
-        self._schedule.restart()
+        self.schedule.restart()
         if self.model == self._loaded_for or not self.model:
             self._publish(self.model, self.line.serving)
         else:
@@ -175,7 +175,7 @@ class Keeper:
 
     def learn(self, extract: Extract, count: int, usable: Usable = nobody) -> int:
         """Read and apply up to `count` entries; returns how many were read."""
-        if not self.line.learns or self._schedule.held_up:
+        if not self.line.learns or self.schedule.held_up:
             return 0
         entries = self.reading.read(count)
         failpoint("learn_read")
@@ -214,7 +214,7 @@ class Keeper:
         failpoint("apply", entry.id)
         with self.metrics.stage("learn"):
             taken = line.apply(entry.id, extract(line.name, entry))
-        self._schedule.images += taken.learned + taken.quarantined + taken.calibrated
+        self.schedule.images += taken.learned + taken.quarantined + taken.calibrated
         self.owed.set_aside([(entry, place) for place in taken.set_aside], usable)
         self._take_set_aside(usable)
         self.metrics.images.labels(line.name, "learned").inc(taken.learned)
@@ -235,9 +235,9 @@ class Keeper:
     def snapshot_due(self) -> bool:
         """Whether what was learned, or what a command changed, is to be made durable now."""
         if self.owed.changed:
-            return self._schedule.due(owed=True, ended=True)
+            return self.schedule.due(owed=True, ended=True)
         ended = self.line.shown_phase != self.line.serving.phase
-        return self._schedule.due(bool(self.reading.unacknowledged), ended)
+        return self.schedule.due(bool(self.reading.unacknowledged), ended)
 
     def snapshot(self) -> None:
         """Write, commit, acknowledge, in that order; a disk that refuses is reported, and tried again later.
@@ -253,12 +253,12 @@ class Keeper:
             with self.metrics.stage("snapshot"):
                 self.store.write(stem, tensors, {**metadata, "epoch": self.epoch, "fingerprint": self.fingerprint})
         except SnapshotError as error:
-            self._schedule.refused()
+            self.schedule.refused()
             log.error("snapshot failed; nothing is acknowledged", line=line.name, error=str(error))
             return
         self._seq += 1
         self._publish(stem, line.served_by(stem))
-        self._schedule.restart()
+        self.schedule.restart()
         self.metrics.snapshot_last_success.labels(line.name).set_to_current_time()
         failpoint("acknowledge")
         self.reading.acknowledge()

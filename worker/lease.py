@@ -32,6 +32,11 @@ class Lease:
             self._renew_at, self._lapses_at = asked_at + RENEW_SECONDS, asked_at + LAPSE_SECONDS
         return epoch, other
 
+    @property
+    def held(self) -> bool:
+        """Whether its time is not up yet; what others did since, `renew` finds out."""
+        return time.monotonic() < self._lapses_at
+
     def renew(self, epoch: int, holder: str) -> None:
         """Keep it alive, where it is time.
 
@@ -39,7 +44,7 @@ class Lease:
             FencedError: another keeper took over, or may have: it could not be renewed in time.
         """
         now = time.monotonic()
-        if now >= self._lapses_at:
+        if not self.held:
             raise FencedError(f"line {self.streams.line}: the lease was not renewed for {LAPSE_SECONDS:.0f} s")
         if now >= self._renew_at:
             self.streams.renew(epoch, holder)

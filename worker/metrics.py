@@ -78,6 +78,14 @@ class Metrics:
         self.snapshot_last_success = self._gauge(
             "snapshot_last_success_timestamp_seconds", "When the last snapshot was committed.", "line"
         )
+        self.snapshot_owed_seconds = self._gauge(
+            "snapshot_owed_seconds",
+            "How long what was learned or commanded waits for a snapshot; 0: all is in one.",
+            "line",
+        )
+        self.line_keeper = self._gauge(
+            "line_keeper", "1 where this worker keeps the line: it learns, and commits.", "line"
+        )
         self.line_phase = self._gauge("line_phase", "1 for the phase that the line is in.", "line", "phase")
 
     def open_line(self, line: str) -> None:

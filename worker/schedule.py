@@ -14,10 +14,11 @@ class Schedule:
         self.settings = settings
         self.images = 0  # taken since the last snapshot
         self._made_at = self._retry_at = 0.0
+        self._owed_since = 0.0  # 0: nothing waits for a snapshot
 
     def restart(self) -> None:
         """One was made, or the line was loaded."""
-        self.images, self._made_at = 0, time.monotonic()
+        self.images, self._made_at, self._owed_since = 0, time.monotonic(), 0.0
 
     def refused(self) -> None:
         self._retry_at = time.monotonic() + RETRY_SECONDS
@@ -30,7 +31,14 @@ class Schedule:
     def due(self, owed: bool, ended: bool) -> bool:
         """Entries or a command wait for it, and a phase ended or enough images or seconds went by."""
         now = time.monotonic()
+        self._owed_since = (self._owed_since or now) if owed else 0.0
         if now < self._retry_at or not owed:
             return False
         waited = now - self._made_at >= self.settings.every_seconds
         return ended or waited or self.images >= self.settings.every_images
+
+    @property
+    def owed_seconds(self) -> float:
+        """How long something waits for a snapshot, as of the last `due`; 0 where nothing does."""
+        since = self._owed_since  # read once: another thread asks
+        return time.monotonic() - since if since else 0.0

@@ -221,6 +221,28 @@ def test_a_refused_snapshot_is_not_tried_again_at_once(
     assert not keeper.snapshot_due
 
 
+def test_how_long_something_waits_for_a_snapshot_is_told_while_the_disk_refuses(
+    make_keeper: MakeKeeper, streams: LineStreams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(streams, *ENTRIES[:2])
+    keeper, now = opened(make_keeper()), 1000.0
+    monkeypatch.setattr("worker.schedule.time.monotonic", lambda: now)
+    folder = tmp_path / streams.line
+    folder.write_text("in the way")
+    assert not keeper.snapshot_due
+    now += 50
+    assert keeper.schedule.owed_seconds == 0
+    keeper.learn(extract, 2)
+    for _ in range(2):
+        assert keeper.snapshot_due
+        keeper.snapshot()
+        now += 100
+    assert keeper.schedule.owed_seconds == 200
+    folder.unlink()
+    keeper.snapshot()
+    assert keeper.schedule.owed_seconds == 0
+
+
 # -- trimming and metrics ----------------------------------------------------------------------------------------------
 
 

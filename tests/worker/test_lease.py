@@ -11,13 +11,16 @@ def test_a_keeper_that_could_not_renew_stops_before_its_time_is_up(
     now = 1000.0
     monkeypatch.setattr("time.monotonic", lambda: now)
     lease = Lease(streams)
+    assert not lease.held
     epoch, _ = lease.acquire("a#1", 0, "")
     now += LAPSE_SECONDS - 1
+    assert lease.held
     lease.renew(epoch, "a#1")  # renewed at the last moment
     now += LAPSE_SECONDS
     assert LAPSE_SECONDS < LEASE_MS / 1000
     with pytest.raises(FencedError, match="not renewed for 27 s"):
         lease.renew(epoch, "a#1")
+    assert not lease.held
 
 
 def test_a_clock_of_the_wall_that_jumps_an_hour_moves_no_lease(

@@ -7,7 +7,7 @@ import pytest
 import redis
 
 from tests.worker.helpers import eventually, item, message
-from tests.worker.turning import get
+from tests.worker.turning import get, running
 from worker.daemon import Worker
 from worker.errors import ConfigurationError
 from worker.lines import needing_a_restart
@@ -102,6 +102,23 @@ def test_a_configuration_that_cannot_be_read_leaves_all_as_it_is(
     send(client, f"{line}-a", "1")
     assert eventually(lambda: answered(client, f"{line}-a")) == 1
     assert sorted(configured.worker.keepers) == [f"{line}-a", f"{line}-b"]
+
+
+def test_of_two_workers_the_keeper_alone_is_shown_to_keep_a_line(
+    configured: Configured, settings: Any, line: str
+) -> None:
+    name = f"{line}-a"
+
+    def keeps(worker: Worker) -> float | None:
+        return worker.metrics.registry.get_sample_value("mhpc_line_keeper", {"line": name})
+
+    eventually(lambda: keeps(configured.worker))
+    with running(settings(name, worker={"name": "station-2"})) as other:
+        assert "is held by" in eventually(lambda: get(other, "/readyz")[1])
+        assert (keeps(configured.worker), keeps(other)) == (1, 0)
+        keeper = configured.worker.keepers[name]
+        keeper.lease._lapses_at = 0.0  # as when Redis, or the work loop, is gone for so long
+        assert keeps(configured.worker) == 0
 
 
 def test_what_only_a_restart_takes_over_is_named(settings: Any, line: str) -> None:

@@ -22,6 +22,8 @@ EXPECTED = {
     "mhpc_bank_radius": ("gauge", {"line"}),
     "mhpc_pca_components": ("gauge", {"line"}),
     "mhpc_snapshot_last_success_timestamp_seconds": ("gauge", {"line"}),
+    "mhpc_snapshot_owed_seconds": ("gauge", {"line"}),
+    "mhpc_line_keeper": ("gauge", {"line"}),
     "mhpc_dead_letters": ("counter", {"line", "reason"}),
     "mhpc_entries_lost": ("counter", {"line"}),
     "mhpc_redis_reconnects": ("counter", set()),

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from worker.cli_bench import bench
 from worker.cli_console import console
+from worker.cli_config import config as config_commands
 from worker.cli_control import control
 from worker.cli_dead import dead
 from worker.cli_options import ConfigOption, JsonFlag, UrlOption, examples, settings_of
@@ -158,4 +159,5 @@ app.command(
     rich_help_panel=RUN,
     epilog=examples("produce pictures --line press-3 --rate 5", "produce pictures -c config.toml --loop"),
 )(produce)
+app.add_typer(config_commands, name="config", rich_help_panel=PREPARE)
 app.command(rich_help_panel=PREPARE)(bench)

@@ -8,6 +8,8 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from worker.explained import explain
+
 ENV_PREFIX = "MHPC_"
 LINE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}\Z")  # "$" would let a newline pass
 MIB = 1024 * 1024
@@ -21,7 +23,7 @@ Rate = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=explain)
 
 
 class RedisSettings(Section):
@@ -187,7 +189,9 @@ class LineSettings(Section):
 class Settings(BaseSettings):
     """All that a worker is told; `line_configs` lays the lines' overrides over it."""
 
-    model_config = SettingsConfigDict(extra="forbid", frozen=True, env_prefix=ENV_PREFIX, env_nested_delimiter="__")
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, env_prefix=ENV_PREFIX, env_nested_delimiter="__", json_schema_extra=explain
+    )
 
     redis: RedisSettings = RedisSettings()
     worker: ProcessSettings = Field(default_factory=ProcessSettings)

@@ -157,3 +157,38 @@ def test_sentinels_and_the_master_that_they_name_are_reached_by_tls(
         eventually(reached)
         untrusted = settings(certificates, f"rediss+sentinel://127.0.0.1:{sentinel}/plant", "other.crt")
         assert "redis.ca_file where their certificates do not hold" in refusal(untrusted)
+
+
+def test_the_nodes_of_a_cluster_are_reached_by_tls(certificates: Path, tmp_path: Path) -> None:
+    first, folder = free_port(), tmp_path / "node"
+    folder.mkdir()
+    options = [
+        "--port",
+        "0",
+        "--tls-port",
+        str(first),
+        "--tls-cluster",
+        "yes",
+        "--cluster-enabled",
+        "yes",
+        "--save",
+        "",
+    ]
+    given = settings(certificates, f"rediss+cluster://127.0.0.1:{first}")
+    with started(folder, *options, *tls_options(certificates, "server")):
+        node: Any = eventually(lambda: answering(settings(certificates, f"rediss://127.0.0.1:{first}/0")))
+        node.execute_command("CLUSTER", "ADDSLOTS", *range(16_384))
+        client: Any = eventually(lambda: answering(given))
+        eventually(lambda: b"cluster_state:ok" in node.execute_command("CLUSTER", "INFO"))
+        assert client.xadd("mhpc:{press-3}:images", {"a": "b"})
+        assert "certificate that does not hold" in refusal(
+            settings(certificates, given.url.get_secret_value(), "other.crt")
+        )
+
+
+def answering(given: RedisSettings) -> Any:
+    """A client, or None while nobody answers."""
+    try:
+        return connect(given)
+    except RedisUnreachableError:
+        return None

@@ -12,6 +12,7 @@ from worker.console.access import Access
 from worker.console.parts import Part
 from worker.console.recent import Seen
 from worker.console.text import NONE, cut, finite, meta_text, number, title
+from worker.message import ID_LENGTH
 
 ENVIRONMENT = Environment(
     loader=PackageLoader("worker.console"),
@@ -58,6 +59,7 @@ def part_values(part: Part, seen: Seen) -> dict[str, Any]:
     return {
         "kind": part.kind,
         "key": part.key,
+        "own": part.point.key if part.point else "",
         "entry": part.entry,
         "id": part.id,
         "shown_id": cut(part.id, 48),
@@ -71,7 +73,7 @@ def part_values(part: Part, seen: Seen) -> dict[str, Any]:
         "share": None if ratio is None else min(100, round(50 * ratio)),
         "facts": _facts(part, result, model),
         "meta": meta_text(result["meta"]) if result.get("meta") else "",
-        "in_review": kept is not None and kept.picture,
+        "in_review": kept is not None and kept.picture and len(part.id) <= ID_LENGTH,
         "has_map": bool(result.get("map")),
         "no_map": _no_map(part, why),
         "again": _again(part, seen),

@@ -1,0 +1,51 @@
+// One part: its picture, the buttons, the keys, and when it comes again.
+import { commands, keys } from "./commands.js";
+import { follow } from "./live.js";
+import { opacity } from "./opacity.js";
+import { element, localTimes, number, timeOf, verdict } from "./show.js";
+
+const [KEY, MS, ID, SCORE, , ANOMALOUS] = [0, 1, 2, 3, 4, 5];
+const SHOWN = 20;
+const byId = (id) => document.getElementById(id);
+const { line, id, own } = byId("part").dataset;
+const rows = document.querySelector("#again tbody");
+const known = new Set([...rows.querySelectorAll("a")].map((link) => link.getAttribute("href")));
+
+function gone() {
+  byId("picture").hidden = true;
+  byId("picture-gone").hidden = false;
+  byId("picture-gone").textContent = "The picture is not kept: only parts that were flagged or set aside keep theirs, the newest of them.";
+}
+
+const picture = byId("picture");
+if (picture.complete && !picture.naturalWidth) gone();
+picture.addEventListener("error", gone);
+const heat = byId("heat");
+if (heat) heat.addEventListener("error", () => heat.remove());
+
+function again(points) {
+  for (const point of points) {
+    const href = `/lines/${line}/scores/${point[KEY]}`;
+    if (point[ID] !== id || known.has(href) || point[KEY] === own) continue;
+    known.add(href);
+    const row = element("tr");
+    const link = element("a", "", { href });
+    link.append(timeOf(point[MS]));
+    const time = element("td");
+    time.append(link);
+    const said = element("td");
+    said.append(verdict(point[ANOMALOUS]));
+    row.append(time, element("td", number(point[SCORE]), { class: "num" }), said);
+    rows.prepend(row);
+    while (rows.children.length > SHOWN) rows.lastElementChild.remove();
+  }
+  byId("again").hidden = !rows.children.length;
+  byId("again-empty").hidden = rows.children.length > 0;
+}
+
+localTimes();
+again([]);
+opacity();
+commands();
+keys({ ArrowLeft: "previous", ArrowRight: "next", n: "normal", b: "anomalous" });
+follow(`/lines/${line}/events`, { points: again });

@@ -1,0 +1,59 @@
+// Puts texts into a page. Never markup: what comes from a stream is text, whatever it looks like.
+const TODAY = { hour: "2-digit", minute: "2-digit", second: "2-digit" };
+const OTHER = { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit" };
+
+export function when(ms) {
+  const date = new Date(ms);
+  const today = date.toDateString() === new Date().toDateString();
+  return date.toLocaleString(undefined, today ? TODAY : OTHER);
+}
+
+export function element(name, text = "", attributes = {}) {
+  const made = document.createElement(name);
+  if (text !== "") made.textContent = text;
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  return made;
+}
+
+export function timeOf(ms) {
+  return element("time", when(ms), { datetime: new Date(ms).toISOString(), title: new Date(ms).toLocaleString() });
+}
+
+export function localTimes(root = document) {
+  for (const time of root.querySelectorAll("time[data-ms]")) {
+    const date = new Date(Number(time.dataset.ms));
+    if (Number.isNaN(date.getTime())) continue;
+    time.dateTime = date.toISOString();
+    time.textContent = date.toLocaleString(undefined, { dateStyle: "medium", timeStyle: "medium" });
+  }
+}
+
+export function verdict(anomalous) {
+  const word = anomalous === true ? "anomalous" : anomalous === false ? "normal" : "no verdict";
+  return element("span", word, { class: "verdict", "data-verdict": word });
+}
+
+export function number(value) {
+  if (value === null) return "–";
+  return Math.abs(value) >= 1000 ? value.toFixed(0) : value.toPrecision(4);
+}
+
+function set(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+}
+
+// A line's status into the elements that name its figures.
+export function showRow(root, row) {
+  if (root.dataset.state !== row.state) root.dataset.state = row.state;
+  for (const node of root.querySelectorAll("[data-text]")) set(node, row.texts[node.dataset.text] ?? "");
+  for (const node of root.querySelectorAll("[data-figure]")) node.toggleAttribute("data-alarm", Boolean(row.alarms[node.dataset.figure]));
+  for (const name of ["problem", "note"]) {
+    const node = root.querySelector(`[data-${name}]`);
+    if (node) { set(node, row[name]); node.hidden = !row[name]; }
+  }
+  const progress = root.querySelector("[data-progress]");
+  if (progress) {
+    progress.hidden = row.progress === null;
+    progress.querySelector("progress").value = row.progress ?? 0;
+  }
+}

@@ -67,7 +67,8 @@ class Worker:
         self.engine = Engine(
             self.settings.model, pick_device(self.settings.worker.device), self.metrics, self._in_a_turn
         )
-        self.lines = Lines(self._keeper, self.metrics)
+        told = {"unique_ids": str(self.settings.streams.unique_ids)}  # for producers that would send an entry again
+        self.lines = Lines(self._keeper, self.metrics, told)
         self.keepers = self.lines.keepers
         for config in line_configs(self.settings):
             self.lines.open(config)

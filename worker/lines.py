@@ -15,9 +15,12 @@ LINES_OWN = {"lines", "learning", "calibration", "scoring"}  # what can change w
 class Lines:
     """Opened lines by name. The mappings are shared with those who read and publish."""
 
-    def __init__(self, make: Callable[[LineConfig], Keeper], metrics: Metrics) -> None:
+    def __init__(
+        self, make: Callable[[LineConfig], Keeper], metrics: Metrics, facts: Mapping[str, str] | None = None
+    ) -> None:
         self.make = make
         self.metrics = metrics
+        self.facts = facts or {}  # shown with each line's state
         self.configs: dict[str, LineConfig] = {}
         self.keepers: dict[str, Keeper] = {}
         self.looks: dict[str, Look] = {}
@@ -29,7 +32,11 @@ class Lines:
         self.metrics.open_line(name)
         self.configs[name], self.weights[name] = config, config.weight
         self.keepers[name] = keeper = self.make(config)
-        self.looks[name], self.streams[name] = Look(keeper), keeper.streams
+        self.looks[name], self.streams[name] = Look(keeper, self.facts), keeper.streams
+        # Asked for at each scrape, on another thread: a work loop that hangs is told of, too.
+        self.metrics.line_keeper.labels(name).set_function(lambda: bool(keeper.epoch) and keeper.lease.held)
+        owed = self.metrics.snapshot_owed_seconds.labels(name)
+        owed.set_function(lambda: keeper.schedule.owed_seconds if keeper.epoch else 0.0)
         return keeper
 
     def close(self, name: str) -> None:

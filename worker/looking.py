@@ -1,7 +1,7 @@
 """What a keeper looks after beside learning: commands, the threshold, drift, and what people are shown."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import structlog
 from torch import Tensor
@@ -26,10 +26,11 @@ Features = Callable[[bytes], Tensor]  # of an image as review keeps it, [1, P, D
 
 
 class Look:
-    """The looks of one keeper."""
+    """The looks of one keeper; `facts` are shown beside what is the line's own."""
 
-    def __init__(self, keeper: Keeper) -> None:
+    def __init__(self, keeper: Keeper, facts: Mapping[str, str] | None = None) -> None:
         self.keeper = keeper
+        self.facts = facts or {}
         self.tracker = ThresholdTracker(keeper.streams, REFIT_SNAPSHOTS * keeper.settings.every_seconds)
         self._at = 0.0
         self._alarmed = False
@@ -49,7 +50,7 @@ class Look:
             keeper.line.threshold = threshold
             keeper.changed()
         self._watch_drift()
-        keeper.streams.show(keeper.epoch, shown(keeper.line))
+        keeper.streams.show(keeper.epoch, {**shown(keeper.line), **self.facts})
         set_gauges(keeper.metrics, keeper.line)
 
     def _watch_drift(self) -> None:

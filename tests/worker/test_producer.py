@@ -14,10 +14,9 @@ import pytest
 import redis
 from PIL import Image as Pillow
 
-from worker.producer import flow
 from worker.errors import ConfigurationError, RedisUnreachableError, RejectedError, WorkerError
 from worker.message import Image, Rejected, decode_batch, decode_pixels
-from worker.producer import Producer, as_image, batches, connect, folder_images, picture_files, produce
+from worker.producer import Producer, as_image, batches, connect, flow, folder_images, picture_files, produce
 from worker.settings import LimitSettings
 
 

@@ -17,7 +17,7 @@ from redis.connection import UnixDomainSocketConnection as BlockingUnixDomainSoc
 
 from worker.errors import ConfigurationError, WorkerError
 from worker.message import Image
-from worker.producer.collecting import BATCH_BYTES, Collector, check
+from worker.producer.collecting import BATCH_BYTES, Collector, check, check_entry
 from worker.producer.flow import MAX_AHEAD, Flow, Retry, Steps
 from worker.settings import LimitSettings, RedisSettings
 from worker.streams.address import Address, address
@@ -83,11 +83,9 @@ class AsyncProducer:
         sent: Callable[[str, list[Image]], None] | None = None,
     ) -> None:
         self.client = client
-        self.linger = linger
         self.sent = sent
-        self._limits = limits or LimitSettings()
         self._flow = Flow(line, rate, max_ahead, retry, held)
-        self._collector = Collector(batch, batch_bytes)
+        self._collector = Collector(batch, batch_bytes, linger, limits)
         self._lingering: asyncio.Task[None] | None = None
         self._failure: WorkerError | None = None  # of what lingered; the next call raises it
         self._lock = asyncio.Lock()
@@ -99,7 +97,7 @@ class AsyncProducer:
     @property
     def unsent(self) -> list[Image]:
         """Images that `add` took and that are not in Redis, for certain; the next call sends those of full entries."""
-        return [image for images in (*self._collector.full, self._collector.held) for image in images]
+        return self._collector.unsent
 
     @property
     def uncertain(self) -> list[Image]:
@@ -108,14 +106,13 @@ class AsyncProducer:
 
     async def add(self, image: Image) -> None:
         """As Producer.add."""
-        check(image, self._limits)
+        check(image, self._collector.limits)
         async with self._lock:
             await self._send_full()
-            self._collector.add(image)
-            if self.linger is not None and self._collector.held == [image]:  # the first of an entry
+            if self._collector.add(image):
                 if self._lingering is not None:
                     self._lingering.cancel()
-                self._lingering = asyncio.create_task(self._linger(self.linger))
+                self._lingering = asyncio.create_task(self._linger())
             await self._send_full()
 
     async def flush(self) -> None:
@@ -126,8 +123,7 @@ class AsyncProducer:
 
     async def send(self, images: Sequence[Image]) -> str:
         """As Producer.send; gives the entry's id."""
-        for image in images:
-            check(image, self._limits)
+        check_entry(images, self._collector.limits)
         async with self._lock:
             return await self._send(images)
 
@@ -171,8 +167,8 @@ class AsyncProducer:
                 raise
             del self._collector.full[0]
 
-    async def _linger(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
+    async def _linger(self) -> None:
+        await asyncio.sleep(self._collector.linger or 0.0)
         async with self._lock:
             if self._lingering is not asyncio.current_task():  # its entry was filled, and another one is collected
                 return

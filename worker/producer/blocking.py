@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 from worker.errors import WorkerError
 from worker.message import Image
-from worker.producer.collecting import BATCH_BYTES, Collector, batches, check
+from worker.producer.collecting import BATCH_BYTES, Collector, batches, check, check_entry
 from worker.producer.flow import MAX_AHEAD, Flow, Retry, Steps
 from worker.settings import LimitSettings, RedisSettings
 from worker.streams.client import connect as _connect
@@ -65,11 +65,9 @@ class Producer:
         sent: Sent | None = None,
     ) -> None:
         self.client = client
-        self.linger = linger
         self.sent = sent
-        self._limits = limits or LimitSettings()
         self._flow = Flow(line, rate, max_ahead, retry, held)
-        self._collector = Collector(batch, batch_bytes)
+        self._collector = Collector(batch, batch_bytes, linger, limits)
         self._timer: Timer | None = None
         self._failure: WorkerError | None = None  # of the timer's thread; the next call raises it
         self._lock = RLock()
@@ -91,7 +89,7 @@ class Producer:
     @property
     def unsent(self) -> list[Image]:
         """Images that `add` took and that are not in Redis, for certain; the next call sends those of full entries."""
-        return [image for images in (*self._collector.full, self._collector.held) for image in images]
+        return self._collector.unsent
 
     @property
     def uncertain(self) -> list[Image]:
@@ -107,14 +105,13 @@ class Producer:
             RejectedError: a worker would refuse this image; it was not taken.
             WorkerError: as `send`, also of an entry that went out since the call before, because it had lingered.
         """
-        check(image, self._limits)
+        check(image, self._collector.limits)
         with self._lock:
             self._send_full(stop)  # of an earlier call that failed: what cannot be sent does not pile up
-            self._collector.add(image)
-            if self.linger is not None and self._collector.held == [image]:  # the first of an entry
+            if self._collector.add(image):
                 if self._timer is not None:
                     self._timer.cancel()
-                self._timer = Timer(self.linger, self._linger_over)
+                self._timer = Timer(self._collector.linger or 0.0, self._linger_over)
                 self._timer.daemon = True
                 self._timer.start()
             self._send_full(stop)
@@ -137,8 +134,7 @@ class Producer:
             RedisUnreachableError: it was lost before; nothing was added.
             WorkerError: Redis refused it; nothing was added.
         """
-        for image in images:
-            check(image, self._limits)
+        check_entry(images, self._collector.limits)
         with self._lock:
             entry: str | None = self._carry_out(self._flow.sending(images), stop)
             if entry is not None and self.sent is not None:

@@ -1,6 +1,6 @@
 """Images on their way into entries."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from worker.errors import ConfigurationError, RejectedError
@@ -16,22 +16,35 @@ class Collector:
     Attributes:
         full: entries that wait for being sent, oldest first.
         held: the images of the entry that is not full yet.
+        linger: seconds that the first of them may wait for the others; None: for as long as it takes.
     """
 
-    def __init__(self, count: int, size: int) -> None:
-        if count < 1 or size < 1:
-            raise ConfigurationError(f"{count} images and {size} bytes in an entry: expected at least 1 of each")
+    def __init__(self, count: int, size: int, linger: float | None = None, limits: LimitSettings | None = None) -> None:
+        self.limits = limits or LimitSettings()
+        if not 1 <= count <= self.limits.images_per_entry:
+            raise ConfigurationError(f"{count} images in an entry: expected 1 to {self.limits.images_per_entry}")
+        if not 1 <= size <= self.limits.entry_bytes:
+            raise ConfigurationError(f"{size} bytes in an entry: expected 1 to {self.limits.entry_bytes}")
+        if linger is not None and linger < 0:
+            raise ConfigurationError(f"linger {linger}: expected seconds, at least 0, or None")
         self.count = count
         self.size = size
+        self.linger = linger
         self.full: list[list[Image]] = []
         self.held: list[Image] = []
 
-    def add(self, image: Image) -> None:
+    @property
+    def unsent(self) -> list[Image]:
+        return [image for images in (*self.full, self.held) for image in images]
+
+    def add(self, image: Image) -> bool:
+        """Take an image; whether a time begins that it may linger: it is the first of its entry."""
         if self.held and self._bytes() + len(image.data) > self.size:
             self.close()
         self.held.append(image)
         if len(self.held) == self.count or self._bytes() >= self.size:
             self.close()
+        return self.linger is not None and len(self.held) == 1
 
     def close(self) -> None:
         """What is held becomes an entry, if anything is."""
@@ -54,6 +67,19 @@ def batches(images: Iterable[Image], size: int, batch_bytes: int = BATCH_BYTES) 
         yield collector.held
 
 
+def check_entry(images: Sequence[Image], limits: LimitSettings) -> None:
+    """As `check`, of all images of an entry, and of the entry."""
+    if len(images) > limits.images_per_entry:
+        raise RejectedError(
+            "too_many_images", f"{len(images)} images in one entry, at most {limits.images_per_entry} are accepted"
+        )
+    for image in images:
+        check(image, limits)
+    size = sum(len(image.data) for image in images)
+    if size > limits.entry_bytes:
+        raise RejectedError("too_large", f"entry of {size} bytes, at most {limits.entry_bytes} are accepted")
+
+
 def check(image: Image, limits: LimitSettings) -> None:
     """Find what would make the worker refuse an image, short of decoding it.
 
@@ -69,8 +95,10 @@ def check(image: Image, limits: LimitSettings) -> None:
         )
     try:
         (seen,) = decode_batch(encode_batch([replace(image, data=b"")]), limits)  # of the bytes only the size counts
+    except RejectedError as error:
+        raise RejectedError(error.reason, f"{name}: {error}") from None
     except (TypeError, ValueError, OverflowError) as error:  # msgpack knows no such value
-        raise RejectedError("wrong_shape", f"{name} cannot be packed: {error}") from None
+        raise RejectedError("wrong_shape", f"{name}: {error}") from None
     if isinstance(seen, Rejected):
         raise RejectedError(seen.reason, f"{name}: {seen.error}")
     if image.format == "raw" and image.shape is not None:

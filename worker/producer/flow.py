@@ -117,7 +117,7 @@ class Flow:
         assert self.retry is not None  # noqa: S101 - asked for only where there is one
         shown = yield from self._tried(lambda client: client.hget(self._prefix + "state", "unique_ids"))
         if isinstance(shown, LOST):
-            raise RedisUnreachableError(f"the connection to Redis was lost before the first entry: {shown}")
+            raise RedisUnreachableError(f"the connection to Redis was lost between two entries: {shown}")
         known = not isinstance(shown, redis.RedisError) and shown is not None  # refused: the caller's word counts
         if known and int(shown) < self.retry.window:
             raise ConfigurationError(

@@ -6,6 +6,7 @@ from importlib.resources import files
 from typing import Any
 
 import redis
+from redis.asyncio.sentinel import MasterNotFoundError as AsyncMasterNotFoundError
 from redis.sentinel import MasterNotFoundError, Sentinel
 
 from worker.errors import ConfigurationError, RedisUnreachableError
@@ -16,6 +17,7 @@ from worker.streams.cluster import Cluster
 OLDEST_VERSION = (6, 2)  # XAUTOCLAIM, XTRIM MINID
 
 CONNECTION_ERRORS = (redis.ConnectionError, redis.TimeoutError)
+NO_MASTER = (MasterNotFoundError, AsyncMasterNotFoundError)
 
 
 def connect(settings: RedisSettings, only_adds: bool = False) -> redis.Redis:
@@ -73,7 +75,9 @@ def _told(where: str, error: redis.RedisError) -> str:
             f"Redis at {where} shows a certificate that does not hold: {error}; set redis.ca_file to the CA that "
             "signed it, and name the host in redis.url as the certificate does"
         )
-    if isinstance(error, MasterNotFoundError):  # it does not say why a sentinel was passed over
+    if isinstance(
+        error, MasterNotFoundError | AsyncMasterNotFoundError
+    ):  # it does not say why a sentinel was passed over
         remedy = (
             "redis.url, or redis.ca_file where their certificates do not hold" if "rediss" in where else "redis.url"
         )

@@ -1,5 +1,6 @@
 """The master is the one that the sentinels name, also after another has become it."""
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,6 +14,7 @@ from tests.conftest import free_port
 from tests.servers import started
 from tests.worker.helpers import eventually
 from worker.errors import ConfigurationError, RedisUnreachableError
+from worker.producer import connect_async
 from worker.settings import RedisSettings
 from worker.streams.client import CONNECTION_ERRORS, connect
 
@@ -113,6 +115,13 @@ def test_a_sentinel_that_asks_for_a_password_gets_its_own(guarded: str, tmp_path
         client: Any = connect(settings(f"{guarded}?{login}"))
         assert client.xadd("stream", {"a": "1"})
         assert "of-the-sentinel" not in repr(client.connection_pool.connection_kwargs)
+        asyncio.run(added_in_a_loop(f"{guarded}?{login}"))
+
+
+async def added_in_a_loop(url: str) -> None:
+    client = await connect_async(url)
+    assert await client.xadd("stream", {"a": "1"})
+    await client.aclose()
 
 
 @pytest.mark.parametrize("login", ["", "?sentinel_password=hunter2", "?password=of-the-sentinel"])

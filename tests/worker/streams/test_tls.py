@@ -1,5 +1,6 @@
 """rediss:// against a real server with certificates made for the test."""
 
+import asyncio
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from tests.conftest import free_port
 from tests.servers import started
 from tests.worker.helpers import eventually
 from worker.errors import ConfigurationError, RedisUnreachableError
+from worker.producer import connect_async
 from worker.settings import RedisSettings
 from worker.streams.client import connect
 
@@ -90,6 +92,17 @@ def test_both_sides_show_their_certificates(port: int, certificates: Path) -> No
     client: Any = connect(settings(certificates, f"rediss://127.0.0.1:{port}/0"))
     assert client.xadd("stream", {"a": "b"})
     assert client.xlen("stream") == 1
+
+
+def test_so_does_the_client_of_an_event_loop(port: int, certificates: Path) -> None:
+    async def send() -> None:
+        client = await connect_async(settings(certificates, f"rediss://127.0.0.1:{port}/0"))
+        assert await client.xadd("stream", {"a": "b"})
+        await client.aclose()
+        with pytest.raises(RedisUnreachableError, match="certificate that does not hold"):
+            await connect_async(settings(certificates, f"rediss://127.0.0.1:{port}/0", "other.crt"))
+
+    asyncio.run(send())
 
 
 @pytest.mark.parametrize("ca", ["other.crt", ""])

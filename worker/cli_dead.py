@@ -12,20 +12,31 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from worker.cli_options import ConfigOption, JsonFlag, LineOption, UrlOption, line_of, printable, settings_of
+from worker.cli_options import ConfigOption, JsonFlag, LineOption, UrlOption, examples, line_of, printable, settings_of
 from worker.errors import AbsentError, ConfigurationError, ReplayError, WorkerError, one_line
+
+
+def complete_reason(incomplete: str) -> list[str]:
+    """For a shell: the reasons of that beginning."""
+    from worker.message import REASONS
+
+    return [reason for reason in REASONS if reason.startswith(incomplete)]
+
 
 dead = typer.Typer(no_args_is_help=True, help="Show, replay or purge the dead letters of a line.")
 
 LettersArgument = Annotated[list[str] | None, typer.Argument(metavar="LETTER", help="Names, as list shows them.")]
 AllFlag = Annotated[bool, typer.Option("--all", help="All of the line's letters, instead of LETTER.")]
-ReasonOption = Annotated[str | None, typer.Option("--reason", "-r", help="Only those of this reason.")]
+ReasonOption = Annotated[
+    str | None,
+    typer.Option("--reason", "-r", help="Only those of this reason.", autocompletion=complete_reason),
+]
 
 IMAGE_WIDTH = 16  # what is longer goes on in the next line
 GONE = "is gone meanwhile: replayed, purged or capped away"
 
 
-@dead.command("list")
+@dead.command("list", epilog=examples("dead list --line press-3", "dead list -l press-3 --reason truncated --json"))
 def list_letters(
     line: LineOption = None,
     config: ConfigOption = None,
@@ -54,7 +65,9 @@ def list_letters(
         typer.echo(f"the newest {len(rows)} of {of_all}; --count 0 shows all")
 
 
-@dead.command()
+@dead.command(
+    epilog=examples("dead show 1764150000000-0 --line press-3", "dead show 1764150000000-0 --payload part.jpg")
+)
 def show(
     letter: Annotated[str, typer.Argument(help="Its name, as list shows it.")],
     line: LineOption = None,
@@ -87,7 +100,7 @@ def show(
         typer.echo(f"{len(found.payload)} bytes written to {payload}")
 
 
-@dead.command()
+@dead.command(epilog=examples("dead replay 1764150000000-0 --line press-3", "dead replay --all --reason failed"))
 def replay(
     letters: LettersArgument = None,
     every: AllFlag = False,
@@ -119,7 +132,7 @@ def replay(
     typer.echo(f"{_counted(sent)} replayed into {streams.images}")
 
 
-@dead.command()
+@dead.command(epilog=examples("dead purge 1764150000000-0 --line press-3", "dead purge --all --reason truncated --yes"))
 def purge(
     letters: LettersArgument = None,
     every: AllFlag = False,

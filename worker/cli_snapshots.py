@@ -17,6 +17,7 @@ from worker.cli_options import (
     LineOption,
     TimeoutOption,
     UrlOption,
+    examples,
     line_of,
     printable,
     settings_of,
@@ -34,7 +35,7 @@ MARKS = {"committed": "*", "pinned": "p", "bad": "!"}
 LEGEND = "* committed   p pinned: never pruned   ! bad: set aside, not loaded"
 
 
-@snapshots.command("list")
+@snapshots.command("list", epilog=examples("snapshots list --config config.toml", "snapshots list -l press-3 --json"))
 def list_versions(
     line: LineOption = None, config: ConfigOption = None, redis: UrlOption = None, as_json: JsonFlag = False
 ) -> None:
@@ -60,7 +61,7 @@ def list_versions(
         typer.echo(f"committed is {committed}, which is not there: set snapshots.directory to where it lies")
 
 
-@snapshots.command()
+@snapshots.command(epilog=examples("snapshots verify --config config.toml"))
 def verify(
     line: LineOption = None, config: ConfigOption = None, redis: UrlOption = None, as_json: JsonFlag = False
 ) -> None:
@@ -83,7 +84,7 @@ def verify(
         typer.echo(f"{len(good)} versions in {store.directory}, each is whole")
 
 
-@snapshots.command()
+@snapshots.command(epilog=examples("snapshots pin 0000000003-0000000012 --line press-3"))
 def pin(
     version: VersionArgument, line: LineOption = None, config: ConfigOption = None, redis: UrlOption = None
 ) -> None:
@@ -93,7 +94,7 @@ def pin(
     typer.echo(f"{version} is pinned: it is kept until mhpc-worker snapshots unpin {version}")
 
 
-@snapshots.command()
+@snapshots.command(epilog=examples("snapshots unpin 0000000003-0000000012 --line press-3"))
 def unpin(
     version: VersionArgument, line: LineOption = None, config: ConfigOption = None, redis: UrlOption = None
 ) -> None:
@@ -103,7 +104,7 @@ def unpin(
     typer.echo(f"{version} is no longer pinned: it goes when snapshots.keep newer ones are there")
 
 
-@snapshots.command()
+@snapshots.command(epilog=examples("snapshots rollback 0000000003-0000000012 --line press-3"))
 def rollback(
     version: VersionArgument,
     by: ByOption,

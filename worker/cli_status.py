@@ -157,12 +157,14 @@ def status_table(rows: list[Row], per_second: dict[str, float] | None = None) ->
     headings = HEADINGS if per_second is None else (*HEADINGS[:-1], "/s", HEADINGS[-1])
     for heading in headings:
         justify: Literal["left", "right"] = "right" if heading in right else "left"
-        table.add_column(heading, justify=justify, no_wrap=heading not in names, overflow="fold")
+        table.add_column(
+            heading, justify=justify, no_wrap=heading not in names, overflow="fold", min_width=len(heading)
+        )
     for row in rows:
         cells = _cells(row)
         if per_second is not None:
             rate = per_second.get(row["line"])
-            cells.insert(-1, Text("-" if rate is None else f"{rate:.3g}"))
+            cells.insert(-1, Text("-" if rate is None else f"{rate:.{0 if rate >= 10 else 1}f}"))
         table.add_row(*cells)
     return table
 

@@ -1,11 +1,14 @@
 """What the keeper sees of a line that scores: the threshold that its scores ask for, and what people are shown."""
 
+import json
 import math
 import time
 from collections.abc import Iterable
 from typing import Any
 
 import msgpack
+import numpy as np
+from torch import Tensor
 
 from mhpc.core.calibration import Threshold
 from worker.line import PHASES, SCORING, Line
@@ -15,6 +18,7 @@ from worker.streams.line_streams import ANSWERING, LineStreams, entry_key, newes
 
 READ, PAGES = 500, 10  # results in one call, calls in one turn
 REFIT_EVERY = 64  # scores
+BINS = 24  # of calibration's scores, as people are shown them
 MOVED = 0.01  # share of the threshold: what is less is no news
 
 
@@ -81,8 +85,18 @@ def committed(line: Line, model: str, serving: Serving) -> dict[str, str]:
         "problem": "",
         "rate": repr(line.false_positive_rate),
         "rate_interval": "" if limit is None else f"{limit.rate_low:.4g} {limit.rate_high:.4g}",
+        "calibration": score_bins(line.calibration_scores),
         **shown(line),
     }
+
+
+def score_bins(scores: Tensor) -> str:
+    """How calibration's scores [N] lie, as JSON of some 200 bytes: BINS counts from `low` to `high`; "" for none."""
+    if not len(scores):
+        return ""
+    counts, edges = np.histogram(scores.numpy(), BINS)
+    low, high = (float(f"{edge:.6g}") for edge in (edges[0], edges[-1]))
+    return json.dumps({"low": low, "high": high, "counts": counts.tolist()}, separators=(",", ":"))
 
 
 def shown(line: Line) -> dict[str, str]:

@@ -1,5 +1,7 @@
 """The threshold follows the results of a line, whoever has written them, and across restarts."""
 
+import json
+
 import msgpack
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from worker.line import PAUSED, SCORING
 from worker.looking import Look
 from worker.message import Result, encode_result
 from worker.streams.line_streams import LineStreams
+from worker.watching import score_bins
 
 RISEN = 1.12  # times calibration's scores
 
@@ -163,3 +166,25 @@ def test_the_metric_for_drift_is_zero_while_nobody_watches(
     assert drift() == 3.0
     told(keeper, command)
     assert drift() == 0.0
+
+
+def test_calibrations_scores_are_shown_in_bins_from_the_commit_that_has_them(
+    make_keeper: MakeKeeper, streams: LineStreams
+) -> None:
+    keeper = trained(make_keeper, streams)
+    written = streams.state()["calibration"]
+    bins = json.loads(written)
+    scores = keeper.line.calibration_scores
+    assert (sum(bins["counts"]), len(bins["counts"])) == (len(scores), 24)
+    assert (bins["low"], bins["high"]) == pytest.approx((float(scores.min()), float(scores.max())), rel=1e-5)
+    assert len(written) < 400
+    assert told(keeper, "relearn")[0]
+    assert streams.state()["calibration"] == ""
+
+
+@pytest.mark.parametrize("scores", [torch.zeros(20), torch.rand(100_000) * 1e6])
+def test_bins_are_few_whatever_the_scores(scores: torch.Tensor) -> None:
+    bins = json.loads(score_bins(scores.double()))
+    assert (sum(bins["counts"]), len(bins["counts"])) == (len(scores), 24)
+    assert bins["low"] < bins["high"]
+    assert len(json.dumps(bins)) < 400

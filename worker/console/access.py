@@ -140,7 +140,9 @@ def _lines_of(path: Path) -> list[tuple[str, str]]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "it is not UTF-8 text"  # its own text would quote the bytes
-        raise ConfigurationError(f"console.tokens_file {path} cannot be read: {why}; expected lines NAME TOKEN") from None
+        raise ConfigurationError(
+            f"console.tokens_file {path} cannot be read: {why}; expected lines NAME TOKEN"
+        ) from None
     found = []
     for number, line in enumerate(lines, start=1):
         name, _, token = line.strip().partition(" ")

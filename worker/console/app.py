@@ -1,222 +1,28 @@
-"""The application: its routes, and what each answers."""
+"""The application: its routes, and what is said where something went wrong."""
 
 from collections.abc import Awaitable, Callable
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import redis
-from anyio import CapacityLimiter, to_thread
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from worker.console.access import CROSS_SITE, SESSION_SECONDS, Access, same_site
-from worker.console.asking import Asking, BadRequestError, asked, body_of
-from worker.console.events import FLEET_SECONDS, TICK_SECONDS, FleetTurns, LineTurns, Lookers
+from worker.console.access import Access
+from worker.console.asking import BadRequestError
+from worker.console.endpoints import Console
 from worker.console.guard import Guard, hosts_of
-from worker.console.lines import Lines, Watched
-from worker.console.pages import Pages, part_values
-from worker.console.parts import Kind, Part, find_part, image_of, is_key, neighbour
-from worker.console.pictures import SIDES, Drawn, heat_map, picture
-from worker.console.review import Reviewed
-from worker.console.rows import row
-from worker.console.source import AWAY, Source, why_unread
+from worker.console.source import AWAY, why_unread
 from worker.errors import RejectedError
 from worker.settings import Settings
 
 STATIC = Path(str(files("worker.console").joinpath("static")))
-KEPT_SECONDS = 3600  # that a browser may keep a picture: what an entry holds never changes
-KINDS: dict[str, Kind] = {"scores": "scores", "review": "review"}
-ORDERS = ("newest", "largest")
 
-
-class Console:
-    """All that the endpoints share."""
-
-    def __init__(self, settings: Settings, access: Access) -> None:
-        self.settings = settings
-        self.access = access
-        self.pages = Pages(access)
-        self.source = Source(settings.redis)
-        self.lines = Lines(self.source, [line.name for line in settings.lines])
-        self.lookers = Lookers()
-        self.asking = Asking()
-        self.drawn = Drawn()
-        self._reading = CapacityLimiter(12)
-        self._drawing = CapacityLimiter(2)
-
-    # -- looking -----------------------------------------------------------------------------------------------------
-
-    async def fleet(self, request: Request) -> Response:
-        if "token" in request.query_params:
-            return self.log_in(request, request.query_params["token"], "/")
-        rows = await self.read(lambda: [row(self.lines.watched(name)) for name in self.lines.names.get()])
-        return self.pages.page(request, "fleet.html", rows=rows)
-
-    async def line(self, request: Request) -> Response:
-        watched = await self.watched(request)
-        return self.pages.page(request, "line.html", row=await self.read(lambda: row(watched)))
-
-    async def part(self, request: Request) -> Response:
-        watched, kind, key = await self.watched(request), *_place(request)
-        order = request.query_params.get("order", ORDERS[0])
-        part, newer, older = await self.read(lambda: _beside(watched, kind, key, order))
-        if part is None:
-            gone = "Too old: review does not hold this part any more." if kind == "review" else (
-                "Too old: this result is no longer kept, or the entry holds none."
-            )
-            return self.pages.message(request, 404, "This part is gone", gone)
-        seen = await self.read(watched.recent.get)
-        values = part_values(part, seen)
-        return self.pages.page(
-            request, "part.html", line=watched.name, part=values, newer=newer, older=older, order=order,
-            state=(await self.read(lambda: row(watched)))["state"],
-        )  # fmt: skip
-
-    async def picture(self, request: Request) -> Response:
-        """The picture of a part: `thumb` or `full`."""
-        watched, kind, key = await self.watched(request), *_place(request)
-        size = request.path_params["size"]
-        if size not in SIDES:
-            raise HTTPException(404)
-
-        def draw() -> bytes:
-            streams = watched.streams
-            return picture(image_of(streams, _found(watched, kind, key), self.settings.limits), size, self.settings.limits)
-
-        return await self.draw((watched.name, kind, key, size), draw, "image/jpeg")
-
-    async def heat(self, request: Request) -> Response:
-        """The heat map of a part, clear where it is as it should be."""
-        watched, kind, key = await self.watched(request), *_place(request)
-
-        def draw() -> bytes:
-            return heat_map(_found(watched, kind, key).result or {})
-
-        return await self.draw((watched.name, kind, key, "heat"), draw, "image/png")
-
-    async def draw(self, of: tuple[str, ...], draw: Callable[[], bytes], media_type: str) -> Response:
-        try:
-            data = await to_thread.run_sync(lambda: self.drawn.get(of, draw), limiter=self._drawing)
-        except RejectedError as error:
-            return PlainTextResponse(f"{error}\n", 404)
-        headers = {"cache-control": f"private, max-age={KEPT_SECONDS}"}
-        return Response(data, media_type=media_type, headers=headers)
-
-    async def fleet_events(self, request: Request) -> Response:
-        return self.stream(FleetTurns(self.lines), FLEET_SECONDS)
-
-    async def line_events(self, request: Request) -> Response:
-        return self.stream(LineTurns(await self.watched(request)), TICK_SECONDS)
-
-    def stream(self, turns: Any, seconds: float) -> Response:
-        if self.lookers.full:
-            return PlainTextResponse("too many look at once\n", 503)
-        headers = {"x-accel-buffering": "no"}  # nginx is not to hold back what is live
-        return StreamingResponse(self.lookers.stream(turns, seconds), media_type="text/event-stream", headers=headers)
-
-    # -- changing ----------------------------------------------------------------------------------------------------
-
-    async def tell(self, request: Request) -> Response:
-        """A command to a line: JSON in, the keeper's answer out."""
-        who = self.access.who(request)
-        if refusal := self.access.refusal(request, who, request.headers.get("x-csrf-token", "")):
-            return JSONResponse({"ok": False, "text": refusal[1]}, refusal[0])
-        assert who is not None  # noqa: S101 - else it is refused
-        watched = await self.watched(request)
-        status, reply = await self.asking.tell(watched, who, *await asked(request))
-        return JSONResponse({**reply._asdict(), "by": who.name}, status)
-
-    async def login_page(self, request: Request) -> Response:
-        return self.pages.page(request, "login.html", problem="", next=_within(request.query_params.get("next", "/")))
-
-    async def login(self, request: Request) -> Response:
-        """A form with `token`, and `next`, the page to go on to."""
-        if not same_site(request):
-            return self.pages.message(request, 403, "Refused", CROSS_SITE)
-        form = parse_qs((await body_of(request)).decode(errors="replace"))
-        return self.log_in(request, form.get("token", [""])[0].strip(), _within(form.get("next", ["/"])[0]))
-
-    def log_in(self, request: Request, token: str, next_page: str) -> Response:
-        if self.access.name_of(token) is None:
-            return self.pages.page(request, "login.html", 401, problem="This token is not known.", next=next_page)
-        answer = RedirectResponse(next_page, 303)
-        forwarded = request.headers.get("x-forwarded-proto") if self.access.from_proxy(request) else None
-        answer.set_cookie(
-            self.access.cookie, self.access.session(token), max_age=SESSION_SECONDS, httponly=True,
-            samesite="strict", secure="https" in (request.url.scheme, forwarded),
-        )  # fmt: skip
-        return answer
-
-    async def logout(self, request: Request) -> Response:
-        if not same_site(request):
-            return self.pages.message(request, 403, "Refused", CROSS_SITE)
-        answer = RedirectResponse("/", 303)
-        answer.delete_cookie(self.access.cookie, httponly=True, samesite="strict")
-        return answer
-
-    # -- its own health ----------------------------------------------------------------------------------------------
-
-    async def healthz(self, _: Request) -> Response:
-        return PlainTextResponse("ok\n")
-
-    async def readyz(self, _: Request) -> Response:
-        try:
-            await self.read(self.lines.names.get)
-        except (redis.RedisError, *AWAY) as error:
-            return PlainTextResponse(f"{why_unread(error)}\n", 503)
-        return PlainTextResponse("ok\n")
-
-    # -- what they need ----------------------------------------------------------------------------------------------
-
-    async def read(self, read: Callable[[], Any]) -> Any:
-        """Redis is asked on a thread: the loop goes on."""
-        return await to_thread.run_sync(read, limiter=self._reading)
-
-    async def watched(self, request: Request) -> Watched:
-        found: Watched = await self.read(lambda: self.lines.watched(request.path_params["line"]))
-        return found
-
-
-def _place(request: Request) -> tuple[Kind, str]:
-    kind, key = request.path_params["kind"], request.path_params["key"]
-    if kind not in KINDS or not is_key(key):
-        raise HTTPException(404)
-    return KINDS[kind], key
-
-
-def _found(watched: Watched, kind: Kind, key: str) -> Part:
-    part = find_part(watched.streams, kind, key)
-    if part is None:
-        raise RejectedError("lost", "too old: it is no longer kept")
-    return part
-
-
-def _beside(watched: Watched, kind: Kind, key: str, order: str) -> tuple[Part | None, str | None, str | None]:
-    """A part, and the keys of those that the arrows lead to: before it, after it."""
-    part = find_part(watched.streams, kind, key)
-    if kind == "review" and order == "largest":
-        ranked = [p.key for p in sorted(watched.index.get().parts, key=_largest_first)]
-        place = ranked.index(key) if key in ranked else len(ranked)
-        return part, ranked[place - 1] if 0 < place < len(ranked) else None, next(iter(ranked[place + 1 :]), None)
-    return part, *(neighbour(watched.streams, kind, key, newer) for newer in (True, False))
-
-
-def _largest_first(part: Reviewed) -> tuple[float, str]:
-    return (-part.score / part.threshold if part.score is not None and part.threshold else 0.0, part.key)
-
-
-def _within(path: str) -> str:
-    """A page of this console to go on to; anything else would lead away."""
-    parts = urlsplit(path)
-    inside = path.startswith("/") and not path.startswith(("//", "/\\")) and not parts.scheme and not parts.netloc
-    return path if inside and path.isprintable() and path.isascii() else "/"
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 def make_app(settings: Settings, access: Access) -> Starlette:
@@ -241,7 +47,6 @@ def make_app(settings: Settings, access: Access) -> Starlette:
         return JSONResponse({"ok": False, "text": str(error)}, 400)
 
     part = "/lines/{line}/{kind}/{key}"
-    Endpoint = Callable[[Request], Awaitable[Response]]  # noqa: N806 - a type
     get: dict[str, Endpoint] = {
         "/": console.fleet,
         "/events": console.fleet_events,
@@ -254,7 +59,11 @@ def make_app(settings: Settings, access: Access) -> Starlette:
         part + "/heat.png": console.heat,
         part + "/{size}.jpg": console.picture,
     }
-    post: dict[str, Endpoint] = {"/login": console.login, "/logout": console.logout, "/lines/{line}/commands": console.tell}
+    post: dict[str, Endpoint] = {
+        "/login": console.login,
+        "/logout": console.logout,
+        "/lines/{line}/commands": console.tell,
+    }
     return Starlette(
         routes=[
             *(Route(path, endpoint, methods=["GET"]) for path, endpoint in get.items()),

@@ -72,7 +72,10 @@ class Asking:
         except redis.exceptions.NoPermissionError as error:
             status, reply = 403, Reply(False, _right_missing(line, error))
         except (redis.RedisError, *AWAY) as error:
-            status, reply = 503, Reply(False, f"Redis did not take it, or its answer was lost: {error}. See the log below.")
+            status, reply = (
+                503,
+                Reply(False, f"Redis did not take it, or its answer was lost: {error}"),
+            )
         log.info("asked", line=line.name, name=name, args=[cut(arg) for arg in args], by=who.name, **reply._asdict())
         line.journal.forget()
         line.status.forget()

@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class Cached(Generic[T]):
-    """What `read` gives, at most `seconds` old; an error stands for as long, so that an outage is not asked at by all."""
+    """What `read` gives, at most `seconds` old; an error stands for as long, so that not all wait out an outage."""
 
     def __init__(self, seconds: float, read: Callable[[], T]) -> None:
         self.seconds = seconds

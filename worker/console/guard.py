@@ -70,7 +70,8 @@ class Guard:
         asked = host_name(Headers(scope=scope).get("host", ""))
         if self.hosts and asked not in self.hosts:
             refused = PlainTextResponse(
-                f"This console is not {asked[:80]!r}. If it is to be reached by that name, add it to console.hosts.\n", 421
+                f"This console is not {asked[:80]!r}. If it is to be reached by that name, add it to console.hosts.\n",
+                421,
             )
             await refused(scope, receive, guarded)
             return

@@ -41,7 +41,9 @@ def _told(key: str, command: dict[str, Any], answer: dict[str, Any] | None) -> T
         ok, text = None, "no answer yet" if time.time() - ms / 1000 < 24 * 3600 else "no answer is kept"
     else:
         ok, text = answer.get("ok") is True, cut(str(answer.get("text", "")), 400)
-    return Told(ms, cut(str(command.get("by", ""))) or "?", cut(str(command.get("name", "not a command"))), shown, ok, text)
+    return Told(
+        ms, cut(str(command.get("by", ""))) or "?", cut(str(command.get("name", "not a command"))), shown, ok, text
+    )
 
 
 def _map(packed: bytes | None) -> dict[str, Any]:

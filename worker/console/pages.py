@@ -128,5 +128,3 @@ def _again(part: Part, seen: Seen) -> list[dict[str, Any]]:
         {"key": p.key, "ms": p.ms, "utc": _utc(p.ms), "score": number(p.score), "verdict": _verdict("", p.anomalous)}
         for p in same[:SEEN_AGAIN]
     ]
-
-

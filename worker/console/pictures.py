@@ -17,7 +17,10 @@ from worker.settings import LimitSettings
 SIDES = {"thumb": 320, "full": 1280}  # pixels, the longer side
 HEAT_SIDE = 384
 MAP_SIDE = 4096
-COOL, HOT = 0.7, 1.8  # patch scores, in thresholds, between which the heat map goes from clear to full; as in the report
+COOL, HOT = (
+    0.7,
+    1.8,
+)  # patch scores, in thresholds, between which the heat map goes from clear to full; as in the report
 STOPS = np.linspace(0, 1, 5)
 COLOURS = np.array([[96, 19, 110], [187, 55, 84], [237, 105, 37], [251, 180, 26], [252, 255, 164]])  # of inferno
 CACHE_BYTES = 32 * 1024 * 1024

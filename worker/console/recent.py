@@ -17,6 +17,8 @@ RATE_SECONDS = 10.0
 STALE_SECONDS = 5.0  # not looked at for so long, arrivals say nothing of the rate
 SHARE_OF = 500  # results that the share of anomalies is of
 
+Page = list[tuple[bytes, dict[bytes, bytes]]]
+
 
 class Point(NamedTuple):
     """One result. `key` is its id in the stream of scores, `ms` the time of that; None where nothing is known."""
@@ -91,7 +93,7 @@ class Recent:
         return sum(count for _, count in later) / span if span >= 1 else None
 
     def _fill(self) -> None:
-        pages, size, last = [], 0, "+"
+        pages, size, last = list[Page](), 0, "+"
         while len(pages) < KEPT // READ and size < FILL_BYTES:
             page = self.streams.client.xrevrange(self.streams.scores, max=last, count=READ)
             if not page:
@@ -114,7 +116,7 @@ class Recent:
                 return
         self._fill()  # what lies between is passed over, the newest counts
 
-    def _take(self, page: list[tuple[bytes, dict[bytes, bytes]]]) -> None:
+    def _take(self, page: Page) -> None:
         for entry, fields in page:
             if self.points and entry_key(self.points[-1].key) >= entry_key(entry.decode()):
                 continue
@@ -139,9 +141,7 @@ def point_of(key: str, result: dict[str, Any] | None) -> Point | None:
     """What a chart needs of a result; None of what is none. What has no sense in it is left out."""
     if result is None or not isinstance(result.get("id"), str):
         return None
-    score, threshold, latency = (
-        float(value) if finite(value := result.get(name)) else None for name in ("score", "threshold", "latency_ms")
-    )
+    score, threshold, latency = (number_of(result.get(name)) for name in ("score", "threshold", "latency_ms"))
     anomalous, model = result.get("anomalous"), result.get("model")
     return Point(
         key,
@@ -153,3 +153,8 @@ def point_of(key: str, result: dict[str, Any] | None) -> Point | None:
         cut(model) if isinstance(model, str) else None,
         latency,
     )
+
+
+def number_of(value: Any) -> float | None:
+    """What can be drawn, else None."""
+    return float(value) if finite(value) else None

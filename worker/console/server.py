@@ -9,6 +9,7 @@ import uvicorn
 from worker.console.access import Access
 from worker.console.app import make_app
 from worker.console.guard import is_loopback
+from worker.console.supervised import SupervisedServer
 from worker.http import bound
 from worker.settings import Settings
 
@@ -33,10 +34,10 @@ def serve(settings: Settings) -> None:
         server_header=False,
         timeout_graceful_shutdown=1,  # who looks on never hangs up by himself
     )
-    print(told(settings.console.host, port, access.one_time), flush=True)  # noqa: T201 - for the person who started it
+    print(address(settings.console.host, port, access.one_time), flush=True)  # noqa: T201 - for the person who started it
     before = {number: signal.signal(number, _pass) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        uvicorn.Server(config).run([listener])  # at its end it raises the signal again, for the handlers set here
+        SupervisedServer(config).run([listener])  # at its end it raises the signal again, for the handlers set here
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -47,11 +48,11 @@ def _pass(_signal: int, _frame: FrameType | None) -> None:
     """uvicorn has ended by it already."""
 
 
-def told(host: str, port: int, one_time: str) -> str:
+def address(host: str, port: int, one_time: str) -> str:
     """Where the page is."""
     name = "127.0.0.1" if host in ("0.0.0.0", "::", "localhost") else f"[{host}]" if ":" in host else host  # noqa: S104
     where = f"http://{name}:{port}/"
     if not one_time:
         return f"Console: {where}"
-    elsewhere = "" if is_loopback(host) else "; it is reached from elsewhere, too: set console.tokens_file, and TLS before it"
-    return f"Console: {where}?token={one_time}\nNo console.tokens are set: this link may press buttons until the console ends{elsewhere}"
+    told = f"Console: {where}?token={one_time}\nNo console.tokens are set: who has this link may press buttons"
+    return told if is_loopback(host) else f"{told}; others reach it, too: set console.tokens_file, and TLS before it"

@@ -35,7 +35,9 @@ class Source:
 def why_unread(error: Exception) -> str:
     """What a person is told where Redis did not give what was asked for."""
     if isinstance(error, redis.exceptions.NoPermissionError):
-        return f"Redis lets the console's user do too little: {error}; give it what deploy/redis/users.acl gives `reader`"
+        return (
+            f"Redis lets the console's user do too little: {error}; it needs what deploy/redis/users.acl gives `reader`"
+        )
     if isinstance(error, AWAY):
         return f"Redis is away: {error}. This page goes on by itself when it is back."
     return f"Redis refuses: {error}"

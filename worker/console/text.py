@@ -30,9 +30,10 @@ def number(value: Any, digits: int = 4) -> str:
         return NONE
     if value == 0:
         return "0"
-    if abs(value) >= 10**digits:
-        return f"{value:,.0f}"
-    return f"{value:.{max(0, digits - 1 - math.floor(math.log10(abs(value))))}f}" if abs(value) >= 0.001 else f"{value:.2g}"
+    if abs(value) < 0.001:
+        return f"{value:.2g}"
+    behind = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{behind}f}"
 
 
 def percent(share: float | None) -> str:

@@ -141,10 +141,10 @@ class Player:
         )
 
 
-def images_of(parts: Iterable[Part], suffix: str = "") -> Iterator[Image]:
+def images_of(parts: Iterable[Part]) -> Iterator[Image]:
     """The parts as they travel, each read when its turn comes."""
     for part in parts:
-        yield as_image(part.id + suffix, part.read())
+        yield as_image(part.id, part.read())
 
 
 class _Speed(ProgressColumn):

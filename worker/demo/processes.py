@@ -164,8 +164,16 @@ def started_worker(config: Path, log: Path) -> Iterator[Child]:
         yield child
 
 
+@contextmanager
+def started_console(config: Path, log: Path) -> Iterator[Child]:
+    """Start `python -m worker console` with this configuration."""
+    command = [sys.executable, "-m", "worker", "console", "--config", str(config)]
+    with _stopped_at_the_end(spawn("the console", command, log)) as child:
+        yield child
+
+
 def wait_until_ready(child: Child, port: int) -> None:
-    """Wait for the worker's /readyz."""
+    """Wait for the child's /readyz."""
     _wait_until(lambda: _ready(port), child)
 
 

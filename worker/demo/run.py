@@ -1,9 +1,8 @@
 """`mhpc-worker demo`: a private Redis, a worker in its own process, a camera, and a report of what the worker found."""
 
-import itertools
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,13 +26,11 @@ from worker.demo.processes import (
     wait_until_ready,
 )
 from worker.demo.report import write_report
+from worker.demo.serve import Page, opened, serve
 from worker.demo.table import figures_table
 from worker.errors import ConfigurationError, WorkerError
-from worker.message import Image
 from worker.producer import Producer, connect
 from worker.settings import ModelSettings
-
-SERVE_RATE = 10.0  # images per second with --serve where no rate is asked for
 
 
 @dataclass(frozen=True)
@@ -73,8 +70,9 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> Figures:
         private_redis(Path(name)) as url,
     ):
         port, config = free_port(), Path(name) / "config.toml"
-        config.write_text(worker_config(options, parts, url, port, Path(name)), encoding="utf-8")
-        with started_worker(config, Path(name) / "worker.log") as worker:
+        page = Page.of_this_run() if options.serve else None
+        config.write_text(worker_config(options, parts, url, port, Path(name), page), encoding="utf-8")
+        with started_worker(config, Path(name) / "worker.log") as worker, opened(page, config, console) as served:
             if options.images is None:
                 parts = _rendered_up_front(parts, worker, console)
             with console.status("The worker starts"):
@@ -83,8 +81,8 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> Figures:
             player = Player(Producer(client, LINE, rate=options.rate), Watch(client), worker)
             figures, verdicts = _play_all(player, parts, options, console)
             _publish(figures, verdicts, parts, options, notes, console)
-            if options.serve:
-                _serve(player, [part for part in parts if part.split == "test"], port, console)
+            if page and served:
+                serve(player, [part for part in parts if part.split == "test"], page, served, console)
     return figures
 
 
@@ -104,8 +102,10 @@ def _check(options: DemoOptions) -> None:
         raise ConfigurationError(f"--report {options.report}: not a folder that can be written: {error}") from None
 
 
-def worker_config(options: DemoOptions, parts: Sequence[Part], url: str, port: int, folder: Path) -> str:
-    """The worker's configuration file. JSON's strings and lists are TOML's."""
+def worker_config(
+    options: DemoOptions, parts: Sequence[Part], url: str, port: int, folder: Path, page: Page | None = None
+) -> str:
+    """The configuration file of the worker, and of the live page. JSON's strings and lists are TOML's."""
 
     def toml(value: object) -> str:
         return json.dumps(value, ensure_ascii=False)
@@ -124,6 +124,8 @@ def worker_config(options: DemoOptions, parts: Sequence[Part], url: str, port: i
         "streams": ["scores_max = 10000"],
         "http": ['host = "127.0.0.1"', f"port = {port}"],
     }
+    if page:
+        sections["console"] = [f"port = {page.port}", f"tokens = {{ {toml(page.user)} = {toml(page.token)} }}"]
     text = "\n".join(f"[{name}]\n" + "\n".join(lines) for name, lines in sections.items())
     return f'{text}\n[[lines]]\nname = "{LINE}"\n'
 
@@ -228,7 +230,7 @@ def _publish(
     console.print(f"Report: {page}", markup=False, highlight=False, soft_wrap=True)
     document = figures.as_json()
     _write_json(document, options)  # nothing of what was found is lost if the comparison fails
-    if options.backbones:
+    if options.backbones and not options.serve:  # it would keep the live page waiting
         own = ModelSettings(backbone=options.backbone, weights=options.weights, **_layers(options))
         with console.status("Comparing backbones"):
             compared = compare_backbones(own, parts)
@@ -243,27 +245,3 @@ def _write_json(document: dict[str, Any], options: DemoOptions) -> None:
 
 def _layers(options: DemoOptions) -> dict[str, Any]:
     return {"layers": options.layers} if options.layers else {}
-
-
-def _serve(player: Player, parts: Sequence[Part], port: int, console: Console) -> None:
-    """Go on playing the test parts, with fresh ids, until interrupted."""
-    console.print(f"Serving http://127.0.0.1:{port}/metrics, /healthz and /readyz; Ctrl-C ends it", highlight=False)
-    player.producer.rate = player.producer.rate or SERVE_RATE
-
-    def endless() -> Iterator[Image]:
-        for round_ in itertools.count(2):
-            yield from images_of(parts, f"#{round_}")
-
-    with progress_bars(console) as bars:
-        scored = bars.add_task("Scored", total=None)
-        anomalous = bars.add_task("Anomalous", total=None)
-
-        def seen(new: list[Result]) -> None:
-            bars.advance(scored, len(new))
-            bars.advance(anomalous, sum(bool(result["anomalous"]) for result in new))
-            player.watch.results.clear()
-
-        try:
-            player.play(endless(), done=lambda: False, seen=seen)
-        except KeyboardInterrupt:
-            console.print("Interrupted: ending the worker and Redis")

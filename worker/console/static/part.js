@@ -17,8 +17,14 @@ function gone() {
   byId("picture-gone").textContent = "The picture is not kept: only parts that were flagged or set aside keep theirs, the newest of them.";
 }
 
+// As large as the window has room for, whatever the camera's resolution and shape.
+function fit() {
+  byId("stack").style.setProperty("--ratio", String(picture.naturalWidth / picture.naturalHeight));
+}
+
 const picture = byId("picture");
-if (picture.complete && !picture.naturalWidth) gone();
+if (picture.complete) (picture.naturalWidth ? fit : gone)();
+picture.addEventListener("load", fit);
 picture.addEventListener("error", gone);
 const heat = byId("heat");
 if (heat) heat.addEventListener("error", () => heat.remove());

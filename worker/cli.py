@@ -19,6 +19,7 @@ from worker.cli_produce import produce
 from worker.cli_snapshots import snapshots
 from worker.cli_status import status
 from worker.cli_tail import tail
+from worker.cli_weights import weights
 from worker.errors import ConfigurationError, RedisUnreachableError, WorkerError, one_line
 
 RUN, LOOK, ACT, PREPARE = "Run", "Look", "Act", "Prepare"  # panels of the help
@@ -160,4 +161,5 @@ app.command(
     epilog=examples("produce pictures --line press-3 --rate 5", "produce pictures -c config.toml --loop"),
 )(produce)
 app.add_typer(config_commands, name="config", rich_help_panel=PREPARE)
+app.add_typer(weights, name="weights", rich_help_panel=PREPARE)
 app.command(rich_help_panel=PREPARE)(bench)

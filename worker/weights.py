@@ -1,11 +1,12 @@
 """Weights of a backbone as a file: fetched once, checked anywhere."""
 
 import hashlib
+import json
 import os
 import re
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -60,11 +61,8 @@ def fetch(backbone: str, output: Path) -> Weights:
     holds = begins is not None and taken.startswith(begins[1])
     source = _url(BackboneName(backbone))
     state = module.state_dict()
-    metadata = {
-        "format": "pt", "backbone": backbone, "source": source, "source_sha256": taken,
-        "sha256": hash_parameters(module),
-    }  # fmt: skip
-    content = save(state, metadata)
+    about = {"backbone": backbone, "source": source, "source_sha256": taken, "sha256": hash_parameters(module)}
+    content = save(state, {"mhpc": json.dumps(about)})  # one key: safetensors writes several in any order
     sha256 = _sha256(content)
     _write(output, content)
     _write(_beside(output), f"{sha256}  {output.name}\n".encode())
@@ -83,36 +81,40 @@ def verify(path: Path, backbone: str | None = None) -> Weights:
         ModelError: it is damaged, or of another backbone.
         ConfigurationError: neither the call nor the file names a backbone.
     """
-    content, metadata = _read(path)
+    content, about = _read(path)
     sha256, checked, missing = _sha256(content), list[str](), list[str]()
     if _beside(path).is_file():
         _compare(f"{_beside(path)} says", _beside(path).read_text(errors="replace").split()[:1], sha256, path)
         checked.append(f"its SHA-256 is that of {_beside(path)}")
     else:
         missing.append(f"no {_beside(path)} is there, so nobody knows its SHA-256")
-    name = backbone or metadata.get("backbone")
+    name = backbone or about.get("backbone")
     if not name:
         raise ConfigurationError(f"{path} does not say which backbone it is for; expected --backbone with its name")
     module = _loaded(name, path)
     checked.append(f"names and shapes of its tensors are those of {name}")
-    if "sha256" in metadata:
-        _compare("its metadata say", [metadata["sha256"]], hash_parameters(module), path)
+    if "sha256" in about:
+        _compare("its metadata say", [str(about["sha256"])], hash_parameters(module), path)
         checked.append("the SHA-256 of its values is that of its metadata")
     else:
         missing.append("its metadata hold no SHA-256 of its values: mhpc-worker weights fetch did not write it")
-    tensors, source = len(module.state_dict()), metadata.get("source", "")
+    tensors, source = len(module.state_dict()), about.get("source", "")
     return Weights(str(path), name, tensors, len(content), sha256, source, checked, missing)
 
 
-def _read(path: Path) -> tuple[bytes, dict[str, str]]:
+def _read(path: Path) -> tuple[bytes, dict[str, Any]]:
+    """The content, and what its metadata say of it; nothing where another program wrote them."""
     try:
         content = path.read_bytes()
         with safe_open(path, framework="pt") as file:
-            return content, file.metadata() or {}
+            about = json.loads((file.metadata() or {}).get("mhpc", "{}"))
     except OSError as error:
         raise ModelError(f"weights {path} cannot be read: {error.strerror or error}; name a safetensors file") from None
     except SafetensorError as error:
         raise ModelError(f"weights {path} are no safetensors file, or cut off: {error}; fetch them anew") from None
+    except ValueError:
+        raise ModelError(f"weights {path} are damaged: their metadata are no JSON; fetch or copy them anew") from None
+    return content, about if isinstance(about, dict) else {}
 
 
 def _loaded(backbone: str, path: Path) -> nn.Module:

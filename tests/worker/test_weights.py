@@ -73,7 +73,7 @@ def test_weights_are_downloaded_once_and_written_with_their_checksums(
     check = ["/usr/bin/sha256sum", "--check", "--status", f"{output.name}.sha256"]
     assert subprocess.run(check, cwd=tmp_path, check=False).returncode == 0
     with safe_open(output, framework="pt") as file:
-        metadata = file.metadata()
+        metadata = json.loads(file.metadata()["mhpc"])
     assert (metadata["backbone"], metadata["source"]) == (SMALL, published.as_uri())
     assert metadata["source_sha256"] == hashlib.sha256(published.read_bytes()).hexdigest()
     published.unlink()

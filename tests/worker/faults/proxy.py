@@ -42,8 +42,8 @@ class Link:
 class Proxy:
     """Listens on `port`, and passes on to the server at `target`, on the loopback.
 
-    It follows RESP2 with a reply to each request, as all but subscriptions are. `dropped` counts the replies that were
-    lost, `refused` the connections that a cut has turned away, `accepted` the others.
+    It follows RESP2 and RESP3 with a reply to each request, as all but subscriptions are. `dropped` counts the replies
+    that were lost, `refused` the connections that a cut has turned away, `accepted` the others.
     """
 
     def __init__(self, target: int) -> None:
@@ -184,8 +184,8 @@ def read_reply(stream: BinaryIO) -> bytes:
     if not head.endswith(b"\r\n"):
         return b""
     kind, size = head[:1], head[1:-2]
-    if kind == b"$" and size != b"-1":
+    if kind in (b"$", b"=") and size != b"-1":
         return head + stream.read(int(size) + 2)
-    if kind == b"*" and size != b"-1":
-        return head + b"".join(read_reply(stream) for _ in range(int(size)))
+    if kind in (b"*", b"~", b"%") and size != b"-1":
+        return head + b"".join(read_reply(stream) for _ in range(int(size) * (2 if kind == b"%" else 1)))
     return head

@@ -18,7 +18,7 @@ from worker.streams.line_streams import ANSWERING, LineStreams, entry_key, newes
 
 READ, PAGES = 500, 10  # results in one call, calls in one turn
 REFIT_EVERY = 64  # scores
-BINS = 24  # of calibration's scores, as people are shown them
+BINS = 24  # of calibration's scores at most, as people are shown them; fewer where these are few
 MOVED = 0.01  # share of the threshold: what is less is no news
 
 
@@ -91,10 +91,10 @@ def committed(line: Line, model: str, serving: Serving) -> dict[str, str]:
 
 
 def score_bins(scores: Tensor) -> str:
-    """How calibration's scores [N] lie, as JSON of some 200 bytes: BINS counts from `low` to `high`; "" for none."""
+    """How calibration's scores [N] lie, as JSON of some 200 bytes: equal bins' counts, `low` to `high`; "" for none."""
     if not len(scores):
         return ""
-    counts, edges = np.histogram(scores.numpy(), BINS)
+    counts, edges = np.histogram(scores.numpy(), min(BINS, round(2 * len(scores) ** (1 / 3))))  # Rice's rule
     low, high = (float(f"{edge:.6g}") for edge in (edges[0], edges[-1]))
     return json.dumps({"low": low, "high": high, "counts": counts.tolist()}, separators=(",", ":"))
 

@@ -88,8 +88,9 @@ class Access:
         header = self.settings.user_header
         if not header or not self.from_proxy(request):
             return ""
-        user = request.headers.get(header, "").strip()
-        return user if user.isprintable() else ""
+        users = request.headers.getlist(header)
+        user = users[0].strip() if len(users) == 1 else ""  # of two, one is what the client itself has sent
+        return user if user.isprintable() and len(user) <= 128 else ""
 
     def _name_of_session(self, cookie: str) -> str | None:
         ends, _, signature = cookie.partition(".")

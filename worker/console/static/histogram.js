@@ -20,9 +20,9 @@ export function histogram(canvas, empty) {
     if (!ready) return;
     const bins = binsOf(calibration, threshold, scores);
     const box = { left: 4, right: width - 4, top: 8, bottom: height - 1.7 * size };
-    const top = Math.max(...bins.then, ...bins.now) * 1.08;
+    const top = Math.max(...bins.then, ...bins.now.slice(0, -1)) * 1.15; // what lies beyond may stand out of the picture
     const step = (box.right - box.left) / bins.now.length;
-    const y = (share) => box.bottom - (share / top) * (box.bottom - box.top);
+    const y = (share) => box.bottom - Math.min(1, share / top) * (box.bottom - box.top);
     const x = (score) => box.left + ((score - bins.low) / bins.width) * step;
     bars(context, bins, box, step, y, threshold);
     outline(context, bins.then, box, step, y);
@@ -91,11 +91,12 @@ function baseline(context, bins, box, size, threshold, x) {
   context.fillStyle = colour("soft");
   context.textBaseline = "top";
   const y = box.bottom + 0.45 * size;
+  const beyond = Math.round(100 * bins.now.at(-1));
   const high = bins.low + bins.now.length * bins.width;
   context.textAlign = "left";
   context.fillText(number(bins.low), box.left, y);
   context.textAlign = "right";
-  context.fillText(`${number(high)} and more`, box.right, y);
+  context.fillText(`${number(high)} and more${beyond ? `: ${beyond} %` : ""}`, box.right, y);
   if (threshold === null || threshold > high) return;
   context.strokeStyle = colour("ink");
   context.lineWidth = 1.5;

@@ -24,7 +24,7 @@ export function localTimes(root = document) {
     const date = new Date(Number(time.dataset.ms));
     if (Number.isNaN(date.getTime())) continue;
     time.dateTime = date.toISOString();
-    time.textContent = date.toLocaleString(undefined, { dateStyle: "medium", timeStyle: "medium" });
+    time.textContent = "short" in time.dataset ? when(date) : date.toLocaleString(undefined, { dateStyle: "medium", timeStyle: "medium" });
   }
 }
 

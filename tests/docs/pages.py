@@ -1,0 +1,40 @@
+"""What stands in the docs: fenced blocks, the commands in them, and the commands within the text."""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SHELL = {"", "bash", "sh", "console", "shell"}
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+COMMENT = re.compile(r"(?:^|\s{2,})#.*$|^#.*$")
+WITHIN = re.compile(r"(?<!`)`((?:mhpc-worker|mhpc|make) [^`\n]+)`(?!`)")
+
+
+class Block(NamedTuple):
+    """A fenced block of a page; `where` is the page with the number of its first line."""
+
+    where: str
+    language: str
+    text: str
+
+
+def blocks(page: Path) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    return [
+        Block(f"{page.relative_to(ROOT)}:{text.count(chr(10), 0, match.start(2)) + 1}", match[1], match[2])
+        for match in FENCE.finditer(text)
+    ]
+
+
+def commands(block: Block) -> list[str]:
+    """The commands of a shell block: continued lines joined, comments and prompts left out, spaces made one."""
+    joined = re.sub(r"\\\n\s*", "", block.text)
+    lines = (COMMENT.sub("", line).removeprefix("$ ").strip() for line in joined.splitlines())
+    return [re.sub(r"\s+", " ", line) for line in lines if line]
+
+
+def within_text(page: Path) -> list[str]:
+    """The commands between backquotes outside of blocks."""
+    return WITHIN.findall(FENCE.sub("", page.read_text(encoding="utf-8")))

@@ -1,56 +1,108 @@
 """`mhpc-worker check`: all that a worker needs, tried one after the other."""
 
+import json
 import os
 import tempfile
-from collections.abc import Callable
-from typing import Any
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
+from worker.check_lines import NOTE, OK, Told, look_at_room, look_at_streams, look_at_versions
 from worker.errors import ConfigurationError, RedisUnreachableError, SnapshotError, WorkerError, one_line
 from worker.settings import Settings, line_configs
 from worker.streams.address import shown
 from worker.streams.client import OLDEST_VERSION, connect
 from worker.streams.rights import missing_rights
 
+if TYPE_CHECKING:
+    from worker.engine import Engine
 
-def run_checks(settings: Settings, console: Console) -> None:
+SKIPPED, FAILED = "-", "FAIL"
+STYLES = {OK: "green", NOTE: "yellow", FAILED: "bold red", SKIPPED: "dim"}
+PROBE_SECONDS = 2.0
+
+
+class Seen:
+    """What one item finds, and those after it need."""
+
+    client: Any = None
+    engine: "Engine | None" = None
+
+
+def run_checks(settings: Settings, console: Console, as_json: bool = False) -> None:
     """Print a checklist, each item with what was found or the remedy.
 
     Raises:
         WorkerError: the first item that failed, after all were tried; its exit code is the command's.
     """
-    items: list[tuple[str, Callable[[Settings], str]]] = [
-        ("lines", _lines),
-        ("redis", _redis),
-        ("snapshots", _snapshots),
-        ("http", _http),
-        ("device", _device),
-        ("model", _model),
-    ]
-    failures = []
-    for name, item in items:
-        try:
-            console.print(f"[green]ok  [/] {name:<10}", item(settings), soft_wrap=True)
-        except WorkerError as error:
-            failures.append(error)
-            console.print(f"[red]FAIL[/] {name:<10} see below", soft_wrap=True)
-    for further in failures[1:]:
-        Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {one_line(further)}", markup=False)
+    failures = list[WorkerError]()
+    for item, outcome, said in _looked_at(settings):
+        if isinstance(said, WorkerError):
+            failures.append(said)
+            outcome = FAILED
+        text = one_line(said)
+        if as_json:
+            code = said.exit_code if isinstance(said, WorkerError) else 0
+            typer.echo(json.dumps({"item": item, "outcome": outcome, "text": text, "exit_code": code}))
+        else:
+            _print(console, item, outcome, text)
     if failures:
         raise failures[0]
 
 
-def _lines(settings: Settings) -> str:
+def _looked_at(settings: Settings) -> Iterator[tuple[str, str, str | WorkerError]]:
+    seen = Seen()
+    items: dict[str, Callable[[Settings, Seen], Iterator[Told]]] = {
+        "lines": _lines,
+        "redis": _redis,
+        "streams": _streams,
+        "snapshots": _snapshots,
+        "http": _http,
+        "device": _device,
+        "model": _model,
+        "versions": _versions,
+        "disk": _disk,
+    }
+    for name, item in items.items():
+        try:
+            for outcome, said in item(settings, seen):
+                yield name, outcome, said
+        except WorkerError as error:
+            yield name, FAILED, error
+
+
+def _print(console: Console, item: str, outcome: str, text: str) -> None:
+    """Below each other on a terminal; elsewhere each on one line, however long."""
+    if not console.is_terminal:
+        console.print(f"{outcome:<4} {item:<10} {text}", soft_wrap=True, markup=False)
+        return
+    row = Table.grid(padding=(0, 1))
+    row.add_column(width=4)
+    row.add_column(width=10)
+    row.add_column(overflow="fold")
+    row.add_row(Text(outcome, STYLES[outcome]), item, Text(text))
+    console.print(row)
+
+
+def _lines(settings: Settings, _: Seen) -> Iterator[Told]:
     if not settings.lines:
         raise ConfigurationError('no lines: add a table [[lines]] with a name, such as name = "press-3"')
-    return ", ".join(
-        f"{line.name} (learns {line.learning.images}, calibrates {line.calibration.images}, bank {line.bank_size})"
-        for line in line_configs(settings)
+    yield (
+        OK,
+        ", ".join(
+            f"{line.name} (learns {line.learning.images}, calibrates {line.calibration.images}, bank {line.bank_size})"
+            for line in line_configs(settings)
+        ),
     )
 
 
-def _redis(settings: Settings) -> str:
+def _redis(settings: Settings, seen: Seen) -> Iterator[Told]:
     client: Any = connect(settings.redis)
     version = _version(client)
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_VERSION:
@@ -62,7 +114,8 @@ def _redis(settings: Settings) -> str:
                 f"the Redis user may not: {', '.join(missing)}, on keys mhpc:{{{line.name}}}:*; "
                 "grant it what deploy/redis/users.acl grants user worker"
             )
-    return f"{version} at {shown(settings.redis.url.get_secret_value())}"
+    seen.client = client
+    yield OK, f"{version} at {shown(settings.redis.url.get_secret_value())}, with all rights that a worker needs"
 
 
 def _version(client: Any) -> str:
@@ -71,7 +124,14 @@ def _version(client: Any) -> str:
     return str(hello[b"version"].decode())
 
 
-def _snapshots(settings: Settings) -> str:
+def _streams(settings: Settings, seen: Seen) -> Iterator[Told]:
+    if seen.client is None:
+        yield SKIPPED, "not looked at: redis comes first"
+    else:
+        yield from look_at_streams(settings, seen.client)
+
+
+def _snapshots(settings: Settings, _: Seen) -> Iterator[Told]:
     directory = settings.snapshots.directory
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -79,31 +139,86 @@ def _snapshots(settings: Settings) -> str:
             file.write(b"mhpc")
             file.flush()
             os.fsync(file.fileno())
-        free = os.statvfs(directory)
     except OSError as error:
-        raise SnapshotError(f"snapshots.directory {directory} cannot be written: {error}") from None
-    return f"{directory.resolve()}, {free.f_bavail * free.f_frsize / 1e9:.1f} GB free"
+        raise SnapshotError(
+            f"snapshots.directory {directory} cannot be written: {error}; mend its rights, or name another"
+        ) from None
+    yield OK, f"{directory.resolve()} can be written"
 
 
-def _http(settings: Settings) -> str:
+def _http(settings: Settings, _: Seen) -> Iterator[Told]:
     from worker.http import bound
 
-    with bound(settings.http) as socket:
-        host, port = socket.getsockname()[:2]
-    return f"{host}:{port} is free"
+    try:
+        with bound(settings.http) as socket:
+            host, port = socket.getsockname()[:2]
+    except ConfigurationError:
+        if not _worker_answers(settings):
+            raise
+        yield (
+            NOTE,
+            f"{settings.http.host}:{settings.http.port} is a worker's that runs; another needs another http.port",
+        )
+    else:
+        yield OK, f"{host}:{port} is free"
 
 
-def _device(settings: Settings) -> str:
+def _worker_answers(settings: Settings) -> bool:
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.http.host, settings.http.host)  # noqa: S104 - compared
+    host = f"[{host}]" if ":" in host else host
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with direct.open(f"http://{host}:{settings.http.port}/metrics", timeout=PROBE_SECONDS) as reply:
+            return b"mhpc_build_info" in reply.read()
+    except (OSError, ValueError):  # nobody, or somebody else
+        return False
+
+
+def _device(settings: Settings, _: Seen) -> Iterator[Told]:
     from worker.engine import pick_device
 
-    return str(pick_device(settings.worker.device))
+    yield OK, str(pick_device(settings.worker.device))
 
 
-def _model(settings: Settings) -> str:
+def _model(settings: Settings, seen: Seen) -> Iterator[Told]:
     from worker.engine import Engine, pick_device
     from worker.metrics import Metrics
 
+    model, weights = settings.model, _weights(settings)
+    seen.engine = Engine(model, pick_device(settings.worker.device), Metrics())
+    h, w = seen.engine.grid
+    yield OK, f"{model.backbone} ({weights}), {h} x {w} patches"
+
+
+def _weights(settings: Settings) -> str:
+    """Where they come from; a file's checksums are compared, where it has some."""
     model = settings.model
-    engine = Engine(model, pick_device(settings.worker.device), Metrics())
-    h, w = engine.grid
-    return f"{model.backbone} ({model.weights_source or 'its own weights'}), {h} x {w} patches"
+    source = model.weights_source
+    if source is None:
+        return "its own weights"
+    if source in ("bundled", "pretrained") or source.startswith("random:") or not Path(source).exists():
+        return source
+    from worker.weights import verify
+
+    return f"{source}; {', '.join(verify(Path(source), model.backbone).checked)}"
+
+
+def _versions(settings: Settings, seen: Seen) -> Iterator[Told]:
+    if seen.client is None or seen.engine is None:
+        yield SKIPPED, "not looked at: redis and model come first"
+    else:
+        yield from look_at_versions(settings, seen.client, seen.engine.fingerprint)
+
+
+def _disk(settings: Settings, seen: Seen) -> Iterator[Told]:
+    if not settings.snapshots.directory.is_dir():
+        yield SKIPPED, "not looked at: snapshots come first"
+        return
+    yield from look_at_room(settings, None if seen.engine is None else _features(seen.engine))
+
+
+def _features(engine: "Engine") -> int:
+    import torch
+
+    H, W = engine.settings.input_shape
+    return engine.forward([torch.zeros(3, H, W, dtype=torch.uint8)]).shape[2]

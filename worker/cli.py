@@ -10,8 +10,8 @@ import typer
 from rich.console import Console
 
 from worker.cli_bench import bench
-from worker.cli_console import console
 from worker.cli_config import config as config_commands
+from worker.cli_console import console
 from worker.cli_control import control
 from worker.cli_dead import dead
 from worker.cli_options import ConfigOption, JsonFlag, UrlOption, examples, settings_of
@@ -90,10 +90,24 @@ def run(config: ConfigOption = None, redis: UrlOption = None) -> None:
     epilog=examples("check --config config.toml", "check -c config.toml --json"),
 )
 def check(config: ConfigOption = None, redis: UrlOption = None, as_json: JsonFlag = False) -> None:
-    """Check configuration, Redis, snapshot folder, port, device and weights; exit code 0 if each is well."""
+    """Check all that a worker needs: a list of what was found, with the remedy where something is missing.
+
+    lines       those of the configuration
+    redis       reached, new enough, and with the rights that a worker needs
+    streams     keys of the right type, not behind what was learned, what waits
+    snapshots   the folder can be written
+    http        the port is free
+    device      is there
+    model       backbone and weights load; a file's checksums hold
+    versions    what was learned is there, and of this backbone
+    disk        room for the versions that are kept
+
+    A note is worth a look and fails nothing. The exit code is that of the first
+    item that failed. Nothing is changed, but that the snapshot folder is made.
+    """
     from worker.checks import run_checks
 
-    run_checks(settings_of(config, redis), Console(highlight=False))
+    run_checks(settings_of(config, redis), Console(highlight=False), as_json)
 
 
 @app.command(

@@ -1,4 +1,6 @@
 import io
+import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,11 @@ from rich.console import Console
 from tests.worker.helpers import small_settings
 from worker.checks import run_checks
 from worker.errors import ConfigurationError, DeviceError, ModelError, RedisUnreachableError, SnapshotError, WorkerError
-from worker.settings import Settings
+from worker.http import HttpServer, make_app
+from worker.metrics import Metrics
+from worker.settings import HttpSettings, Settings
 
+ITEMS = ("lines", "redis", "streams", "snapshots", "http", "device", "model", "versions", "disk")
 UNREACHABLE = {"url": "redis://user:hunter2@127.0.0.1:1/0"}
 
 
@@ -34,11 +39,9 @@ def sections(redis_url: str, tmp_path: Path) -> dict[str, Any]:
 def test_a_worker_that_can_run_is_told_so_item_by_item(sections: dict[str, Any], tmp_path: Path) -> None:
     lines, failure = checked(small_settings("press-3", "press-4", **sections))
     assert failure is None
-    assert [text.split()[:2] for text in lines] == [
-        ["ok", name] for name in ("lines", "redis", "snapshots", "http", "device", "model")
-    ]
+    assert [text.split()[:2] for text in lines] == [["ok", name] for name in ITEMS]
     whole = "\n".join(lines)
-    for part in ("press-3 (learns 16, calibrates 20, bank 200)", str(tmp_path / "snapshots"), "GB free", "cpu"):
+    for part in ("press-3 (learns 16, calibrates 20, bank 200)", str(tmp_path / "snapshots"), "MB free", "cpu"):
         assert part in whole
     assert "resnet18 (random:0), 8 x 8 patches" in whole
     assert list((tmp_path / "snapshots").iterdir()) == []
@@ -78,18 +81,18 @@ def test_no_lines_is_a_matter_of_configuration(sections: dict[str, Any]) -> None
     assert "[[lines]]" in str(failure)
 
 
-def test_all_items_are_tried_and_the_first_failure_counts(
-    sections: dict[str, Any], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_all_items_are_tried_each_failing_one_tells_its_remedy_and_the_first_counts(sections: dict[str, Any]) -> None:
     broken = {**sections, "redis": UNREACHABLE, "model": {"weights": "absent.safetensors"}}
     lines, failure = checked(small_settings(**broken))
-    assert [text.split()[0] for text in lines] == ["FAIL", "FAIL", "ok", "ok", "ok", "FAIL"]
+    marks = {text.split()[1]: text.split()[0] for text in lines}
+    assert [marks[name] for name in ITEMS] == ["FAIL", "FAIL", "-", "ok", "ok", "ok", "FAIL", "-", "ok"]
     assert isinstance(failure, ConfigurationError)
-    further = capsys.readouterr().err.splitlines()
-    assert [text.startswith("error: ") for text in further] == [True, True]
-    assert "127.0.0.1:1" in further[0]
-    assert "absent.safetensors" in further[1]
-    assert "hunter2" not in "".join([*lines, *further])
+    told = dict(zip(ITEMS, lines, strict=True))
+    assert "add a table [[lines]]" in told["lines"]
+    assert "redis://127.0.0.1:1/0 is not reached" in told["redis"]
+    assert "start it, or set redis.url" in told["redis"]
+    assert "absent.safetensors" in told["model"]
+    assert "hunter2" not in "".join(lines)
 
 
 def test_a_server_that_is_too_old_is_refused(sections: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,3 +100,40 @@ def test_a_server_that_is_too_old_is_refused(sections: dict[str, Any], monkeypat
     _, failure = checked(small_settings("press-3", **sections))
     assert isinstance(failure, RedisUnreachableError)
     assert "too old: 99.0 or newer is needed" in str(failure)
+
+
+# -- ports -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_port_that_a_worker_has_is_a_note_and_one_that_another_program_has_a_failure(
+    sections: dict[str, Any],
+) -> None:
+    server = HttpServer(HttpSettings(port=0), make_app(Metrics().registry, str, str))
+    server.start()
+    try:
+        lines, failure = checked(small_settings("press-3", **sections, http={"port": server.port}))
+    finally:
+        server.stop()
+    (http,) = (text for text in lines if text.split()[1] == "http")
+    assert (http.split()[0], failure) == ("note", None)
+    assert "is a worker's that runs" in http
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        taken.settimeout(0)  # it answers nobody
+        _, failure = checked(small_settings("press-3", **sections, http={"port": taken.getsockname()[1]}))
+    assert isinstance(failure, ConfigurationError)
+    assert "choose another http.port" in str(failure)
+
+
+# -- as JSON -----------------------------------------------------------------------------------------------------------
+
+
+def test_as_json_each_item_is_a_document_with_its_exit_code(
+    sections: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = small_settings("press-3", **{**sections, "model": {"weights": "absent.safetensors"}})
+    with pytest.raises(ModelError):
+        run_checks(settings, Console(), as_json=True)
+    rows = [json.loads(text) for text in capsys.readouterr().out.splitlines()]
+    assert [row["item"] for row in rows] == list(ITEMS)
+    assert {row["item"]: row["exit_code"] for row in rows if row["exit_code"]} == {"model": 4}
+    assert {row["outcome"] for row in rows} == {"ok", "FAIL", "-"}

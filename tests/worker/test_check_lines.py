@@ -1,0 +1,191 @@
+"""What `check` says of a line's keys and versions; the keys are a real server's, the versions real files."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+import torch
+
+from tests.worker.helpers import small_settings
+from worker.check_lines import NOTE, OK, largest_version, look_at_room, look_at_streams, look_at_versions, wrong_keys
+from worker.errors import ModelError, SnapshotError, WorkerError
+from worker.line import Line
+from worker.settings import Settings, line_configs
+from worker.snapshots import SnapshotStore, stem_of
+from worker.streams.line_streams import ANSWERING, LineStreams
+
+
+@pytest.fixture
+def settings(redis_url: str, tmp_path: Path, line: str) -> Settings:
+    return small_settings(line, redis={"url": redis_url}, snapshots={"directory": tmp_path})
+
+
+def put(streams: LineStreams, **state: str) -> None:
+    epoch, _ = streams.acquire("station-1#ab", 0)
+    streams.commit(epoch, state)
+
+
+def only(told: Any) -> tuple[str, Any]:
+    (found,) = told
+    return found  # type: ignore[no-any-return]  # what the checks yield
+
+
+# -- keys --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_line_that_is_new_or_waits_is_well(settings: Settings, client: redis.Redis, line: str) -> None:
+    assert only(look_at_streams(settings, client)) == (OK, f"{line} (new: a worker makes its stream)")
+    streams = LineStreams(client, line)
+    streams.ensure_groups()
+    put(streams, phase="scoring", applied_through="0-0")
+    client.xadd(streams.images, {"batch": b""})
+    outcome, text = only(look_at_streams(settings, client))
+    assert (outcome, text) in {(OK, f"{line} (scoring, waiting: {lag})") for lag in ("1", "unknown, before Redis 7.0")}
+
+
+@pytest.mark.parametrize(
+    ("key", "kind"),
+    [
+        ("images", "a stream"), ("scores", "a stream"), ("dead", "a stream"), ("review", "a stream"),
+        ("control", "a stream"), ("replies", "a stream"), ("state", "a hash"), ("attempts", "a hash"),
+        ("seen", "a hash"), ("seen-order", "a list"), ("lease", "a string"),
+    ],
+)  # fmt: skip
+def test_a_key_of_another_type_is_named_with_what_is_expected(
+    settings: Settings, client: redis.Redis, line: str, key: str, kind: str
+) -> None:
+    name = f"mhpc:{{{line}}}:{key}"
+    client.zadd(name, {"something": 1})
+    assert wrong_keys(LineStreams(client, line)) == [f"{name} is not {kind}"]
+    _, error = only(look_at_streams(settings, client))
+    assert isinstance(error, WorkerError)
+    assert f"{name} is not {kind}: another program's" in str(error)
+
+
+def test_a_stream_that_ends_before_what_was_learned_is_told_with_the_ways_out(
+    settings: Settings, client: redis.Redis, line: str
+) -> None:
+    streams = LineStreams(client, line)
+    streams.ensure_groups()
+    client.xadd(streams.images, {"batch": b""}, id="5-0")
+    put(streams, phase="scoring", applied_through="9-0")
+    _, error = only(look_at_streams(settings, client))
+    assert isinstance(error, WorkerError)
+    for part in ("ends at 5-0, before 9-0", f"mhpc-worker control {line} resync", f"DEL {streams.state_key}"):
+        assert part in str(error)
+
+
+def test_what_a_keeper_told_of_its_line_is_told(settings: Settings, client: redis.Redis, line: str) -> None:
+    put(LineStreams(client, line), problem="the line is stopped")
+    _, error = only(look_at_streams(settings, client))
+    assert str(error) == f"line {line}: the line is stopped"
+
+
+def test_a_group_that_is_gone_and_entries_that_nobody_answers_are_notes(
+    settings: Settings, client: redis.Redis, line: str
+) -> None:
+    streams = LineStreams(client, line)
+    client.xgroup_create(streams.images, ANSWERING, id="0", mkstream=True)
+    outcome, text = only(look_at_streams(settings, client))
+    assert (outcome, text) == (NOTE, f"{line}: no group mhpc-learn; a worker makes it again at the beginning")
+    streams.ensure_groups()
+    client.xadd(streams.images, {"batch": b""}, id="1000-0")  # in 1970
+    client.xreadgroup(ANSWERING, "somebody", {streams.images: ">"})
+    outcome, text = only(look_at_streams(settings, client))
+    assert (outcome, text.partition(", the oldest")[0]) == (NOTE, f"{line}: 1 entries are unanswered")
+
+
+def test_a_line_that_fails_hides_no_other(redis_url: str, tmp_path: Path, client: redis.Redis, line: str) -> None:
+    names = [f"{line}-{letter}" for letter in "abc"]
+    client.set(f"mhpc:{{{names[1]}}}:dead", "something else")
+    settings = small_settings(*names, redis={"url": redis_url}, snapshots={"directory": tmp_path})
+    (_, error), (outcome, text) = look_at_streams(settings, client)
+    assert isinstance(error, WorkerError)
+    assert outcome == OK
+    assert names[0] in str(text)
+    assert names[2] in str(text)
+
+
+# -- versions ----------------------------------------------------------------------------------------------------------
+
+
+def write(settings: Settings, line: str, stem: str, fingerprint: str = "f") -> SnapshotStore:
+    store = SnapshotStore(settings.snapshots.directory, line)
+    store.write(stem, {"a": torch.zeros(1000)}, {"fingerprint": fingerprint})
+    return store
+
+
+def test_versions_are_told_by_name(settings: Settings, client: redis.Redis, line: str) -> None:
+    assert only(look_at_versions(settings, client, "f")) == (OK, f"{line} (none yet)")
+    for seq in (1, 2):
+        write(settings, line, stem_of(1, seq))
+    put(LineStreams(client, line), model=stem_of(1, 2))
+    assert only(look_at_versions(settings, client, "f")) == (OK, f"{line} ({stem_of(1, 2)})")
+
+
+def test_a_version_that_is_committed_and_not_there_is_told(settings: Settings, client: redis.Redis, line: str) -> None:
+    put(LineStreams(client, line), model=stem_of(3, 1))
+    _, error = only(look_at_versions(settings, client, "f"))
+    assert isinstance(error, ModelError)
+    assert "holds no snapshot; set snapshots.directory to where it lies" in str(error)
+    write(settings, line, stem_of(2, 1))
+    outcome, text = only(look_at_versions(settings, client, "f"))
+    assert (outcome, text) == (NOTE, f"{line}: {stem_of(3, 1)} is committed, and not there; {stem_of(2, 1)} serves")
+
+
+def test_a_version_of_another_backbone_is_told(settings: Settings, client: redis.Redis, line: str) -> None:
+    write(settings, line, stem_of(1, 1), fingerprint="another")
+    _, error = only(look_at_versions(settings, client, "f"))
+    assert isinstance(error, ModelError)
+    assert "was learned with another backbone, weights, layers or input_shape" in str(error)
+
+
+# -- room --------------------------------------------------------------------------------------------------------------
+
+
+def with_room(settings: Settings, monkeypatch: pytest.MonkeyPatch, free: int) -> Settings:
+    real = os.statvfs(settings.snapshots.directory)
+    fields = list(real)
+    fields[1], fields[4] = 1, free  # f_frsize, f_bavail
+    monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result(fields))
+    return settings
+
+
+def test_room_is_for_all_versions_and_the_one_that_is_written(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = 4 * largest_version(line_configs(settings)[0], 384)
+    with_room(settings, monkeypatch, wanted)
+    outcome, text = only(look_at_room(settings, 384))
+    assert (outcome, text) == (OK, f"{wanted / 1e6:.0f} MB free, up to {wanted / 1e6:.0f} MB more are needed")
+    with_room(settings, monkeypatch, wanted - 1)
+    with pytest.raises(SnapshotError, match=r"free the disk, set snapshots\.directory to another, or lower"):
+        only(look_at_room(settings, 384))
+
+
+def test_what_lies_there_already_is_no_further_need(
+    settings: Settings, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = write(settings, line, stem_of(1, 1))
+    size = store.files()[0].stat().st_size
+    with_room(settings, monkeypatch, 3 * size)
+    assert only(look_at_room(settings, None))[0] == OK
+    with_room(settings, monkeypatch, 3 * size - 1)
+    with pytest.raises(SnapshotError, match=r"1 lines with 3 versions each need up to"):
+        only(look_at_room(settings, None))
+
+
+def test_no_version_is_larger_than_what_room_is_asked_for(settings: Settings) -> None:
+    config = line_configs(settings)[0].model_copy(update={"bank_size": 60})
+    line = Line(config, 0.99, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        line.learner.partial_fit(torch.randn(8, 36, 48, generator=generator))
+    assert len(line.learner.bank_ or ()) >= 60
+    tensors, metadata = line.state()
+    store = SnapshotStore(settings.snapshots.directory, line.name)
+    store.write(stem_of(1, 1), tensors, metadata)
+    size, most = store.files()[0].stat().st_size, largest_version(config, 48)
+    assert most / 4 < size <= most

@@ -1,0 +1,168 @@
+"""What `mhpc-worker check` looks at for each line: its keys in Redis, its versions on disk, the room for them."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import redis
+
+from worker.errors import ModelError, SnapshotError, WorkerError
+from worker.settings import LineConfig, Settings, line_configs
+from worker.snapshots import SnapshotStore
+from worker.streams.line_streams import ANSWERING, LEARNING, LineStreams, entry_key
+from worker.versions import gone_back
+
+OK, NOTE = "ok", "note"
+MB = 1e6
+
+Told = tuple[str, str | WorkerError]  # OK or NOTE, and what was found; an error is a failure whatever stands before it
+
+
+def learn_anew(settings: Settings, streams: LineStreams) -> str:
+    """How a person has a line begin again."""
+    return f"move {settings.snapshots.directory / streams.line} away and DEL {streams.state_key}"
+
+
+# -- keys --------------------------------------------------------------------------------------------------------------
+
+
+def look_at_streams(settings: Settings, client: Any) -> Iterator[Told]:
+    """Each line's keys: of the right type, not behind what was learned, groups there, how much waits."""
+    return _each(settings, lambda name: _keys(settings, LineStreams(client, name)))
+
+
+def _each(settings: Settings, look: Callable[[str], tuple[str, str]]) -> Iterator[Told]:
+    """What is to be said of lines one by one, and at last, together, those that are well."""
+    well = list[str]()
+    for line in settings.lines:
+        try:
+            outcome, text = look(line.name)
+        except WorkerError as error:
+            yield NOTE, error
+            continue
+        if outcome == OK:
+            well.append(text)
+        else:
+            yield outcome, text
+    if well:
+        yield OK, ", ".join(well)
+
+
+def _keys(settings: Settings, streams: LineStreams) -> tuple[str, str]:
+    if wrong := wrong_keys(streams):
+        raise WorkerError(
+            f"{', '.join(wrong)}: another program's, or another version's; rename them (redis-cli RENAME), or give the "
+            "line another name"
+        )
+    state = streams.state()
+    if problem := state.get("problem") or gone_back(
+        streams.line, streams.last_id(), state.get("applied_through") or "0-0", learn_anew(settings, streams)
+    ):
+        raise WorkerError(f"line {streams.line}: {problem}")
+    if not streams.client.exists(streams.images):
+        return OK, f"{streams.line} (new: a worker makes its stream)"
+    lag, pending, oldest = streams.backlog(ANSWERING)
+    groups = {info["name"].decode() for info in streams.client.xinfo_groups(streams.images)}
+    if missing := {ANSWERING, LEARNING} - groups:
+        where = state.get("done_through", "the beginning")
+        return NOTE, f"{streams.line}: no group {' and '.join(sorted(missing))}; a worker makes it again at {where}"
+    age = time.time() - entry_key(oldest)[0] / 1000 if oldest else 0.0
+    if age > settings.streams.claim_seconds:
+        return NOTE, f"{streams.line}: {pending} entries are unanswered, the oldest for {age:.0f} s: is a worker stuck?"
+    waiting = "unknown, before Redis 7.0" if lag is None else lag
+    return OK, f"{streams.line} ({state.get('phase', 'not opened yet')}, waiting: {waiting})"
+
+
+def wrong_keys(streams: LineStreams) -> list[str]:
+    """Those of a line's keys that hold something else than a worker puts there, with what is expected."""
+    client = streams.client
+    reads: dict[str, tuple[Callable[[str], Any], list[str]]] = {
+        "a stream": (
+            client.xlen,
+            [streams.images, streams.scores, streams.dead, streams.review, streams.control, streams.replies],
+        ),
+        "a hash": (lambda key: client.hget(key, "-"), [streams.state_key, streams.attempts, streams.seen]),
+        "a string": (client.get, [streams.lease]),
+        "a list": (client.llen, [streams.seen_order]),
+    }
+    return [f"{key} is not {kind}" for kind, (read, keys) in reads.items() for key in keys if _is_wrong(read, key)]
+
+
+def _is_wrong(read: Callable[[str], Any], key: str) -> bool:
+    try:
+        read(key)
+    except redis.ResponseError as error:
+        if "WRONGTYPE" in str(error):
+            return True
+        raise WorkerError(f"Redis refuses {key}: {error}") from None
+    return False
+
+
+# -- disk --------------------------------------------------------------------------------------------------------------
+
+
+def look_at_versions(settings: Settings, client: Any, fingerprint: str) -> Iterator[Told]:
+    """Each line's version: there, and learned with the backbone that is configured."""
+
+    def look(name: str) -> tuple[str, str]:
+        store, streams = SnapshotStore(settings.snapshots.directory, name), LineStreams(client, name)
+        return _version(store, streams, fingerprint, learn_anew(settings, streams))
+
+    return _each(settings, look)
+
+
+def _version(store: SnapshotStore, streams: LineStreams, fingerprint: str, anew: str) -> tuple[str, str]:
+    name, stems, committed = streams.line, store.stems(), streams.state().get("model", "")
+    if committed and not stems:
+        raise ModelError(
+            f"line {name}: version {committed} is committed, and {store.directory.resolve()} holds no snapshot; set "
+            f"snapshots.directory to where it lies, or learn anew: {anew}"
+        )
+    if not stems:
+        return OK, f"{name} (none yet)"
+    serves = committed if committed in stems else stems[-1]
+    (path,) = (path for path in store.files() if path.name == f"{serves}.safetensors")
+    if store.about(path).get("fingerprint") not in (fingerprint, None):
+        raise ModelError(
+            f"line {name}: {path} was learned with another backbone, weights, layers or input_shape; restore those, or "
+            f"learn anew: {anew}"
+        )
+    if committed and serves != committed:
+        return NOTE, f"{name}: {committed} is committed, and not there; {serves} serves"
+    return OK, f"{name} ({serves})"
+
+
+def look_at_room(settings: Settings, features: int | None) -> Iterator[Told]:
+    """Whether the disk has room for all the versions that are kept, and for one more that is being written."""
+    directory = settings.snapshots.directory
+    lines = line_configs(settings)
+    stores = {line.name: SnapshotStore(directory, line.name) for line in lines}
+    there = sum(path.stat().st_size for store in stores.values() for path in store.files())
+    wanted = (settings.snapshots.keep + 1) * sum(_largest(line, stores[line.name], features) for line in lines)
+    disk = os.statvfs(directory)
+    free = disk.f_bavail * disk.f_frsize
+    if free + there < wanted:
+        raise SnapshotError(
+            f"{directory.resolve()} has {free / MB:.0f} MB free, and {len(lines)} lines with {settings.snapshots.keep} "
+            f"versions each need up to {(wanted - there) / MB:.0f} MB more; free the disk, set snapshots.directory to "
+            "another, or lower snapshots.keep or model.bank_size"
+        )
+    yield OK, f"{free / MB:.0f} MB free, up to {max(0, wanted - there) / MB:.0f} MB more are needed"
+
+
+def _largest(line: LineConfig, store: SnapshotStore, features: int | None) -> int:
+    """Without a backbone nobody knows the number of features: then as large as those that there are."""
+    if features is None:
+        return max((path.stat().st_size for path in store.files()), default=0)
+    return largest_version(line, features)
+
+
+def largest_version(line: LineConfig, features: int) -> int:
+    """Bytes of one of a line's versions, at most.
+
+    Anchors, their Z images and the means of pictures that they were born from, in float32, and what is kept of each;
+    the means of calibration's pictures; scatter in float64 and whitening; what is there whatever the line is.
+    """
+    anchors = 5 * line.bank_size // 4
+    return anchors * (3 * 4 * features + 64) + 4 * features * line.calibration.images + 12 * features**2 + 100_000

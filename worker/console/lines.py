@@ -10,8 +10,8 @@ from worker.console.cached import Cached
 from worker.console.journal import Told, journal
 from worker.console.recent import Recent, Seen
 from worker.console.review import Index, Shown
-from worker.console.source import Source, why_unread
-from worker.errors import RedisUnreachableError, RejectedError
+from worker.console.source import Source
+from worker.errors import RejectedError
 from worker.settings import LINE_NAME
 from worker.streams.line_streams import LineStreams
 from worker.views import known_lines, line_status
@@ -33,7 +33,7 @@ class Watched:
         self.recent = Cached(LIVE_SECONDS, self._read_recent)
         self.index = Cached(STATUS_SECONDS, self._read_index)
         self.status = Cached(STATUS_SECONDS, self._read_status)
-        self.journal = Cached[list[Told]](STATUS_SECONDS, lambda: journal(self.streams))
+        self.journal = Cached(STATUS_SECONDS, self._read_journal)
 
     @property
     def streams(self) -> LineStreams:
@@ -42,22 +42,34 @@ class Watched:
 
     def _read_recent(self) -> Seen:
         self._recent = self._recent or Recent(self.streams)
-        return self._recent.refresh()
+        return unless_of_another_type(self._recent.refresh, Seen((), 0, 0, None))
 
     def _read_index(self) -> Shown:
         self._index = self._index or Index(self.streams)
-        return self._index.refresh()
+        return unless_of_another_type(self._index.refresh, Shown((), 0))
+
+    def _read_journal(self) -> list[Told]:
+        return unless_of_another_type(lambda: journal(self.streams), list[Told]())
 
     def _read_status(self) -> Status:
-        """line_status, with the bins of calibration's scores; a key of another type is the line's problem."""
+        """line_status, with the bins of calibration's scores; a value that is none is the line's problem."""
+        client, key = self._source.client, self.streams.state_key
         try:
-            status = line_status(self._source.client, self.name)
-            status["calibration"] = self.streams.state().get("calibration", "")
-        except (redis.exceptions.NoPermissionError, redis.ConnectionError, redis.TimeoutError):
-            raise
-        except (redis.ResponseError, ValueError) as error:
+            status = line_status(client, self.name)
+        except ValueError as error:
             return {"line": self.name, "problem": f"what Redis holds of it cannot be read: {error}"}
+        status["calibration"] = unless_of_another_type(lambda: client.hget(key, "calibration"), b"")
         return status
+
+
+def unless_of_another_type(read: Callable[[], T], otherwise: T) -> T:
+    """What a key holds; nothing where it is of another type: line_status tells that, and the rest is there to see."""
+    try:
+        return read()
+    except redis.ResponseError as error:
+        if "WRONGTYPE" not in str(error):
+            raise
+        return otherwise
 
 
 class Lines:
@@ -84,11 +96,3 @@ class Lines:
         with self._lock:
             self._watched = {name: line for name, line in self._watched.items() if name in names}
         return names
-
-
-def reading(read: Callable[[], T]) -> tuple[T | None, str]:
-    """What it gives, or None and why not, for people."""
-    try:
-        return read(), ""
-    except (redis.RedisError, RedisUnreachableError) as error:
-        return None, why_unread(error)

@@ -141,7 +141,7 @@ def calibration(status: Status) -> dict[str, Any] | None:
     try:
         bins = json.loads(status.get("calibration") or "null")
         low, high, counts = bins["low"], bins["high"], bins["counts"]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None
     whole = isinstance(counts, list) and 0 < len(counts) <= 200 and all(finite(c) and c >= 0 for c in counts)
     if not (whole and finite(low) and finite(high) and low < high and sum(counts)):

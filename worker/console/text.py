@@ -63,7 +63,10 @@ def finite(value: Any) -> bool:
 
 def meta_text(meta: Any) -> str:
     """An image's meta for people; bytes as a count of them."""
-    text = json.dumps(meta, indent=2, ensure_ascii=False, default=_told)
+    try:
+        text = json.dumps(meta, indent=2, ensure_ascii=False, default=_told, skipkeys=True)
+    except RecursionError:
+        return "It is nested too deep to be shown."
     return text if len(text) <= META_SHOWN else text[:META_SHOWN] + f"\n… ({len(text):,} characters, cut here)"
 
 

@@ -1,0 +1,139 @@
+"""A live page to ask, and a line with results, parts in review and commands to look at."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import numpy as np
+import redis
+
+from tests.worker.helpers import encoded, picture
+from worker.console.access import Access
+from worker.console.app import make_app
+from worker.http import HttpServer
+from worker.message import Image, Result, encode_result
+from worker.settings import HttpSettings, Settings
+from worker.streams.line_streams import ANSWERING, LineStreams
+from worker.streams.review import review_part
+
+TOKEN = "ann-has-this-token"  # noqa: S105 - of these tests alone
+BEARER = {"authorization": f"Bearer {TOKEN}"}
+MODEL = "0000000001-0000000002"
+
+Event = tuple[str, Any]
+
+
+class Site:
+    """The page on a port of its own, and a browser's manners towards it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.access = Access(settings.console, 1)
+        self.server = HttpServer(HttpSettings(port=0), make_app(settings, self.access))
+        self.url = f"http://127.0.0.1:{self.server.port}"
+        self.browser = httpx.Client(base_url=self.url, timeout=60)
+
+    def __enter__(self) -> "Site":
+        self.server.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.browser.close()
+        self.server.stop()
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        return self.browser.get(path, **options)
+
+    def log_in(self) -> None:
+        assert self.browser.post("/login", data={"token": TOKEN}).status_code == 303
+
+    def tell(self, line: str, name: str, *args: str, headers: dict[str, str] | None = None) -> httpx.Response:
+        body = {"name": name, "args": list(args)}
+        return self.browser.post(f"/lines/{line}/commands", json=body, headers=BEARER if headers is None else headers)
+
+    @contextmanager
+    def events(self, path: str) -> Iterator[Iterator[Event]]:
+        """What the page is told, event by event."""
+        with self.browser.stream("GET", path) as answer:
+            assert answer.headers["content-type"].startswith("text/event-stream")
+            yield _events(answer.iter_lines())
+
+
+def _events(lines: Iterator[str]) -> Iterator[Event]:
+    name = ""
+    for text in lines:
+        if text.startswith("event: "):
+            name = text.removeprefix("event: ")
+        elif text.startswith("data: "):
+            yield name, json.loads(text.removeprefix("data: "))
+
+
+def first(events: Iterator[Event], name: str, seconds: float = 60) -> Any:
+    """What the first event of this name carries."""
+    deadline = time.monotonic() + seconds
+    for found, value in events:
+        if found == name:
+            return value
+        assert time.monotonic() < deadline
+    raise AssertionError("the stream ended")
+
+
+class Filled:
+    """A line as a worker leaves it in Redis; anything may be added."""
+
+    def __init__(self, client: redis.Redis, line: str) -> None:
+        self.client: Any = client
+        self.line = line
+        self.streams = LineStreams(client, line)
+        self.streams.ensure_groups()
+        self.state(phase="scoring", model=MODEL, threshold="2.0", rate="0.01", drift="0.25", progress="")
+        self.client.set(self.streams.lease, "station-1#a", px=60_000)
+
+    def state(self, **fields: str) -> None:
+        self.client.hset(self.streams.state_key, mapping=fields)
+
+    def result(self, identity: str = "a", score: float | None = 1.0, entry: str = "1-0", **changes: Any) -> str:
+        """Publish a result; returns its key."""
+        heat = None if score is None else np.linspace(0, 2 * score, 16, dtype=np.float32).reshape(4, 4)
+        anomalous = None if score is None else score > 2.0
+        known: dict[str, Any] = {
+            "line": self.line, "entry": entry, "id": identity, "phase": "scoring", "model": MODEL, "score": score,
+            "threshold": 2.0, "anomalous": anomalous, "provisional": False, "ts": 1.7e9, "latency_ms": 12.5,
+            "map": heat, "meta": None,
+        }  # fmt: skip
+        return self.put("scores", result=encode_result(Result(**{**known, **changes})))
+
+    def flagged(self, identity: str = "bad", score: float = 5.0, image: Image | None = None, **changes: Any) -> str:
+        """Publish an anomalous result and put its part into review; returns the key there."""
+        image = image or Image(identity, "png", encoded(picture()))
+        self.result(identity, score, "7-0", **changes)
+        return self.reviewed(image, score)
+
+    def reviewed(self, image: Image, score: float | None, why: str = "anomalous") -> str:
+        part = review_part("7-0", image, why, score, 2.0, MODEL)
+        return self.put("review", **part._asdict())
+
+    def put(self, stream: str, **fields: Any) -> str:
+        key: bytes = self.client.xadd(f"mhpc:{{{self.line}}}:{stream}", fields)
+        return key.decode()
+
+    def junk(self, stream: str, field: str) -> None:
+        """What anybody may write there."""
+        for value in (
+            b"",
+            b"\xc1",
+            b"\x01",
+            b"\x90",
+            b"\x80",
+            b"\x81\xa2id\x01",
+            b"\x81\x91\x01\x02",
+            b"\x81\xa2id\x91\x01",
+        ):
+            self.put(stream, **{field: value})
+        self.put(stream, other=b"field")
+
+    @property
+    def lag(self) -> int:
+        return int(self.streams.backlog(ANSWERING).pending)

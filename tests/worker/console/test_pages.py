@@ -1,0 +1,277 @@
+"""What a person sees, and what a page makes of what anybody may have put into Redis."""
+
+import html
+import io
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+
+import httpx
+import msgpack
+import numpy as np
+import pytest
+from PIL import Image as Pillow
+
+from tests.worker.console.site import MODEL, Filled, Site, first
+from tests.worker.helpers import encoded, picture
+from worker.message import Image
+from worker.streams.control import COMMANDS
+
+MARKUP = "\"><script>alert(1)</script><img src=x onerror=alert(1)>'{{7*7}}"
+HUGE = "x" * 1_000_000
+
+
+def test_all_lines_are_shown_with_their_figures(site: Site, filled: Filled) -> None:
+    for score in (1.0, 1.1, 3.0, 1.2):
+        filled.result(score=score)
+    page = site.get("/").text
+    card = page[page.index(f'id="line-{filled.line}"') :]
+    card = card[: card.index("</li>")]
+    for text in (f"/lines/{filled.line}", "scoring", "25 %", "2.000", "0.25", "station-1"):
+        assert text in card
+    assert "no keeper" not in card
+
+
+def test_a_line_that_stopped_says_why_and_one_without_a_keeper_says_so(site: Site, filled: Filled) -> None:
+    filled.client.delete(filled.streams.lease)
+    page = site.get(f"/lines/{filled.line}").text
+    assert "no keeper" in page
+    assert "No worker keeps this line" in page
+    filled.state(problem="its stream went back: resync it")
+    page = site.get(f"/lines/{filled.line}").text
+    assert "its stream went back: resync it" in page
+    assert 'data-state="stopped"' in page
+
+
+@pytest.mark.parametrize("stream", ["state", "scores", "review", "control", "dead", "lease"])
+def test_a_key_of_another_type_is_the_lines_problem_and_hides_nothing_else(
+    site: Site, filled: Filled, stream: str
+) -> None:
+    key = f"mhpc:{{{filled.line}}}:{stream}"
+    filled.client.delete(key)
+    filled.client.sadd(key, "a set")
+    pages = site.get("/"), site.get(f"/lines/{filled.line}")
+    assert [page.status_code for page in pages] == [200, 200]
+    told = stream not in ("review", "control")  # which `status` does not look at
+    assert ("holds something else than its name says" in pages[1].text) is told
+    with site.events(f"/lines/{filled.line}/events") as events:
+        assert first(events, "journal") == []
+
+
+def test_a_configured_line_is_shown_before_it_has_a_stream(open_site: Callable[..., Site], line: str) -> None:
+    site = open_site(lines=[{"name": line}])
+    assert f'id="line-{line}" data-line="{line}" data-state="waiting"' in site.get("/").text
+    page = site.get(f"/lines/{line}")
+    assert page.status_code == 200
+    assert "No worker has opened this line yet" in page.text
+
+
+def test_a_part_shows_its_picture_scores_version_and_times(site: Site, filled: Filled) -> None:
+    key = filled.flagged("part-7", 5.0, meta={"camera": "left", "raw": b"\x00\x01"})
+    page = site.get(f"/lines/{filled.line}/review/{key}").text
+    times = ("2023-11-14 22:13:20 UTC", "1970-01-01 00:00:00 UTC", "12 ms")
+    for text in ("part-7", "anomalous", "5.000", "2.50 times the threshold", MODEL, *times, "camera", "2 bytes"):
+        assert text in page
+    for name, size in (("full.jpg", (48, 40)), ("thumb.jpg", (48, 40)), ("heat.png", (384, 384))):
+        answer = site.get(f"/lines/{filled.line}/review/{key}/{name}")
+        assert Pillow.open(io.BytesIO(answer.content)).size == size
+        assert "max-age" in answer.headers["cache-control"]
+
+
+def test_raw_pictures_are_shown_and_large_ones_made_small(site: Site, filled: Filled) -> None:
+    grey = filled.flagged("grey", image=Image("grey", "raw", bytes(range(200)) * 50, (100, 100, 1)))
+    large = filled.flagged("large", image=Image("large", "jpeg", encoded(picture(1, 1500, 3000), "JPEG")))
+    sizes = {}
+    for key in (grey, large):
+        for name in ("thumb", "full"):
+            answer = site.get(f"/lines/{filled.line}/review/{key}/{name}.jpg")
+            sizes[key, name] = Pillow.open(io.BytesIO(answer.content)).size
+    assert list(sizes.values()) == [(100, 100), (100, 100), (320, 160), (1280, 640)]
+
+
+def test_a_heat_map_is_clear_where_the_part_is_as_it_should_be(site: Site, filled: Filled) -> None:
+    heat = np.zeros((4, 4), np.float32)
+    heat[0, 0] = 6.0  # three thresholds
+    key = filled.result("a", 5.0, map=heat)
+    answer = site.get(f"/lines/{filled.line}/scores/{key}/heat.png")
+    alpha = np.asarray(Pillow.open(io.BytesIO(answer.content)))[:, :, 3]
+    assert alpha[:40, :40].min() == 255
+    assert alpha[200:, 200:].max() == 0
+
+
+def test_a_part_that_passed_has_a_page_without_a_verdict_to_press(site: Site, filled: Filled) -> None:
+    site.log_in()
+    key = filled.result("good", 1.0)
+    page = site.get(f"/lines/{filled.line}/scores/{key}").text
+    assert 'data-verdict="normal"' in page
+    assert 'id="not-in-review"' in page
+    assert re.search(r'id="normal"[^>]*disabled', page)
+    gone = site.get(f"/lines/{filled.line}/scores/{key}/full.jpg")
+    assert (gone.status_code, gone.text) == (
+        404,
+        "not kept: only parts that were flagged or set aside keep their picture\n",
+    )
+
+
+def test_a_result_leads_to_its_part_in_review_and_back(site: Site, filled: Filled) -> None:
+    site.log_in()
+    result = filled.result("bad", 5.0, "7-0")
+    filled.reviewed(Image("bad", "png", encoded(picture())), 5.0)
+    page = site.get(f"/lines/{filled.line}/scores/{result}").text
+    assert "not-in-review" not in page
+    assert not re.search(r'id="normal"[^>]*disabled', page)
+    assert html.escape('["7-0", "bad"]', quote=False).replace('"', "&#34;") in page
+    assert site.get(f"/lines/{filled.line}/scores/{result}/full.jpg").status_code == 200
+
+
+def test_the_arrows_lead_to_the_parts_beside_it_by_time_and_by_score(site: Site, filled: Filled) -> None:
+    low, high, middle = (filled.flagged(name, score) for name, score in (("low", 3.0), ("high", 9.0), ("middle", 5.0)))
+
+    def beside(key: str, query: str = "") -> list[str]:
+        page = site.get(f"/lines/{filled.line}/review/{key}{query}").text
+        return [match[1] for match in re.finditer(r'rel="(?:prev|next)" href="[^"]*/review/([\d-]+)', page)]
+
+    assert beside(high) == [middle, low]
+    assert beside(middle) == [high]
+    assert beside(middle, "?order=largest") == [high, low]
+    assert beside(high, "?order=largest") == [middle]
+
+
+def test_the_same_part_seen_again_is_listed(site: Site, filled: Filled) -> None:
+    key = filled.flagged("part-7", 5.0)
+    later = filled.result("part-7", 1.0)
+    page = site.get(f"/lines/{filled.line}/review/{key}").text
+    again = page[page.index('id="again"') :]
+    assert f"/scores/{later}" in again
+    assert again.count("/scores/") == 1
+
+
+@pytest.mark.parametrize("kind", ["scores", "review"])
+def test_a_part_that_was_trimmed_is_too_old(site: Site, filled: Filled, kind: str) -> None:
+    answer = site.get(f"/lines/{filled.line}/{kind}/1-1")
+    assert answer.status_code == 404
+    assert "Too old" in answer.text
+    for name in ("full.jpg", "heat.png"):
+        assert "too old" in site.get(f"/lines/{filled.line}/{kind}/1-1/{name}").text
+
+
+def test_a_part_whose_bytes_review_did_not_keep_says_so(site: Site, filled: Filled) -> None:
+    key = filled.put("review", entry="7-0", id="a", why="quarantined", score="", threshold="", model="", image=b"")
+    page = site.get(f"/lines/{filled.line}/review/{key}")
+    assert page.status_code == 200
+    assert "set aside" in page.text
+    assert "not-in-review" in page.text
+    assert "too old" in site.get(f"/lines/{filled.line}/review/{key}/full.jpg").text
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/lines/no-such-line",
+        "/lines/no-such-line/events",
+        "/lines/UPPER",
+        "/lines/%3Cb%3E",
+        "/lines/a%2Fb",
+        "/nothing",
+        "/lines",
+    ],
+)
+def test_what_is_not_there_is_a_page_that_says_so(site: Site, path: str) -> None:
+    answer = site.get(path)
+    assert answer.status_code == 404
+    assert "<b>" not in answer.text
+
+
+@pytest.mark.parametrize(
+    "key", ["x", "1", "1-", "-1", "1-1-1", "+", "-", "(1-1", "9" * 30 + "-0", "%00", "\u0661-\u0661"]
+)
+@pytest.mark.parametrize("kind", ["scores", "review", "images"])
+def test_an_entry_that_can_be_none_is_not_looked_for(site: Site, filled: Filled, kind: str, key: str) -> None:
+    assert site.get(f"/lines/{filled.line}/{kind}/{key}").status_code == 404
+
+
+def test_markup_is_text_wherever_it_comes_from(site: Site, filled: Filled) -> None:
+    site.log_in()
+    filled.state(model=MARKUP, problem=MARKUP)
+    filled.client.set(filled.streams.lease, f"{MARKUP}#a")
+    key = filled.flagged(MARKUP, meta={MARKUP: MARKUP}, model=MARKUP, image=Image(MARKUP, "png", encoded(picture())))
+    filled.put("control", command=b"\x81\xa2by" + b"\xa3<b>")
+    pages = [site.get("/"), site.get(f"/lines/{filled.line}"), site.get(f"/lines/{filled.line}/review/{key}")]
+    for page in pages:
+        assert page.status_code == 200
+        assert "<script>alert" not in page.text
+        assert "<img src=x" not in page.text
+        assert "&lt;script&gt;" in page.text
+        assert not _attributes_of(page, "onerror")
+    assert "{{7*7}}" in pages[2].text
+
+
+def _attributes_of(page: httpx.Response, name: str) -> list[str]:
+    """Tags of a page that have an attribute of this name, as a browser would read them."""
+    found = list[str]()
+
+    class Tags(HTMLParser):
+        def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+            found.extend(tag for key, _ in attributes if key == name)
+
+    Tags().feed(page.text)
+    return found
+
+
+def test_an_id_of_a_million_characters_is_cut_and_its_title_says_so(site: Site, filled: Filled) -> None:
+    site.log_in()
+    key = filled.flagged(HUGE, image=Image(HUGE, "png", encoded(picture())), meta={"note": HUGE})
+    page = site.get(f"/lines/{filled.line}/review/{key}").text
+    assert "(1,000,000 characters, cut here)" in page
+    assert len(page) < 40_000
+    assert re.search(r'id="normal"[^>]*disabled', page), "no keeper would find it by such an id"
+    assert len(site.get(f"/lines/{filled.line}").text) < 40_000
+
+
+FULL = b"\x00" * 16
+BROKEN: list[object] = [
+    [1, 2], "map", 5, {"shape": [4, 4], "data": FULL}, {"shape": [4, 4], "max": 1.0, "data": FULL[1:]},
+    {"shape": [4], "max": 1.0, "data": FULL}, {"shape": [-4, -4], "max": 1.0, "data": FULL},
+    {"shape": [4, 4], "max": float("nan"), "data": FULL}, {"shape": [4, 4], "max": "x", "data": FULL},
+    {"shape": [10**9, 10**9], "max": 1.0, "data": b""}, {"shape": [[4], 4], "max": 1.0, "data": FULL},
+    {"shape": [4, 4], "max": 1.0, "data": "text"}, {"shape": [4.5, 4], "max": 1.0, "data": FULL + b"\x00\x00"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("heat", BROKEN)
+def test_a_broken_heat_map_leaves_the_rest_to_see(site: Site, filled: Filled, heat: object) -> None:
+    result = {"v": 1, "id": "a", "entry": "7-0", "score": 5.0, "threshold": 2.0, "anomalous": True, "map": heat}
+    key = filled.put("scores", result=msgpack.packb(result))
+    assert site.get(f"/lines/{filled.line}/scores/{key}").status_code == 200
+    answer = site.get(f"/lines/{filled.line}/scores/{key}/heat.png")
+    assert (answer.status_code, answer.text[:22]) == (404, "the heat map is broken")
+
+
+def test_a_picture_that_is_none_is_told(site: Site, filled: Filled) -> None:
+    key = filled.flagged("a", image=Image("a", "png", b"no picture"))
+    answer = site.get(f"/lines/{filled.line}/review/{key}/full.jpg")
+    assert (answer.status_code, answer.text) == (404, "10 bytes that are not a png\n")
+    bomb = filled.flagged("b", image=Image("b", "raw", b"", (100_000, 100_000, 3)))
+    assert "at most 16384 a side" in site.get(f"/lines/{filled.line}/review/{bomb}/full.jpg").text
+
+
+def test_junk_in_the_streams_is_passed_over(site: Site, filled: Filled) -> None:
+    for stream, field in (("scores", "result"), ("review", "image"), ("control", "command"), ("replies", "reply")):
+        filled.junk(stream, field)
+    key = filled.flagged("good among junk")
+    filled.state(calibration="{not json", threshold="2.0")
+    for path in ("/", f"/lines/{filled.line}", f"/lines/{filled.line}/review/{key}"):
+        assert site.get(path).status_code == 200
+    assert "9 entries of scores hold no result" in site.get(f"/lines/{filled.line}").text
+    for entry, _ in filled.client.xrange(filled.streams.review):
+        assert site.get(f"/lines/{filled.line}/review/{entry.decode()}").status_code in (200, 404)
+        assert site.get(f"/lines/{filled.line}/review/{entry.decode()}/full.jpg").status_code in (200, 404)
+
+
+def test_a_line_has_a_button_for_each_command_that_people_give(site: Site, filled: Filled) -> None:
+    site.log_in()
+    page = site.get(f"/lines/{filled.line}").text
+    buttons = set(re.findall(r'data-command="(\w+)"', page))
+    assert buttons == {"relearn", "calibrate", "pause", "resume", "rate", "rollback"}
+    assert buttons < set(COMMANDS)
+    assert "disabled" not in page

@@ -13,5 +13,7 @@ def test_a_wheel_carries_the_weights_with_their_card_and_what_else_is_read_at_ru
     packaged = zipfile.ZipFile(wheel)
     read = ["mhpc/weights/tiny.safetensors", "mhpc/weights/README.md", "mhpc/py.typed", "worker/demo/report.html"]
     read += [str(path.relative_to(ROOT)) for path in (ROOT / "worker" / "streams").glob("*.lua")]
+    console = ROOT / "worker" / "console"
+    read += [str(path.relative_to(ROOT)) for part in ("static", "templates") for path in (console / part).iterdir()]
     for name in read:
         assert packaged.read(name) == (ROOT / name).read_bytes(), name

@@ -39,5 +39,6 @@ def why_unread(error: Exception) -> str:
             f"Redis lets the console's user do too little: {error}; it needs what deploy/redis/users.acl gives `reader`"
         )
     if isinstance(error, AWAY):
-        return f"Redis is away: {error}. This page goes on by itself when it is back."
+        away = str(error) if isinstance(error, RedisUnreachableError) else f"Redis is away: {error}"
+        return f"{away}. This page goes on by itself when that has passed."
     return f"Redis refuses: {error}"

@@ -43,7 +43,7 @@ class Plant:
         self.client = connect(url)
         bins = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         outer = {name: value for name, value in os.environ.items() if not name.startswith("MHPC_")}
-        own = {"MHPC_REDIS__URL": url, "MHPC_HTTP__PORT": str(self.port), "REDIS_URL": url}
+        own = {"MHPC_REDIS__URL": url, "MHPC_HTTP__PORT": str(self.port), "MHPC_CONSOLE__PORT": "0", "REDIS_URL": url}
         self.environment = {**outer, **SIZES, **own, "PATH": bins, "COLUMNS": "80", "OMP_NUM_THREADS": "1"}
 
     def adapted(self, command: str) -> str:
@@ -152,7 +152,7 @@ class Feeding:
             if number % 4 == 1:
                 images.append(Image(f"fed-painted-{number}", "jpeg", self._painted))
             if number % 4 == 2:
-                images.append(Image(f"fed-cut-{number}", "jpeg", self._good[0][:200]))
+                images.append(Image(f"fed-cut-{number}", "jpeg", self._good[0][: len(self._good[0]) // 2]))
             self._producer.send(images, self._ended)
 
 

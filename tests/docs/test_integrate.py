@@ -136,10 +136,13 @@ def test_a_lost_reply_ends_a_program_that_sends_and_adds_nothing_twice(
     assert plant.client.xlen(f"mhpc:{{{line}}}:images") == 1
 
 
-def test_the_command_that_the_page_gives_for_more_rights_is_one(plant: Plant) -> None:
-    (given,) = [block.text for block in blocks(PAGE) if block.text.startswith("ACL ")]
-    admin: Any = redis.Redis(port=plant.redis_port)
+def test_the_commands_of_redis_that_the_page_gives_are_taken_by_one(plant: Plant) -> None:
+    admin: Any = redis.Redis(port=plant.redis_port, protocol=2)
     admin.acl_setuser("producer", enabled=True, commands=["+xadd"])
-    admin.execute_command(*given.split())
+    given = [line.split() for block in blocks(PAGE) if block.language == "redis" for line in block.text.splitlines()]
+    assert [call[0] for call in given] == ["XADD", "XREAD", "ACL"]
+    values = {"MESSAGE": GOLDEN.read_bytes(), "LAST": "0"}
+    for call in given:
+        assert admin.execute_command(*(values.get(part, part) for part in call))
     assert {"+xadd", "+xlen", "+xinfo|groups"} <= set(admin.acl_getuser("producer")["commands"])
     admin.acl_deluser("producer")

@@ -1,0 +1,51 @@
+"""How each command of the docs' blocks is tried. One that stands in none of these lists fails a test."""
+
+from typing import NamedTuple
+
+
+class Run(NamedTuple):
+    """A command that is run in the plant, as it stands.
+
+    Attributes:
+        says: what it prints.
+        goes_on: whether it ends by an interruption alone, which comes when it has printed that.
+        given: what stands for a word in capitals.
+    """
+
+    says: str
+    goes_on: bool = False
+    given: tuple[str, ...] = ()
+
+
+RUN = {
+    "cp config.example.toml config.toml": Run(""),
+    "mhpc-worker check --config config.toml": Run("ok"),
+    "mhpc-worker produce FOLDER --line press-3 --rate 5": Run("8 pictures sent to line press-3"),
+    "mhpc-worker status --config config.toml --watch": Run("scoring", goes_on=True),
+    "mhpc-worker tail --config config.toml": Run("fed-", goes_on=True),
+    "mhpc-worker control press-3 normal ENTRY ID": Run("anchors pinned", given=("ENTRY", "ID")),
+    "mhpc-worker dead list --line press-3": Run("truncated"),
+    "mhpc-worker snapshots list --config config.toml": Run("000000"),
+    "mhpc-worker console --config config.toml": Run("http://127.0.0.1:", goes_on=True),
+    "curl -s 127.0.0.1:9108/metrics": Run("mhpc_images_total{"),
+    r"printf '\x82\xa1v\x01\xa6images\x91\x84\xa2id\xa9part-0001\xa6format\xa3raw\xa4data\xc4\x04\x00\x40\x80\xff"
+    r"\xa5shape\x93\x02\x02\x01' | redis-cli -x XADD 'mhpc:{press-3}:images' '*' batch": Run("-"),
+}
+
+# Commands that are not run here, and why not. Those of this project are still taken apart by their own parsers.
+NOT_RUN = {
+    "make demo ARGS=--serve": "tests/worker/demo/test_run.py runs it; it takes a minute",
+    "make test": "it runs these tests",
+    "python3 -m venv venv && . venv/bin/activate": "make does so for this run, and installs the packages",
+    "pip install -c constraints.txt .": "tests/deploy/test_wheel.py builds and installs; torch is a few GB",
+    "docker run -d -p 127.0.0.1:6379:6379 redis:8": "no container engine in CI; the plant's Redis is another",
+    "mhpc-worker run --config config.toml": "the plant's worker is started by it, before all others",
+    "mhpc-worker bench [--backbone resnet18 --weights random:0] [--lines 1,8,64] [--json FILE]": "it takes minutes; "
+    "tests/worker/bench/test_run.py runs it with small pictures",
+    "mhpc evaluate FOLDER": "tests/mhpc/evaluation runs it; so the others of mhpc",
+    "mhpc evaluate FOLDER --sampler approx_greedy_coreset -p 0.1": "likewise",
+    "mhpc ablate FOLDER": "likewise",
+    "mhpc coverage FOLDER --output pictures": "likewise",
+    "mhpc ablate mtd --threads 1 --images 100 --backbone mobilenet_v1:mobilenet_v1 --layers block5,block11 "
+    "--top-k 20 --bank-size 3000 --pca-variance-ratio 0.9": "pictures and backbone are not part of the project",
+}

@@ -1,0 +1,67 @@
+"""Every command that the docs show is run in a plant, or on a list that says why not; its words are known anyway."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.docs.listed import NOT_RUN, RUN
+from tests.docs.pages import PAGES, SHELL, Block, blocks, commands, within_text
+from tests.docs.parsing import check, check_mention
+from tests.docs.plant import Plant
+from worker.configuration import load_settings
+
+BLOCKS = [block for page in PAGES for block in blocks(page)]
+SHOWN = [(block.where, command) for block in BLOCKS if block.language in SHELL for command in commands(block)]
+LANGUAGES = {"js", "mermaid", "python", "redis", "text", "toml"}
+
+
+def test_every_block_is_of_a_language_that_is_tried() -> None:
+    """redis and js are those of docs/integrate.md, text nobody types, diagrams are for readers."""
+    assert [block.where for block in BLOCKS if block.language not in SHELL | LANGUAGES] == []
+    assert {block.where.partition(":")[0] for block in BLOCKS if block.language in {"js", "redis"}} == {
+        "docs/integrate.md"
+    }
+
+
+def test_every_command_is_on_a_list_and_every_list_is_of_commands_that_are_shown() -> None:
+    unlisted = [f"{where}: {command}" for where, command in SHOWN if command not in {**RUN, **NOT_RUN}]
+    assert unlisted == [], "run it in the plant by tests/docs/listed.py, or say there why not"
+    assert {*RUN, *NOT_RUN} <= {command for _, command in SHOWN}
+    assert RUN.keys() & NOT_RUN.keys() == set()
+    assert [command for command, reason in NOT_RUN.items() if len(reason) < 8] == []
+
+
+@pytest.mark.parametrize("command", RUN)
+def test_a_command_does_what_it_is_shown_for(plant: Plant, command: str) -> None:
+    says, goes_on, given = RUN[command]
+    if given:
+        for word, value in zip(given, plant.part_in_review(), strict=True):
+            command = command.replace(word, value)
+    assert says in (plant.run_until(command, says) if goes_on else plant.run(command))
+
+
+@pytest.mark.parametrize("command", sorted({command for _, command in SHOWN}))
+def test_the_words_of_a_command_in_a_block_are_known(command: str) -> None:
+    check(command)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_words_of_the_commands_within_the_text_are_known(page: Path) -> None:
+    wrong = []
+    for command in within_text(page):
+        try:
+            check_mention(command)
+        except Exception as error:  # each parser has errors of its own
+            wrong.append(f"{command}: {error}")
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    "block", [block for block in BLOCKS if block.language == "toml"], ids=lambda block: block.where
+)
+def test_a_configuration_is_one(block: Block, tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(block.text)
+    load_settings(path)
+    assert tomllib.loads(block.text)

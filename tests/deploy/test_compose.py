@@ -1,61 +1,212 @@
-"""deploy/ fits the project: what it names exists, and its configuration loads."""
+"""deploy/compose.yaml: Compose takes it, its checks tell health, and it keeps secrets, ports and rights to itself."""
 
+import re
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+import redis
 import yaml
+from prometheus_client import CollectorRegistry
 
+from tests.conftest import free_port
+from tests.deploy.composing import ROOT, SECRETS, compose, composed, with_secrets
+from tests.servers import recent_server
+from tests.worker.helpers import eventually
 from worker.configuration import load_settings
-from worker.metrics import Metrics
+from worker.http import HttpServer, make_app
+from worker.settings import HttpSettings
 
-DEPLOY = Path(__file__).parents[2] / "deploy"
+SERVICES = {"redis", "worker", "console", "prometheus", "grafana"}
 
-
-def services() -> dict[str, Any]:
-    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
-    return dict(compose["services"])
+Service = dict[str, Any]
 
 
-def test_the_configuration_of_the_containers_loads_and_finds_redis_by_its_service_name() -> None:
-    settings = load_settings(DEPLOY / "worker.toml", environ={})
+@pytest.fixture(scope="module")
+def deploy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return with_secrets(tmp_path_factory.mktemp("compose"))
+
+
+@pytest.fixture(scope="module")
+def services(deploy: Path) -> dict[str, Service]:
+    return {**composed(deploy)["services"], **composed(deploy, "gpu")["services"]}
+
+
+# -- what Compose makes of it ------------------------------------------------------------------------------------------
+
+
+def test_a_profile_decides_which_worker_there_is(deploy: Path) -> None:
+    assert composed(deploy)["services"].keys() == SERVICES
+    on_gpu = composed(deploy, "gpu")["services"]
+    assert on_gpu.keys() == SERVICES - {"worker"} | {"worker-gpu"}
+    (device,) = on_gpu["worker-gpu"]["deploy"]["resources"]["reservations"]["devices"]
+    assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
+    assert on_gpu["worker-gpu"]["networks"]["figures"]["aliases"] == ["worker"]  # where Prometheus looks for it
+
+
+def test_compose_refuses_what_it_does_not_know(deploy: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "deploy"
+    shutil.copytree(deploy, copy)
+    text = (copy / "compose.yaml").read_text()
+    (copy / "compose.yaml").write_text(text.replace("cap_drop", "cap_dropp"))
+    ended = compose(copy, "config")
+    assert ended.returncode
+    assert "cap_dropp" in ended.stderr
+
+
+def test_every_service_has_few_rights_and_is_reached_from_this_machine_alone(services: dict[str, Service]) -> None:
+    for name, service in services.items():
+        assert service["read_only"] is True, name
+        assert (service["cap_drop"], service.get("cap_add", [])) == (["ALL"], []), name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert not service.get("privileged"), name
+        assert int(service["mem_limit"]) > 0, name
+        assert {port["host_ip"] for port in service["ports"]} == {"127.0.0.1"}, name
+
+
+def test_every_image_has_a_version(services: dict[str, Service]) -> None:
+    for name, service in services.items():
+        version = service["image"].partition(":")[2]
+        assert version == "local" if "build" in service else re.fullmatch(r"v?\d+\.\d+\.\d+", version), name
+
+
+def test_every_service_tells_its_health_and_is_waited_for(services: dict[str, Service]) -> None:
+    assert {name for name, service in services.items() if service["healthcheck"]["test"]} == services.keys()
+    waits = {name: service.get("depends_on", {}) for name, service in services.items()}
+    for name in ("worker", "worker-gpu", "console"):
+        assert waits[name]["redis"]["condition"] == "service_healthy"
+    assert services["worker"]["stop_grace_period"] == "1m0s"
+
+
+def test_what_is_mounted_or_built_from_exists(deploy: Path, services: dict[str, Service]) -> None:
+    for name, service in services.items():
+        for volume in service["volumes"]:
+            assert volume["type"] == "volume" or Path(volume["source"]).exists(), (name, volume)
+            assert volume["type"] == "volume" or volume["read_only"], (name, volume)
+        if "build" in service:
+            assert service["build"]["context"] == str(deploy.parent)
+            assert (ROOT / service["build"]["dockerfile"]).is_file()
+
+
+def test_secrets_are_files_and_stand_nowhere_else(deploy: Path, services: dict[str, Service]) -> None:
+    known = composed(deploy)["secrets"]
+    for secret in known.values():
+        assert Path(secret["file"]).is_file()
+    values = {text for path in (deploy / "secrets").iterdir() for text in path.read_text().split() if len(text) == 64}
+    assert len(values) == 6
+    told = str(services)
+    assert [value for value in values if value in told] == []
+    assert services["worker"]["secrets"] == [{"source": "redis_worker", "target": "/run/secrets/redis_worker"}]
+
+
+# -- secrets -----------------------------------------------------------------------------------------------------------
+
+
+def test_secrets_are_made_once_and_read_by_nobody_else(deploy: Path) -> None:
+    folder = deploy / "secrets"
+    assert {path.name for path in folder.iterdir()} == SECRETS
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert "CHANGE-ME" not in (folder / "users.acl").read_text()
+    assert re.fullmatch(r"ann [0-9a-f]{64}\n", (folder / "console_tokens").read_text())
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    again = subprocess.run([str(deploy / "secrets.sh")], capture_output=True, text=True, check=False)
+    assert (again.returncode, again.stderr.count("exists: nothing is done; delete it")) == (1, 1)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_user_that_the_script_does_not_know_is_refused(tmp_path: Path) -> None:
+    copy = tmp_path / "deploy"
+    shutil.copytree(ROOT / "deploy", copy, ignore=shutil.ignore_patterns("secrets"))
+    with (copy / "redis" / "users.acl").open("a") as file:
+        file.write("user new on >CHANGE-ME-NEW -@all\n")
+    ended = subprocess.run([str(copy / "secrets.sh")], capture_output=True, text=True, check=False)
+    assert (ended.returncode, "CHANGE-ME-NEW" in ended.stderr) == (1, True)
+    assert [path.name for path in copy.iterdir() if path.name.startswith("secrets") and path.is_dir()] == []
+
+
+@pytest.mark.parametrize(("file", "user"), [("worker.toml", "worker"), ("console.toml", "operator")])
+def test_the_configurations_load_and_name_what_is_mounted(services: dict[str, Service], file: str, user: str) -> None:
+    settings = load_settings(ROOT / "deploy" / file, environ={})
     assert settings.redis.url.get_secret_value().startswith("redis://redis:")
-    assert {"redis", "worker", "prometheus"} <= set(services())
+    assert settings.redis.username == user
+    service = services["worker" if file == "worker.toml" else "console"]
+    wanted = {settings.redis.password_file, settings.console.tokens_file} - {""}
+    assert wanted == {secret["target"] for secret in service["secrets"]}
+    port = settings.http.port if file == "worker.toml" else settings.console.port
+    assert [int(published["target"]) for published in service["ports"]] == [port]
 
 
-def test_every_file_that_compose_mounts_or_builds_from_exists() -> None:
-    worker = services()["worker"]
-    context = (DEPLOY / worker["build"]["context"]).resolve()
-    assert (context / worker["build"]["dockerfile"]).is_file()
-    for service in services().values():
-        for volume in service.get("volumes", ()):
-            source = volume.split(":")[0]
-            if source.startswith("."):
-                assert (DEPLOY / source).is_file(), source
+# -- health, by the checks themselves ----------------------------------------------------------------------------------
 
 
-def test_prometheus_scrapes_the_port_that_the_worker_serves() -> None:
-    port = load_settings(DEPLOY / "worker.toml", environ={}).http.port
-    scrape = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
-    (targets,) = (config["static_configs"][0]["targets"] for config in scrape["scrape_configs"])
-    assert targets == [f"worker:{port}"]
+@contextmanager
+def redis_of(deploy: Path, folder: Path) -> Iterator[tuple[int, "subprocess.Popen[bytes]"]]:
+    """Redis as the container runs it, but for its port and folders."""
+    port, text = free_port(), (deploy / "redis" / "redis.conf").read_text()
+    for told, here in {"port 6379": f"port {port}", "dir /data": f"dir {folder}"}.items():
+        assert told in text
+        text = text.replace(told, here)
+    config = folder / "redis.conf"
+    config.write_text(text.replace("/run/secrets", str(deploy / "secrets")))
+    with subprocess.Popen([recent_server(), str(config)], stdout=subprocess.DEVNULL) as process:
+        try:
+            yield port, process
+        finally:
+            process.kill()
 
 
-def test_prometheus_loads_an_alert_for_drift_by_a_metric_that_exists() -> None:
-    folder = DEPLOY / "prometheus"
-    prometheus = yaml.safe_load((folder / "prometheus.yml").read_text())
-    mounted = {volume.split(":")[1] for volume in services()["prometheus"]["volumes"]}
-    rules = []
-    for name in prometheus["rule_files"]:
-        assert f"/etc/prometheus/{name}" in mounted
-        rules += [rule for group in yaml.safe_load((folder / name).read_text())["groups"] for rule in group["rules"]]
-    (drift,) = (rule for rule in rules if rule["alert"] == "MhpcDrift")
-    assert (drift["expr"], drift["for"]) == ("mhpc_drift > 1", "10m")
-    metrics = Metrics()
-    metrics.drift.labels("press-3").set(2)
-    assert metrics.registry.get_sample_value("mhpc_drift", {"line": "press-3"}) == 2
+def healthy(test: list[str], replaced: dict[str, str]) -> bool:
+    """Whether a health check succeeds, run here as the container would."""
+    command = test[1:] if test[0] == "CMD" else ["/bin/sh", "-c", *test[1:]]
+    command = [sys.executable if word == "python" else word for word in command]
+    for told, here in replaced.items():
+        assert any(told in word for word in command), told
+        command = [word.replace(told, here) for word in command]
+    return subprocess.run(command, capture_output=True, check=False, timeout=60).returncode == 0
 
 
-def test_nothing_is_published_beyond_loopback() -> None:
-    for service in services().values():
-        for port in service.get("ports", ()):
-            assert port.startswith("127.0.0.1:"), port
+def check_of(name: str) -> list[str]:
+    """As it stands in the file; a $$ is a $ to the shell."""
+    document = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())
+    return [word.replace("$$", "$") for word in document["services"][name]["healthcheck"]["test"]]
+
+
+def test_redis_starts_as_it_is_configured_and_its_check_tells_when_it_is_gone(deploy: Path, tmp_path: Path) -> None:
+    with redis_of(deploy, tmp_path) as (port, process):
+        here = {"/run/secrets": str(deploy / "secrets"), "redis-cli": f"redis-cli -p {port}"}
+        eventually(lambda: healthy(check_of("redis"), here))
+        password = (deploy / "secrets" / "redis_producer").read_text().strip()
+        producer = redis.Redis(port=port, username="producer", password=password, protocol=2, driver_info=None)
+        assert producer.xadd("mhpc:{press-3}:images", {"batch": b"x"})
+        with pytest.raises(redis.exceptions.AuthenticationError):
+            redis.Redis(port=port, protocol=2, driver_info=None).ping()
+        assert list((tmp_path / "appendonlydir").iterdir())
+        process.terminate()
+        process.wait(30)
+        assert not healthy(check_of("redis"), here)
+
+
+@pytest.mark.parametrize(
+    ("service", "alive", "ready", "well"),
+    [
+        ("worker", "", "", True),
+        ("worker", "no turn of the work loop", "", False),
+        ("worker", "", "Redis is not reached", False),
+        ("console", "", "", True),
+        ("console", "", "Redis is not reached", False),
+    ],
+)
+def test_a_worker_or_console_that_is_not_well_fails_its_check(service: str, alive: str, ready: str, well: bool) -> None:
+    server = HttpServer(HttpSettings(port=0), make_app(CollectorRegistry(), lambda: alive, lambda: ready))
+    server.start()
+    try:
+        port = "9108" if service == "worker" else "9109"
+        assert healthy(check_of(service), {f":{port}/": f":{server.port}/"}) == well
+    finally:
+        server.stop()

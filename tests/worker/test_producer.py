@@ -157,6 +157,18 @@ def test_who_waits_long_is_told_once_each_time(client: redis.Redis, line: str, m
     assert heard == [f"1 entries of line {line} wait for an answer; does its worker run?"]
 
 
+def test_by_default_the_log_is_told(
+    client: redis.Redis, line: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(flow, "HELD_SECONDS", 0.05)
+    stop = threading.Event()
+    producer = Producer(client, line, max_ahead=1)
+    producer.send(images(1))
+    threading.Timer(0.3, stop.set).start()
+    assert producer.send(images(1), stop) is None
+    assert [(record.name, record.levelname) for record in caplog.records] == [("worker.producer", "WARNING")]
+
+
 def test_a_lost_reply_is_not_repeated(client: redis.Redis, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The entry arrives, its reply does not: the producer ends and says which images it was sending."""
     read = redis.Connection.read_response

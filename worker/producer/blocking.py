@@ -130,6 +130,7 @@ class Producer:
 
         Raises:
             RejectedError: a worker would refuse one of the images.
+            ConfigurationError: there is none, or `retry` fits neither the entry nor the line.
             FateUnknownError: the connection was lost during the XADD; with `retry`, for as long as was tried.
             RedisUnreachableError: it was lost before; nothing was added.
             WorkerError: Redis refused it; nothing was added.

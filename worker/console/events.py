@@ -14,7 +14,7 @@ from worker.console.rows import calibration, card, point_row, row
 from worker.console.source import why_unread
 from worker.errors import RedisUnreachableError, RejectedError
 
-TICK_SECONDS, FLEET_SECONDS = 0.25, 1.0
+TICK_SECONDS, FLEET_SECONDS = 0.2, 1.0
 BEAT_SECONDS = 10.0  # of silence, after which a comment keeps the connection open
 FIRST_POINTS = 600
 LOOKERS = 64  # streams at a time

@@ -16,7 +16,7 @@ from worker.settings import LINE_NAME
 from worker.streams.line_streams import LineStreams
 from worker.views import known_lines, line_status
 
-LIVE_SECONDS, STATUS_SECONDS = 0.2, 1.0
+LIVE_SECONDS, STATUS_SECONDS = 0.15, 1.0
 
 Status = dict[str, Any]
 T = TypeVar("T")

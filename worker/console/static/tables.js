@@ -23,7 +23,7 @@ export function resultsTable(line) {
   function ask() {
     if (asked || document.querySelector("#results a:focus")) return; // no row is taken from under a focus
     asked = true;
-    setTimeout(draw, 250);
+    setTimeout(draw, 100);
   }
   find.addEventListener("input", draw);
   return {

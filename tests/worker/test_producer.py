@@ -193,6 +193,13 @@ def test_no_redis_is_one_clear_error_with_exit_code_3() -> None:
     assert caught.value.exit_code == 3
 
 
+@pytest.mark.parametrize("url", ["http://:hunter2@127.0.0.1:6379", "me:hunter2@127.0.0.1:6379"])
+def test_what_is_no_address_of_a_redis_is_one_clear_error(url: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"127.0.0.1:6379: must start with redis://, ") as caught:
+        connect(url)
+    assert "hunter2" not in str(caught.value)
+
+
 def test_what_redis_refuses_is_told(client: redis.Redis, line: str) -> None:
     client.set(key(line), "not a stream")
     with pytest.raises(WorkerError, match="WRONGTYPE"):

@@ -6,7 +6,6 @@ from types import TracebackType
 from typing import Any, Self
 
 import redis
-from pydantic import SecretStr
 from redis import asyncio as aio
 from redis.asyncio.connection import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry as AsyncioRetry
@@ -17,6 +16,7 @@ from redis.connection import UnixDomainSocketConnection as BlockingUnixDomainSoc
 
 from worker.errors import ConfigurationError, WorkerError
 from worker.message import Image
+from worker.producer.blocking import redis_settings
 from worker.producer.collecting import BATCH_BYTES, Collector, check, check_entry
 from worker.producer.flow import MAX_AHEAD, Flow, Retry, Steps
 from worker.settings import LimitSettings, RedisSettings
@@ -36,7 +36,7 @@ async def connect_async(to: str | RedisSettings) -> aio.Redis:
         RedisUnreachableError: with the address, less its password.
         ConfigurationError: likewise; also for a Redis Cluster, which `connect` alone knows.
     """
-    settings = RedisSettings(url=SecretStr(to)) if isinstance(to, str) else to
+    settings = redis_settings(to)
     with first_answer(settings, only_adds=True):
         client = _client(address(settings))
         await client.ping()

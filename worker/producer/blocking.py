@@ -6,13 +6,14 @@ from types import TracebackType
 from typing import Any, Self
 
 import redis
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
-from worker.errors import WorkerError
+from worker.errors import ConfigurationError, WorkerError
 from worker.message import Image
 from worker.producer.collecting import BATCH_BYTES, Collector, batches, check, check_entry
 from worker.producer.flow import MAX_AHEAD, Flow, Retry, Steps
 from worker.settings import LimitSettings, RedisSettings
+from worker.streams.address import shown
 from worker.streams.client import connect as _connect
 
 Sent = Callable[[str, list[Image]], None]
@@ -23,7 +24,18 @@ def connect(to: str | RedisSettings) -> redis.Redis:
 
     A user with the right to XADD alone is well.
     """
-    return _connect(RedisSettings(url=SecretStr(to)) if isinstance(to, str) else to, only_adds=True)
+    return _connect(redis_settings(to), only_adds=True)
+
+
+def redis_settings(to: str | RedisSettings) -> RedisSettings:
+    """The [redis] table with a url alone, or as it was given; raises ConfigurationError for what is no url."""
+    if isinstance(to, RedisSettings):
+        return to
+    try:
+        return RedisSettings(url=SecretStr(to))
+    except ValidationError as error:
+        where = shown(to) if "://" in to else to.rpartition("@")[2]
+        raise ConfigurationError(f"{where}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
 
 
 class Producer:

@@ -81,6 +81,18 @@ def test_the_window_is_set_as_the_page_says() -> None:
     assert "Retry(window=1000)" in PAGE.read_text()
 
 
+def test_what_node_packs_is_byte_for_byte_what_python_packs() -> None:
+    command("node/send.mjs")
+    script = """import { decode, encode } from "@msgpack/msgpack"; import { readFileSync } from "node:fs";
+        process.stdout.write(encode(decode(readFileSync(process.argv[1]))));"""
+    for path in GOLDEN.parent.glob("batch-*.msgpack"):
+        packed = subprocess.run(
+            ["node", "--input-type=module", "--eval", script, str(path)],  # noqa: S607 - any node will do
+            cwd=EXAMPLES / "node", capture_output=True, check=True,
+        ).stdout  # fmt: skip
+        assert packed == path.read_bytes()
+
+
 @pytest.mark.parametrize("program", SENDERS)
 def test_a_program_that_sends_is_answered(plant: Plant, program: str) -> None:
     name = program.replace("/", "-")

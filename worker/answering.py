@@ -140,8 +140,8 @@ class Answering:
         for part in parts:
             try:
                 opened.append((part, self.opening.images(part.entry, part.rejected)))
-            except Exception as error:
-                self._try_alone(part.name, error)
+            except Exception:
+                self._try_alone(part.name)
         opened = [(part, images) for part, images in opened if part in self._hand]
         for part, images in opened:
             part.left = len(images)
@@ -182,13 +182,13 @@ class Answering:
             well.clear()
             self.rewind(list(lines))
             self.refused |= dict.fromkeys(lines, str(error))
-        except Exception as error:
+        except Exception:
             well.clear()
             for name in lines:
-                self._try_alone(name, error)
+                self._try_alone(name)
 
-    def _try_alone(self, line: str, error: Exception) -> None:
-        log.exception("a batch failed; the line's entries are tried one by one", line=line, error=str(error))
+    def _try_alone(self, line: str) -> None:
+        log.exception("a batch failed; the line's entries are tried one by one", line=line)
         self.rewind([line])
         self.intake.rewind([line], alone=True)
 

@@ -1,6 +1,5 @@
 """`mhpc-worker`: the commands. Thin; torch is imported only by those that need it."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -20,6 +19,7 @@ from worker.cli_snapshots import snapshots
 from worker.cli_status import status
 from worker.cli_tail import tail
 from worker.cli_weights import weights
+from worker.environment import OF_A_WORKER, set_unless_set
 from worker.errors import ConfigurationError, RedisUnreachableError, WorkerError, one_line
 
 RUN, LOOK, ACT, PREPARE = "Run", "Look", "Act", "Prepare"  # panels of the help
@@ -73,16 +73,20 @@ def _fail(text: str, code: int) -> NoReturn:
 def run(config: ConfigOption = None, redis: UrlOption = None) -> None:
     """Run the worker until SIGTERM or Ctrl-C; SIGHUP has it read its lines anew."""
     settings = settings_of(config, redis)
-    # NumPy's products here are small: threads of its own would only fight torch's for the cores. Before NumPy loads.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    # Between parallel regions libgomp's threads spin, by default so long that decoding, publishing and Redis wait for
-    # a core: on two cores `tiny` scores a third more images so (docs/performance.md).
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    from worker.logs import configure_logs
+    set_unless_set(OF_A_WORKER)
+    from worker.logs import configure_logs, log_crash
     from worker.process import run_worker
 
-    configure_logs(settings.log_format)
-    run_worker(settings, lambda: settings_of(config, redis))
+    tell_rest = configure_logs(settings.log_format)
+    try:
+        run_worker(settings, lambda: settings_of(config, redis))
+    except (WorkerError, redis_py.RedisError):
+        raise
+    except Exception:  # a defect: told as the rest is, so that what reads the log understands it
+        log_crash()
+        raise typer.Exit(1) from None
+    finally:
+        tell_rest()
 
 
 @app.command(

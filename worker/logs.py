@@ -1,22 +1,162 @@
-"""Logs: structlog to stderr, for people on a terminal, as JSON elsewhere."""
+"""Logs: structlog to stderr, for people on a terminal, as JSON elsewhere; all that a process says goes through it."""
 
+import logging
+import re
 import sys
-from typing import Literal
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal, TextIO
 
 import structlog
+from structlog.tracebacks import ExceptionDictTransformer
+from structlog.typing import EventDict, Processor
+
+from worker.errors import one_line
+
+REPEAT_SECONDS = 10.0  # in which the same trouble of the same line is told once
+LIMITED = ("warning", "error", "critical")  # what is no trouble is a fact of its own each time: commands, phases
+FRAMES = 20  # of a traceback
+SECRETS = (
+    (re.compile(r"(://)[^/\s@\"'\\]+@"), r"\1***@"),  # the user and password of an address
+    (re.compile(r"((?:password|token|secret)=)[^&\s\"'\\]+", re.IGNORECASE), r"\1***"),
+    (re.compile(r"(\"(?:password|token|secret)\": \")[^\"]*"), r"\1***"),
+    (re.compile(r"(Bearer )[^\s\"'\\]+"), r"\1***"),
+)
+
+log = structlog.get_logger()
 
 
-def configure_logs(form: Literal["auto", "console", "json"]) -> None:
-    """One line per event; "auto" is for people on a terminal and JSON elsewhere."""
-    people = form == "console" or (form == "auto" and sys.stderr.isatty())
-    renderer: structlog.typing.Processor
-    renderer = structlog.dev.ConsoleRenderer() if people else structlog.processors.JSONRenderer()
+def configure_logs(form: Literal["auto", "console", "json"]) -> Callable[[], None]:
+    """One line per event; "auto" is for people on a terminal and JSON elsewhere.
+
+    What the standard library's loggers say (uvicorn's among them) from warnings on, and Python's warnings, become
+    events, too. Trouble that repeats itself is counted; locals are in no traceback, passwords in no address.
+
+    Returns:
+        What tells, at the end of the process, the repeats that were not told yet.
+    """
+    terminal = sys.stderr.isatty()
+    people = form == "console" or (form == "auto" and terminal)
+    repeats = Repeats()
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
+            repeats,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            renderer,
+            *(_for_people(terminal) if people else _for_machines()),
+            _without_secrets,
         ],
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
     )
+    root = logging.getLogger()
+    if not any(isinstance(handler, ToStructlog) for handler in root.handlers):
+        root.addHandler(ToStructlog())
+    warnings.showwarning = _show_warning
+    return repeats.tell_rest
+
+
+def log_crash() -> None:
+    """Tell of the exception that is being handled, which ends the process."""
+    log.critical("the process ends by an error that nobody expected", exc_info=True)
+
+
+def _for_people(terminal: bool) -> list[Processor]:
+    return [structlog.dev.ConsoleRenderer(colors=terminal, exception_formatter=structlog.dev.plain_traceback)]
+
+
+def _for_machines() -> list[Processor]:
+    """An exception is one field, a list of what was raised while handling what, each with type, value and frames."""
+    transformer = ExceptionDictTransformer(show_locals=False, max_frames=FRAMES)
+    return [structlog.processors.ExceptionRenderer(transformer), structlog.processors.JSONRenderer()]
+
+
+def _without_secrets(_logger: Any, _method: str, rendered: Any) -> str:
+    """The last look: whatever an error quotes."""
+    text = str(rendered)
+    for pattern, instead in SECRETS:
+        text = pattern.sub(instead, text)
+    return text
+
+
+class Repeats:
+    """Tells the same trouble of the same line once in so many seconds; `repeated` says how often more it came.
+
+    Those that were held back are told with the next of their kind, or once their time is over, whatever comes next.
+
+    Args:
+        seconds: for which a kind of trouble is held back.
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, seconds: float = REPEAT_SECONDS, clock: Callable[[], float] = time.monotonic) -> None:
+        self.seconds, self.clock = seconds, clock
+        self._lock = threading.Lock()  # other threads log as well
+        self._held: dict[tuple[Any, Any], tuple[float, int, EventDict]] = {}  # until when, how many, the last
+
+    def __call__(self, _logger: Any, _method: str, event: EventDict) -> EventDict:
+        if "repeated" in event:  # it is told late
+            return event
+        kind, now = (event.get("event"), event.get("line")), self.clock()
+        with self._lock:
+            late = self._over(now, but=kind)
+            told = self._told(kind, now, event) if event["level"] in LIMITED else event
+        for other in late:
+            _tell(other)
+        if told is None:
+            raise structlog.DropEvent
+        return told
+
+    def tell_rest(self) -> None:
+        """Tell all that is held back."""
+        with self._lock:
+            late = self._over(float("inf"))
+        for event in late:
+            _tell(event)
+
+    def _told(self, kind: tuple[Any, Any], now: float, event: EventDict) -> EventDict | None:
+        until, count, _ = self._held.get(kind, (now, 0, event))
+        if now < until:
+            self._held[kind] = until, count + 1, _remembered(event)
+            return None
+        self._held[kind] = now + self.seconds, 0, event
+        return {**event, "repeated": count} if count else event
+
+    def _over(self, now: float, but: tuple[Any, Any] | None = None) -> list[EventDict]:
+        """Forget the kinds whose time is over; those of them that were held back."""
+        over = [kind for kind, (until, _, _) in self._held.items() if now >= until and kind != but]
+        held = [self._held.pop(kind) for kind in over]
+        return [{**event, "repeated": count} for _, count, event in held if count]
+
+
+def _remembered(event: EventDict) -> EventDict:
+    """Without its traceback, which would keep alive all that its frames hold."""
+    kept = {key: value for key, value in event.items() if key != "exc_info"}
+    error = event.get("exc_info")
+    error = sys.exc_info()[1] if error is True else error[1] if isinstance(error, tuple) else error
+    return {"error": f"{type(error).__name__}: {one_line(error, 300)}", **kept} if error else kept
+
+
+def _tell(event: EventDict) -> None:
+    rest = dict(event)
+    level, text = rest.pop("level"), rest.pop("event")
+    log.log(logging.getLevelNamesMapping()[level.upper()], text, **rest)
+
+
+class ToStructlog(logging.Handler):
+    """What other libraries log, as events."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        log.log(record.levelno, record.getMessage().strip(), logger=record.name, exc_info=record.exc_info)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    log.warning(one_line(message), category=category.__name__, where=f"{filename}:{lineno}")

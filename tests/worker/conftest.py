@@ -1,5 +1,6 @@
 """What the worker's tests share."""
 
+import logging
 import os
 import signal
 import uuid
@@ -21,6 +22,7 @@ from worker.cli import main
 from worker.engine import Engine, pick_device
 from worker.keeper import Keeper
 from worker.line import Line
+from worker.logs import ToStructlog
 from worker.metrics import Metrics
 from worker.settings import (
     CalibrationSettings,
@@ -111,6 +113,8 @@ def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
 
     yield call
     structlog.reset_defaults()  # logs go to this test's stderr
+    root = logging.getLogger()
+    root.handlers[:] = [handler for handler in root.handlers if not isinstance(handler, ToStructlog)]
     for number, handler in handlers.items():
         signal.signal(number, handler)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 HOW = "pip install -c constraints.txt -e '.[deploy]'"
@@ -48,3 +49,19 @@ def composed(deploy: Path, profile: str = "") -> dict[str, Any]:
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr == ""  # no warning, either
     return dict(json.loads(ended.stdout))
+
+
+def healthy(test: list[str], replaced: dict[str, str]) -> bool:
+    """Whether a health check succeeds, run here as the container would."""
+    command = test[1:] if test[0] == "CMD" else ["/bin/sh", "-c", *test[1:]]
+    command = [sys.executable if word == "python" else word for word in command]
+    for told, here in replaced.items():
+        assert any(told in word for word in command), told
+        command = [word.replace(told, here) for word in command]
+    return subprocess.run(command, capture_output=True, check=False, timeout=60).returncode == 0
+
+
+def check_of(name: str) -> list[str]:
+    """As it stands in the file; a $$ is a $ to the shell."""
+    document = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())
+    return [word.replace("$$", "$") for word in document["services"][name]["healthcheck"]["test"]]

@@ -4,7 +4,6 @@ import re
 import shutil
 import stat
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,11 +11,10 @@ from typing import Any
 
 import pytest
 import redis
-import yaml
 from prometheus_client import CollectorRegistry
 
 from tests.conftest import free_port
-from tests.deploy.composing import ROOT, SECRETS, compose, composed, with_secrets
+from tests.deploy.composing import ROOT, SECRETS, check_of, compose, composed, healthy, with_secrets
 from tests.servers import recent_server
 from tests.worker.helpers import eventually
 from worker.configuration import load_settings
@@ -159,22 +157,6 @@ def redis_of(deploy: Path, folder: Path) -> Iterator[tuple[int, "subprocess.Pope
             yield port, process
         finally:
             process.kill()
-
-
-def healthy(test: list[str], replaced: dict[str, str]) -> bool:
-    """Whether a health check succeeds, run here as the container would."""
-    command = test[1:] if test[0] == "CMD" else ["/bin/sh", "-c", *test[1:]]
-    command = [sys.executable if word == "python" else word for word in command]
-    for told, here in replaced.items():
-        assert any(told in word for word in command), told
-        command = [word.replace(told, here) for word in command]
-    return subprocess.run(command, capture_output=True, check=False, timeout=60).returncode == 0
-
-
-def check_of(name: str) -> list[str]:
-    """As it stands in the file; a $$ is a $ to the shell."""
-    document = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())
-    return [word.replace("$$", "$") for word in document["services"][name]["healthcheck"]["test"]]
 
 
 def test_redis_starts_as_it_is_configured_and_its_check_tells_when_it_is_gone(deploy: Path, tmp_path: Path) -> None:

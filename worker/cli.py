@@ -133,8 +133,8 @@ def demo(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures there, too.")] = None,
     report: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("demo-report"),
     rate: Annotated[float, typer.Option(min=0, help="Pictures per second; 0 is as fast as it goes.")] = 0.0,
-    serve: Annotated[bool, typer.Option("--serve", help="Go on until interrupted.")] = False,
-    backbones: Annotated[bool, typer.Option(help="Compare backbones at the end: half a minute or more.")] = True,
+    serve: Annotated[bool, typer.Option("--serve", help="Open the live page; go on until interrupted.")] = False,
+    backbones: Annotated[bool, typer.Option(help="Compare backbones at the end, without --serve.")] = True,
 ) -> None:
     """See it work: a private Redis, a camera, the worker, and a report at the end."""
     try:

@@ -2,12 +2,13 @@
 
 import re
 from pathlib import Path
+from textwrap import dedent
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SHELL = {"", "bash", "sh", "console", "shell"}
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
 COMMENT = re.compile(r"(?:^|\s{2,})#.*$|^#.*$")
 WITHIN = re.compile(r"(?<!`)`((?:mhpc-worker|mhpc|make) [^`\n]+)`(?!`)")
 
@@ -23,7 +24,11 @@ class Block(NamedTuple):
 def blocks(page: Path) -> list[Block]:
     text = page.read_text(encoding="utf-8")
     return [
-        Block(f"{page.relative_to(ROOT)}:{text.count(chr(10), 0, match.start(2)) + 1}", match[1], match[2])
+        Block(
+            f"{page.relative_to(ROOT)}:{text.count(chr(10), 0, match.start('text')) + 1}",
+            match["language"],
+            dedent(match["text"]),
+        )
         for match in FENCE.finditer(text)
     ]
 

@@ -130,14 +130,25 @@ def test_a_user_that_the_script_does_not_know_is_refused(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(("file", "user"), [("worker.toml", "worker"), ("console.toml", "operator")])
 def test_the_configurations_load_and_name_what_is_mounted(services: dict[str, Service], file: str, user: str) -> None:
-    settings = load_settings(ROOT / "deploy" / file, environ={})
+    settings = load_settings(ROOT / "deploy" / "config" / file, environ={})
     assert settings.redis.url.get_secret_value().startswith("redis://redis:")
     assert settings.redis.username == user
     service = services["worker" if file == "worker.toml" else "console"]
     wanted = {settings.redis.password_file, settings.console.tokens_file} - {""}
     assert wanted == {secret["target"] for secret in service["secrets"]}
+    (folder,) = (volume for volume in service["volumes"] if volume["type"] == "bind")
+    assert service["command"][-1] == f"{folder['target']}/{file}"
+    assert Path(folder["source"]).name == "config"
     port = settings.http.port if file == "worker.toml" else settings.console.port
     assert [int(published["target"]) for published in service["ports"]] == [port]
+
+
+def test_what_redis_keeps_of_a_line_leaves_room_for_as_much_again() -> None:
+    streams = load_settings(ROOT / "deploy" / "config" / "worker.toml", environ={}).streams
+    (limit,) = re.findall(r"^maxmemory (\d+)gb$", (ROOT / "deploy/redis/redis.conf").read_text(), re.MULTILINE)
+    result = 1024  # with a heat map of 28 x 28: docs/operate.md
+    most = streams.scores_max * result + streams.review_bytes + streams.dead_max * streams.payload_bytes
+    assert most < int(limit) * 2**30 / 2
 
 
 # -- health, by the checks themselves ----------------------------------------------------------------------------------

@@ -127,6 +127,6 @@ def test_what_no_worker_exports_is_noticed(expression: str, problem: str) -> Non
 def test_prometheus_loads_the_rules_and_scrapes_the_port_that_the_worker_serves() -> None:
     prometheus = loaded("prometheus.yml")
     assert prometheus["rule_files"] == ["alerts.yml"]
-    port = load_settings(DEPLOY / "worker.toml", environ={}).http.port
+    port = load_settings(DEPLOY / "config" / "worker.toml", environ={}).http.port
     (mhpc,) = (job for job in prometheus["scrape_configs"] if job["job_name"] == "mhpc")
     assert mhpc["static_configs"] == [{"targets": [f"worker:{port}"]}]

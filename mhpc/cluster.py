@@ -19,26 +19,24 @@ from mhpc.sampler import farthest_first
 SEEDING_SAMPLE = 3  # times the larger of batch_size and n_clusters: rows that k-means++ looks at, as in scikit-learn
 
 
-def move_centers(centers: Tensor, counts: Tensor, x: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-    """centers [K, D] after each took its rows of x [N, D] (labels [N]) with step size 1 / count.
+def move_centers_(centers: Tensor, counts: Tensor, x: Tensor, labels: Tensor, weights: Tensor | None = None) -> None:
+    """Move, in place, centers [K, D] by rows of x [N, D] (labels [N]), with step size 1 / count.
 
     counts [K] are those *after* the rows were added: c' = c + (sum of its rows - n c) / count, so a centre is the mean
-    of all rows that it ever took. Rows and centres may be any linear image of the features. With weights [N] >= 0 a row
-    counts as often as it weighs, in the sum, in n and in counts.
+    of all rows that it ever took; one whose count is infinite stays. Rows and centres may be any linear image of the
+    features. With weights [N] >= 0 a row counts as often as it weighs, in the sum, in n and in counts.
     """
     touched, slots, n = labels.unique(return_inverse=True, return_counts=True)
     taken = n.to(x.dtype)
     if weights is not None:
         taken = torch.zeros_like(taken).index_add_(0, slots, weights)
         x = x * weights[:, None]
-    sums = torch.zeros(len(touched), x.shape[1], dtype=x.dtype, device=x.device).index_add_(0, slots, x)
+    steps = torch.zeros(len(touched), x.shape[1], dtype=x.dtype, device=x.device).index_add_(0, slots, x)
     old = centers[touched]
-    steps = counts[touched].to(x.dtype)
+    by = counts[touched].to(x.dtype)
     if weights is not None:
-        steps = torch.where(steps > 0, steps, 1)  # a centre whose rows all weigh nothing stays
-    moved = centers.clone()
-    moved[touched] = old + (sums - taken[:, None] * old) / steps[:, None]
-    return moved
+        by = torch.where(by > 0, by, 1)  # a centre whose rows all weigh nothing stays
+    centers[touched] = steps.addcmul_(old, taken[:, None], value=-1).div_(by[:, None]).add_(old)
 
 
 class MiniBatchKMeans(
@@ -188,7 +186,8 @@ class MiniBatchKMeans(
         distances, labels = nearest(x, self.cluster_centers_)
         exact = None if weights is None else weights.double()
         self.counts_ = self.counts_ + torch.bincount(labels, exact, minlength=self.n_clusters)
-        self.cluster_centers_ = move_centers(self.cluster_centers_, self.counts_, x, labels, weights)
+        self.cluster_centers_ = self.cluster_centers_.clone()
+        move_centers_(self.cluster_centers_, self.counts_, x, labels, weights)
         return labels, _inertia(distances, weights)
 
     def _note(self, X: Array, labels: Tensor, inertia: Tensor) -> "MiniBatchKMeans":

@@ -49,7 +49,7 @@ def batch_moments(x: Tensor) -> Moments:
     center = mean.to(x.dtype)
     centred = x - center
     residual = N * (mean - center.double())  # what rounding the mean to the rows' precision left over
-    scatter = _gram(centred).double() - torch.outer(residual, residual) / N
+    scatter = _gram(centred).double().addr_(residual, residual, alpha=-1 / N)
     return Moments(N, mean, scatter)
 
 
@@ -67,7 +67,8 @@ def _gram(x: Tensor) -> Tensor:
     for start in range(0, D, GRAM_COLUMNS):
         stop = min(start + GRAM_COLUMNS, D)
         torch.mm(x[:, start:stop].T, x[:, start:], out=products[start:stop, start:])
-    return products.triu() + products.triu(1).T
+        products[stop:, start:stop] = products[start:stop, stop:].T
+    return products
 
 
 def merge_moments(a: Moments, b: Moments) -> Moments:

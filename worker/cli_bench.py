@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from worker.bench.options import BenchOptions, line_counts
+from worker.environment import HUGE_PAGES, set_unless_set
 
 
 def bench(
@@ -31,6 +32,7 @@ def bench(
 
     Example: mhpc-worker bench --backbone resnet18 --weights random:0 --lines 1,8,64 --json bench.json
     """
+    set_unless_set(HUGE_PAGES)  # for the bare loop as for the worker
     from worker.bench.run import run_bench
 
     chosen = tuple(name.strip() for name in layers.split(",")) if layers else None

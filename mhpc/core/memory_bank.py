@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from mhpc.cluster import move_centers
+from mhpc.cluster import move_centers_
 from mhpc.core.bank import Bank, Nearest
 from mhpc.core.doubt import find_doubt
 from mhpc.core.recent import UNLIKE
@@ -108,27 +108,24 @@ class MemoryBank(Bank):
         """
         z, exactly = known.z, known.exactly if known.neighbours else None
         fresh = farthest_first(z, len(z), known.distances, self.radius, exactly=exactly).indices
-        others = torch.ones(len(z), dtype=torch.bool, device=z.device)
-        others[fresh] = False
-        distances, labels = known.distances[others], known.labels[others]
+        labels = known.labels
         if len(fresh):
-            near, index = nearest(z[others], z[fresh])
-            labels = torch.where(near < distances, index + len(self), labels)
-            self._append(x[fresh], z[fresh], pictures[fresh])
+            near, index = nearest(z, z[fresh])
+            labels = torch.where(near < known.distances, index + len(self), labels)
+            labels[fresh] = torch.arange(len(self), len(self) + len(fresh), device=z.device)
             self._remember(x, pictures, pictures[fresh].unique())
-        self._move(x[others], z[others], labels)
-        all_labels = torch.empty(len(z), dtype=torch.int64, device=z.device)
-        all_labels[others] = labels
-        all_labels[fresh] = torch.arange(len(self) - len(fresh), len(self), device=z.device)
-        self._count_support(all_labels, pictures)
+        self._append(x[fresh], z[fresh], pictures[fresh])
+        self._move(x, z, labels)
+        self._count_support(labels, pictures)
         if len(self) > OVERFULL * self.bank_size:
             self.reduce()
 
     def _append(self, x: Tensor, z: Tensor, picture: Tensor, pinned: bool = False) -> None:
-        n = torch.full((len(x),), 0.0 if pinned else 1.0, dtype=torch.float64, device=x.device)
+        """Add anchors that stand for no row yet; all ROWS are new tensors then, that nobody shares."""
+        n = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         born = {
-            "anchors": x, "images": z, "mass": n, "moves": n, "support": torch.zeros_like(n), "picture": picture,
-            "lift": torch.zeros_like(n, dtype=z.dtype), "pinned": torch.full_like(n, pinned, dtype=torch.bool),
+            "anchors": x, "images": z, "mass": n, "moves": n, "support": n, "picture": picture,
+            "lift": n.to(z.dtype), "pinned": torch.full_like(n, pinned, dtype=torch.bool),
         }  # fmt: skip
         for name in self.ROWS:
             setattr(self, name, torch.cat([getattr(self, name), born[name]]))
@@ -141,14 +138,15 @@ class MemoryBank(Bank):
         self.numbers, self.means = torch.cat([self.numbers, numbers[of]]), torch.cat([self.means, means[of]])
 
     def _move(self, x: Tensor, z: Tensor, labels: Tensor) -> None:
-        self.mass = self.mass + torch.bincount(labels, minlength=len(self))
-        free = ~self.pinned[labels]
-        x, z, labels = x[free], z[free], labels[free]
-        if not self.moving or not len(x):
+        """Count rows x [N, D] and z [N, d] for their anchors, which they move in place, unless pinned."""
+        taken = torch.bincount(labels, minlength=len(self))
+        self.mass += taken
+        if not self.moving:
             return
-        self.moves = self.moves + torch.bincount(labels, minlength=len(self))
-        self.anchors = move_centers(self.anchors, self.moves, x, labels)
-        self.images = move_centers(self.images, self.moves, z, labels)
+        self.moves += torch.where(self.pinned, 0, taken)
+        counts = self.moves.masked_fill(self.pinned, torch.inf)
+        move_centers_(self.anchors, counts, x, labels)
+        move_centers_(self.images, counts, z, labels)
 
     def _count_support(self, labels: Tensor, pictures: Tensor) -> None:
         """An anchor and a picture count once, however many patches of the one are nearest to the other."""

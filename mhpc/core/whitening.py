@@ -147,7 +147,7 @@ def sampled_moments(x: Tensor, share: float, draw: list[int]) -> Moments:
         return batch_moments(x)
     rows = np.sort(np.random.default_rng(draw).choice(N, n, replace=False))
     _, mean, scatter = batch_moments(x[torch.from_numpy(rows).to(x.device)])
-    return Moments(N, mean, scatter * (N / n))
+    return Moments(N, mean, scatter.mul_(N / n))
 
 
 def checked_share(share: float, name: str = "share") -> float:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mhpc import MiniBatchKMeans
-from mhpc.cluster import move_centers
+from mhpc.cluster import move_centers_
 from mhpc.sampler import farthest_first
 
 
@@ -62,19 +62,26 @@ def test_the_centers_given_are_not_changed() -> None:
     assert torch.equal(start, before)
 
 
-def test_moving_centers_gives_new_ones() -> None:
-    centers, x = blobs()[:4].clone(), blobs(20, seed=1)
-    moved = move_centers(centers, torch.full((4,), 40), x, torch.arange(20) % 4)
-    assert torch.equal(centers, blobs()[:4])
-    torch.testing.assert_close(moved, centers + (x.reshape(5, 4, 4) - centers).sum(0) / 40)
+def moved(centers: Tensor, *given: Tensor) -> Tensor:
+    centers = centers.clone()
+    move_centers_(centers, *given)
+    return centers
+
+
+def test_centers_move_towards_the_mean_of_their_rows_and_stay_where_counts_are_infinite() -> None:
+    centers, x, counts = blobs()[:4], blobs(20, seed=1), torch.tensor([40, 40, 40, torch.inf])
+    expected = centers + (x.reshape(5, 4, 4) - centers).sum(0) / counts[:, None]
+    found = moved(centers, counts, x, torch.arange(20) % 4)
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(found[3], centers[3])
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.float64])
 def test_counts_may_be_whole_numbers_or_not(dtype: torch.dtype) -> None:
     centers, x, labels = blobs()[:4], blobs(20, seed=1), torch.arange(20) % 4
     counts = torch.full((4,), 40, dtype=dtype)
-    moved = move_centers(centers, counts, x, labels)
-    assert torch.equal(moved, move_centers(centers, counts.double(), x, labels, torch.ones(20, dtype=torch.float64)))
+    weights = torch.ones(20, dtype=torch.float64)
+    assert torch.equal(moved(centers, counts, x, labels), moved(centers, counts.double(), x, labels, weights))
 
 
 def blobs_given_by_weight() -> tuple[Tensor, Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from collections import deque
 from typing import NamedTuple
 
-from worker.console.text import finite
+from worker.console.text import cut, finite, title
 from worker.streams.line_streams import LineStreams, entry_key
 
 KEPT = 200  # parts
@@ -13,7 +13,8 @@ WHYS = ("anomalous", "quarantined")
 
 
 class Reviewed(NamedTuple):
-    """A part in review. `key` is its id there; `picture` says whether its bytes were kept."""
+    """A part in review. `key` is its id there; `picture` says whether its bytes were kept; `title` is its id as shown
+    where there is room."""
 
     key: str
     entry: str
@@ -23,6 +24,7 @@ class Reviewed(NamedTuple):
     threshold: float | None
     model: str
     picture: bool
+    title: str
 
     @property
     def ms(self) -> int:
@@ -75,7 +77,7 @@ class Index:
             page = self.streams.client.xrevrange(self.streams.review, max=last, count=PAGE)
             if not page:
                 break
-            newest += [reviewed(key.decode(), fields) for key, fields in page]
+            newest += [_to_keep(key, fields) for key, fields in page]
             size += sum(len(fields.get(b"image", b"")) for _, fields in page)
             last = f"({page[-1][0].decode()}"
         self.parts.extend(newest[::-1])
@@ -83,7 +85,7 @@ class Index:
 
     def _follow(self) -> None:
         while page := self.streams.client.xrange(self.streams.review, min=f"({self._last}", count=PAGE):
-            self.parts.extend(reviewed(key.decode(), fields) for key, fields in page)
+            self.parts.extend(_to_keep(key, fields) for key, fields in page)
             self._came += len(page)
             self._last = page[-1][0].decode()
 
@@ -103,7 +105,14 @@ def reviewed(key: str, fields: dict[bytes, bytes]) -> Reviewed:
         _number(text("threshold")),
         text("model"),
         bool(fields.get(b"image")),
+        title(text("id")),
     )
+
+
+def _to_keep(key: bytes, fields: dict[bytes, bytes]) -> Reviewed:
+    """What the index holds of an entry: anybody may have written texts of any length there."""
+    part = reviewed(key.decode(), fields)
+    return part._replace(entry=cut(part.entry), id=cut(part.id), model=cut(part.model))
 
 
 def _number(text: str) -> float | None:

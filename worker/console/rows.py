@@ -6,7 +6,7 @@ from typing import Any
 from worker.console.lines import Status, Watched
 from worker.console.recent import Point, Seen
 from worker.console.review import Reviewed
-from worker.console.text import NONE, count, cut, finite, number, percent, seconds, title
+from worker.console.text import NONE, count, cut, finite, number, percent, seconds
 
 SPARK = 60  # points of a small chart
 PHASES = ("learning", "calibrating", "scoring", "paused")
@@ -126,7 +126,7 @@ def card(part: Reviewed) -> dict[str, Any]:
         "key": part.key,
         "ms": part.ms,
         "id": cut(part.id),
-        "title": title(part.id),
+        "title": part.title,
         "why": part.why,
         "score": number(part.score),
         "threshold": number(part.threshold),

@@ -105,7 +105,15 @@ def wait_for_reply(streams: LineStreams, command: str, seconds: float) -> Reply 
         for _, entries in streams.client.xread({streams.replies: last}, count=100, block=block) or ():
             for entry, fields in entries:
                 last = entry
-                reply = msgpack.unpackb(fields[b"reply"])
-                if reply["command"] == command:
-                    return Reply(reply["ok"], reply["text"])
+                if (reply := _answer_to(command, fields.get(b"reply"))) is not None:
+                    return reply
     return None
+
+
+def _answer_to(command: str, value: bytes | None) -> Reply | None:
+    """The reply, if it is this command's; anybody may have put something else there."""
+    try:
+        reply = msgpack.unpackb(value or b"")
+        return Reply(bool(reply["ok"]), str(reply["text"])) if reply["command"] == command else None
+    except (ValueError, TypeError, KeyError, RecursionError, msgpack.UnpackException):
+        return None

@@ -94,22 +94,19 @@ def test_who_is_behind_by_much_goes_on_at_the_newest(
 
 
 def test_too_many_lookers_are_refused_and_others_come_in_when_one_leaves(
-    site: Site, filled: Filled, monkeypatch: pytest.MonkeyPatch
+    open_site: Callable[..., Site], filled: Filled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(events, "LOOKERS", 1)
-    path = f"/lines/{filled.line}/events"
+    site, path = open_site(), f"/lines/{filled.line}/events"
 
-    def opened() -> bool:
+    def status() -> int:
         with site.browser.stream("GET", path) as answer:
-            return answer.status_code == 200
+            return answer.status_code
 
-    eventually(opened)
-    with site.browser.stream("GET", path) as answer:
-        eventually(lambda: answer.status_code == 200 or opened())
-        next(answer.iter_lines())
-        with site.browser.stream("GET", path) as another:
-            assert another.status_code == 503
-    eventually(opened)
+    with site.events(path) as told:
+        first(told, "points")
+        assert status() == 503
+    eventually(lambda: status() == 200)
 
 
 def test_an_outage_is_told_and_outlasted(

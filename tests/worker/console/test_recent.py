@@ -81,6 +81,13 @@ def test_what_is_no_result_is_no_point(packed: bytes | None) -> None:
     assert point_of("5-0", recent.unpacked(packed)) is None
 
 
+def test_texts_of_any_length_in_review_are_cut_where_they_are_kept(filled: Filled) -> None:
+    filled.reviewed(Image("x" * 10**6, "png", b""), 5.0)
+    (part,) = Index(filled.streams).refresh().parts
+    assert len(part.id) == 64
+    assert "(1,000,000 characters, cut here)" in part.title
+
+
 def test_review_is_followed_without_its_pictures(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worker.console.review.FILL_BYTES", 2_000)
     picture = Image("a", "png", b"x" * 1000)

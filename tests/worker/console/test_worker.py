@@ -57,6 +57,8 @@ def test_a_flagged_part_is_called_normal_and_passes_when_it_comes_again(
         key = first(told, "review")[0]["key"]
     page = site.get(f"/lines/{line}/review/{key}", headers=BEARER)
     assert "strange" in page.text
+    for junk in ({"reply": b"\xc1"}, {"reply": b"\x05"}, {"reply": b"\x80"}, {"other": b"field"}):
+        client.xadd(f"mhpc:{{{line}}}:replies", junk)  # type: ignore[arg-type]  # redis-py's fields are invariant
     ok, text = press("normal", strange["entry"], "strange")
     assert ok
     assert "anchors pinned" in text

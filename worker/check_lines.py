@@ -60,10 +60,11 @@ def _keys(settings: Settings, streams: LineStreams) -> tuple[str, str]:
         streams.line, streams.last_id(), state.get("applied_through") or "0-0", learn_anew(settings, streams)
     ):
         raise WorkerError(f"line {streams.line}: {problem}")
-    if not streams.client.exists(streams.images):
+    try:
+        groups = {info["name"].decode() for info in streams.client.xinfo_groups(streams.images)}
+    except redis.ResponseError:  # no such key; EXISTS is no right of a worker's
         return OK, f"{streams.line} (new: a worker makes its stream)"
     lag, pending, oldest = streams.backlog(ANSWERING)
-    groups = {info["name"].decode() for info in streams.client.xinfo_groups(streams.images)}
     if missing := {ANSWERING, LEARNING} - groups:
         where = state.get("done_through", "the beginning")
         return NOTE, f"{streams.line}: no group {' and '.join(sorted(missing))}; a worker makes it again at {where}"

@@ -103,6 +103,8 @@ def test_without_a_token_one_is_made_for_this_run() -> None:
         ({"origin": "http://console:9109", "host": "console:9109"}, True),
         ({"origin": "http://elsewhere", "host": "console:9109"}, False),
         ({"origin": "null", "host": "console:9109"}, False),
+        ({"origin": "null", "host": "console:9109", "sec-fetch-site": "same-origin"}, True),
+        ({"origin": "null", "host": "console:9109", "sec-fetch-site": "cross-site"}, False),
         ({"sec-fetch-site": "same-origin", "origin": "http://elsewhere", "host": "console:9109"}, False),
         ({}, True),
     ],

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from tests.worker.console.site import MODEL, Filled, Site, first
+from tests.worker.console.site import MODEL, TOKEN, Filled, Site, first
 from tests.worker.helpers import encoded, picture
 from worker.message import Image
 from worker.streams.control import COMMANDS
@@ -275,3 +275,25 @@ def test_a_line_has_a_button_for_each_command_that_people_give(site: Site, fille
     assert buttons == {"relearn", "calibrate", "pause", "resume", "rate", "rollback"}
     assert buttons < set(COMMANDS)
     assert "disabled" not in page
+
+
+def test_a_part_that_was_set_aside_is_learned_after_all(site: Site, filled: Filled) -> None:
+    site.log_in()
+    key = filled.reviewed(Image("a", "png", encoded(picture())), None, "quarantined")
+    page = site.get(f"/lines/{filled.line}/review/{key}").text
+    assert 'data-verdict="set aside"' in page
+    assert re.search(r'<button id="normal" data-command="release"  ', page)
+    assert site.get(f"/lines/{filled.line}/review/{key}/thumb.jpg").status_code == 200
+    assert "set aside while the line learned" in page
+
+
+def test_who_logs_in_comes_back_to_the_page_that_he_left(site: Site, filled: Filled) -> None:
+    key = filled.flagged()
+    here = f"/lines/{filled.line}/review/{key}"
+    page = site.get(here, params={"order": "largest"}).text
+    links = set(re.findall(r'href="(/login[^"]*)"', page))
+    assert links == {f"/login?next={here}%3Forder%3Dlargest"}
+    form = site.get(links.pop()).text
+    assert f'name="next" value="{here}?order=largest"' in form
+    answer = site.browser.post("/login", data={"token": TOKEN, "next": f"{here}?order=largest"})
+    assert answer.headers["location"] == f"{here}?order=largest"

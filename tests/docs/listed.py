@@ -10,11 +10,13 @@ class Run(NamedTuple):
         says: what it prints.
         goes_on: whether it ends by an interruption alone, which comes when it has printed that.
         given: what stands for a word in capitals.
+        needs: a program without which it is skipped.
     """
 
     says: str
     goes_on: bool = False
     given: tuple[str, ...] = ()
+    needs: str = ""
 
 
 RUN = {
@@ -29,8 +31,20 @@ RUN = {
     "mhpc-worker console --config config.toml": Run("http://127.0.0.1:", goes_on=True),
     "curl -s 127.0.0.1:9108/metrics": Run("mhpc_images_total{"),
     r"printf '\x82\xa1v\x01\xa6images\x91\x84\xa2id\xa9part-0001\xa6format\xa3raw\xa4data\xc4\x04\x00\x40\x80\xff"
-    r"\xa5shape\x93\x02\x02\x01' | redis-cli -x XADD 'mhpc:{press-3}:images' '*' batch": Run("-"),
+    r"\xa5shape\x93\x02\x02\x01' | redis-cli -x XADD 'mhpc:{press-3}:images' '*' batch": Run("-", needs="redis-cli"),
+    "install -D -m 0644 config.example.toml /etc/mhpc/station-1.toml": Run(""),
+    "install -D -m 0644 config.example.toml /etc/mhpc/console.toml": Run(""),
+    "install -m 0600 /dev/stdin /etc/mhpc/redis-password": Run(""),
+    "install -m 0600 /dev/stdin /etc/mhpc/redis-password-console": Run(""),
+    "install -m 0600 /dev/stdin /etc/mhpc/console-tokens": Run(""),
+    "install -m 0644 -t /etc/systemd/system deploy/systemd/*.service": Run(""),
+    "tar -C /var/lib/mhpc -czf snapshots.tar.gz snapshots": Run(""),
+    "promtool check rules deploy/prometheus/alerts.yml": Run("SUCCESS", needs="promtool"),
+    "promtool test rules deploy/prometheus/alerts_test.yml": Run("SUCCESS", needs="promtool"),
 }
+
+ENGINE = "no container engine in CI; tests/deploy/test_compose.py and test_dockerfile.py check what can be without one"
+SYSTEMD = "CI's first process is not systemd; tests/deploy/test_systemd.py verifies the units"
 
 # Commands that are not run here, and why not. Those of this project are still taken apart by their own parsers.
 NOT_RUN = {
@@ -42,6 +56,14 @@ NOT_RUN = {
     "mhpc-worker run --config config.toml": "the plant's worker is started by it, before all others",
     "mhpc-worker bench [--backbone resnet18 --weights random:0] [--lines 1,8,64] [--json FILE]": "it takes minutes; "
     "tests/worker/bench/test_run.py runs it with small pictures",
+    "deploy/secrets.sh": "it writes into deploy/; tests/deploy runs a copy",
+    "docker compose -f deploy/compose.yaml up --build --wait": ENGINE,
+    "docker compose -f deploy/compose.yaml --profile gpu up --build --wait": ENGINE,
+    "python3 -m venv /opt/mhpc && /opt/mhpc/bin/pip install -c constraints.txt .": "as the one above",
+    "systemctl daemon-reload": SYSTEMD,
+    "systemctl enable --now mhpc-worker@station-1 mhpc-console": SYSTEMD,
+    "systemctl reload mhpc-worker@station-1": SYSTEMD,
+    "journalctl -u mhpc-worker@station-1 -o cat -f": SYSTEMD,
     "mhpc evaluate FOLDER": "tests/mhpc/evaluation runs it; so the others of mhpc",
     "mhpc evaluate FOLDER --sampler approx_greedy_coreset -p 0.1": "likewise",
     "mhpc ablate FOLDER": "likewise",

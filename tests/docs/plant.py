@@ -47,8 +47,9 @@ class Plant:
         self.environment = {**outer, **SIZES, **own, "PATH": bins, "COLUMNS": "80", "OMP_NUM_THREADS": "1"}
 
     def adapted(self, command: str) -> str:
-        """The command with the ports that are used here."""
+        """The command with the ports and the folders that are used here."""
         command = command.replace("127.0.0.1:9108", f"127.0.0.1:{self.port}")
+        command = command.replace(" /etc/", f" {self.folder}/etc/").replace(" /var/lib/mhpc", f" {self.folder}")
         return command.replace("redis-cli ", f"redis-cli -p {self.redis_port} ")
 
     @property
@@ -59,7 +60,7 @@ class Plant:
         """What a command that ends well prints, on both outputs."""
         ended = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", self.adapted(command)],  # noqa: S607 - any bash will do
-            cwd=self.folder, env=self.environment, text=True, timeout=seconds, check=False,
+            cwd=self.folder, env=self.environment, text=True, timeout=seconds, check=False, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         assert ended.returncode == 0, f"{command}\nended with {ended.returncode}:\n{ended.stdout}"
@@ -160,6 +161,7 @@ class Feeding:
 def plant_of(folder: Path, url: str) -> Iterator[Plant]:
     """A plant whose worker scores, and whose camera goes on; made by the docs' own commands."""
     plant = Plant(folder, url)
+    (folder / "etc/systemd/system").mkdir(parents=True)
     for name in ("config.example.toml", "deploy", "docs", "constraints.txt"):
         (folder / name).symlink_to(ROOT / name)
     parts = folder / "FOLDER"

@@ -1,19 +1,22 @@
 """Every command that the docs show is run in a plant, or on a list that says why not; its words are known anyway."""
 
+import re
+import shutil
 import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.docs.listed import NOT_RUN, RUN
-from tests.docs.pages import PAGES, SHELL, Block, blocks, commands, within_text
+from tests.docs.pages import PAGES, ROOT, SHELL, Block, blocks, commands, within_text
 from tests.docs.parsing import check, check_mention
 from tests.docs.plant import Plant
 from worker.configuration import load_settings
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 SHOWN = [(block.where, command) for block in BLOCKS if block.language in SHELL for command in commands(block)]
-LANGUAGES = {"js", "mermaid", "python", "redis", "text", "toml"}
+LANGUAGES = {"js", "mermaid", "python", "redis", "text", "toml", "yaml"}
 
 
 def test_every_block_is_of_a_language_that_is_tried() -> None:
@@ -34,7 +37,9 @@ def test_every_command_is_on_a_list_and_every_list_is_of_commands_that_are_shown
 
 @pytest.mark.parametrize("command", RUN)
 def test_a_command_does_what_it_is_shown_for(plant: Plant, command: str) -> None:
-    says, goes_on, given = RUN[command]
+    says, goes_on, given, needs = RUN[command]
+    if needs and shutil.which(needs) is None:
+        pytest.skip(f"no {needs} on the PATH")
     if given:
         for word, value in zip(given, plant.part_in_review(), strict=True):
             command = command.replace(word, value)
@@ -65,3 +70,16 @@ def test_a_configuration_is_one(block: Block, tmp_path: Path) -> None:
     path.write_text(block.text)
     load_settings(path)
     assert tomllib.loads(block.text)
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "yaml"], ids=lambda block: block.where)
+def test_what_is_to_be_added_to_a_yaml_file_can_be(block: Block) -> None:
+    added = yaml.safe_load(block.text)
+    named = [ROOT / name for name in re.findall(r"`(deploy/\S+\.yml)`", block_before(block))]
+    assert added.keys().isdisjoint(yaml.safe_load(named[-1].read_text()))
+
+
+def block_before(block: Block) -> str:
+    """The text of its page before it."""
+    page, _, line = block.where.partition(":")
+    return "\n".join((ROOT / page).read_text().splitlines()[: int(line) - 1])

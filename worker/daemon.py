@@ -26,6 +26,7 @@ from worker.snapshots import SnapshotStore
 from worker.streams.client import CONNECTION_ERRORS, connect
 from worker.streams.line_streams import LineStreams
 from worker.streams.review import review_caps
+from worker.versions import learned_in
 from worker.watching import show_backlogs
 
 BLOCK_MS = 500  # so that SIGTERM is prompt
@@ -65,7 +66,11 @@ class Worker:
             raise ConfigurationError(NO_LINES)
         self.client = connect(self.settings.redis)
         self.engine = Engine(
-            self.settings.model, pick_device(self.settings.worker.device), self.metrics, self._in_a_turn
+            self.settings.model,
+            pick_device(self.settings.worker.device),
+            self.metrics,
+            self._in_a_turn,
+            learned_in(self._store(config.name) for config in self.settings.lines),
         )
         told = {"unique_ids": str(self.settings.streams.unique_ids)}  # for producers that would send an entry again
         self.lines = Lines(self._keeper, self.metrics, told)
@@ -102,12 +107,16 @@ class Worker:
         return Keeper(
             lambda: Line(config, model.pca_variance_ratio, device),
             LineStreams(self.client, config.name),
-            SnapshotStore(self.settings.snapshots.directory, config.name),
+            self._store(config.name),
             self.settings.snapshots,
             self.engine.fingerprint,
             self.metrics,
             review_caps(self.settings),
+            self.engine.precision,
         )
+
+    def _store(self, line: str) -> SnapshotStore:
+        return SnapshotStore(self.settings.snapshots.directory, line)
 
     # -- run ---------------------------------------------------------------------------------------------------------
 

@@ -24,7 +24,8 @@ MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]  # ImageNet's, which t
 DEVIATION = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
 MAX_BATCH = {"cpu": 8, "cuda": 64}  # images: larger ones gain nothing there, and keep answers waiting
 TRIAL_SHAPE, TRIALS = (2, 3, 224, 224), 3  # of the forward passes that choose the precision
-WORTH = 1.2  # times float32's speed, so that the choice is the same at each start; native products give about 2
+WORTH = 1.2  # times float32's speed; native products give about 2
+OTHERWISE = 3.0  # times as fast must be what a line did not learn in: that is another machine, no noise of a busy one
 CACHE_BYTES = 256 * 1024 * 1024
 
 log = structlog.get_logger()
@@ -48,6 +49,10 @@ def pick_device(name: str) -> torch.device:
 class Engine:
     """The backbone with its preprocessing; batches are formed across entries and lines.
 
+    Args:
+        learned_in: the precision of what is served already, if anything is. The other one's features are others by a
+            hundredth or two, so it is kept unless it is out of place on this machine.
+
     Attributes:
         precision: what the backbone computes in; features are float32 whatever it is.
         max_batch: images in one forward pass.
@@ -59,6 +64,7 @@ class Engine:
         device: torch.device,
         metrics: Metrics,
         beat: Callable[[], None] = lambda: None,
+        learned_in: torch.dtype | None = None,
     ) -> None:
         try:
             backbone = load_backbone(settings.backbone, settings.weights_source)
@@ -72,7 +78,7 @@ class Engine:
         self.metrics = metrics
         self.beat = beat  # called after each batch: a sign of life within a long turn
         self.fingerprint = self._fingerprint()
-        self.precision = self._precision()
+        self.precision = self._precision(learned_in)
         self.max_batch = settings.max_batch or MAX_BATCH.get(device.type, 32)
         self._scale = (255 * DEVIATION).reciprocal().to(device)
         self._shift = (-MEAN / DEVIATION).to(device)
@@ -82,7 +88,7 @@ class Engine:
         parts = (hash_parameters(self.features.backbone), self.settings.layers, self.settings.input_shape)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
-    def _precision(self) -> torch.dtype:
+    def _precision(self, learned_in: torch.dtype | None) -> torch.dtype:
         """As configured, or else what is faster here; a backbone of the user's own keeps its precision.
 
         CPUs without bfloat16 products emulate them, at a fraction of float32's speed.
@@ -97,8 +103,13 @@ class Engine:
                 began = time.perf_counter()
                 self._features(images, dtype)[0].sum().item()  # GPU sync
                 seconds[dtype] = min(seconds[dtype], time.perf_counter() - began)
-        faster = seconds[torch.float32] > WORTH * seconds[torch.bfloat16]
-        return torch.bfloat16 if faster else torch.float32
+        if learned_in is None:
+            return torch.bfloat16 if seconds[torch.float32] > WORTH * seconds[torch.bfloat16] else torch.float32
+        faster = min(seconds, key=lambda dtype: seconds[dtype])
+        if seconds[learned_in] <= OTHERWISE * seconds[faster]:
+            return learned_in
+        log.warning("features differ a little from those learned", learned_in=str(learned_in), now=str(faster))
+        return faster
 
     def prepare(self, pixels: Pixels) -> Tensor:
         """Pixels [h, w, 3] uint8, squashed to input_shape (antialiased): [3, H, W] uint8.

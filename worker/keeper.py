@@ -59,15 +59,16 @@ class Keeper:
         fingerprint: str,
         metrics: Metrics,
         review: ReviewCaps = REVIEW_CAPS,
+        precision: torch.dtype = torch.float32,
     ) -> None:
         self.make_line = make_line
         self.line = make_line()
         self.streams = streams
         self.store = store
         self.settings = settings
-        self.fingerprint = fingerprint
         self.metrics = metrics
         self.review = review
+        self.origin = {"fingerprint": fingerprint, "precision": str(precision).removeprefix("torch.")}
         self.epoch = 0  # 0: not the keeper
         self.stopped = False  # the stream went back behind what was learned; a person must look
         self.problem = "the lease is not held yet"
@@ -108,7 +109,7 @@ class Keeper:
         committed = state.get("model", "")
         if committed != self._loaded_for:
             self.line, self.model = load_line(
-                self.make_line, self.store, self.fingerprint, committed, self._how_to_learn_anew
+                self.make_line, self.store, self.origin["fingerprint"], committed, self._how_to_learn_anew
             )
             self._loaded_for = committed
             # Commands that were refused are in no version.
@@ -251,7 +252,7 @@ class Keeper:
         tensors, metadata = line.state()
         try:
             with self.metrics.stage("snapshot"):
-                self.store.write(stem, tensors, {**metadata, "epoch": self.epoch, "fingerprint": self.fingerprint})
+                self.store.write(stem, tensors, {**metadata, "epoch": self.epoch, **self.origin})
         except SnapshotError as error:
             self.schedule.refused()
             log.error("snapshot failed; nothing is acknowledged", line=line.name, error=str(error))

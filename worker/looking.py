@@ -95,6 +95,6 @@ def _means(keeper: Keeper, features: Features, dropped: list[str]) -> Means:
         return len(dropped)
 
     def load(version: str | None) -> Snapshot:
-        return load_for_rollback(keeper.store, keeper.fingerprint, keeper.model, version)
+        return load_for_rollback(keeper.store, keeper.origin["fingerprint"], keeper.model, version)
 
     return Means(of_part, forget_part, load, keeper.streams.last_id)

@@ -1,8 +1,9 @@
 """Which of a line's versions is loaded."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import structlog
+import torch
 
 from worker.errors import AbsentError, ModelError, RefusedError, SnapshotError
 from worker.line import Line
@@ -83,3 +84,12 @@ def load_for_rollback(store: SnapshotStore, fingerprint: str, present: str, vers
     if snapshot.metadata["fingerprint"] != fingerprint:
         raise RefusedError(f"{stem} was learned with another backbone, weights, layers or input_shape")
     return snapshot
+
+
+def learned_in(stores: Iterable[SnapshotStore]) -> torch.dtype | None:
+    """The backbone's precision when the newest version was made, of the first line that has one."""
+    for store in stores:
+        for path in store.files()[-1:]:
+            if (name := store.about(path).get("precision")) in ("float32", "bfloat16"):
+                return torch.bfloat16 if name == "bfloat16" else torch.float32
+    return None

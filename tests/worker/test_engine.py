@@ -1,5 +1,6 @@
 import time
 from collections.abc import Iterator
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -158,19 +159,33 @@ def test_in_bfloat16_too_an_images_features_do_not_depend_on_its_batch() -> None
 
 
 def test_the_faster_precision_is_found_by_a_trial(monkeypatch: pytest.MonkeyPatch) -> None:
-    def slow_in(dtype: torch.dtype) -> Engine:
-        real = Engine._features
+    for slow, fast in permutations((torch.float32, torch.bfloat16)):
+        slowed_down(monkeypatch, slow, 0.3)
+        assert engine_of(precision="auto").precision is fast
+        monkeypatch.undo()
 
-        def features(self: Engine, images: Tensor, of: torch.dtype) -> tuple[Tensor, tuple[int, int]]:
-            time.sleep(0.3 * (of is dtype))
-            return real(self, images, of)
 
-        monkeypatch.setattr(Engine, "_features", features)
-        return engine_of(precision="auto")
+def slowed_down(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, seconds: float) -> None:
+    """Have forward passes take 0.3 s, and so much longer in one precision."""
+    real = Engine._features
 
-    assert slow_in(torch.bfloat16).precision is torch.float32
+    def features(self: Engine, images: Tensor, of: torch.dtype) -> tuple[Tensor, tuple[int, int]]:
+        time.sleep(0.3 + seconds * (of is dtype))
+        return real(self, images, of)
+
+    monkeypatch.setattr(Engine, "_features", features)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_what_was_learned_in_is_kept_unless_the_other_is_far_faster(
+    monkeypatch: pytest.MonkeyPatch, precision: torch.dtype
+) -> None:
+    model = small_settings(model={"precision": "auto"}).model
+    slowed_down(monkeypatch, precision, 0.3)
+    assert Engine(model, CPU, Metrics(), learned_in=precision).precision is precision
     monkeypatch.undo()
-    assert slow_in(torch.float32).precision is torch.bfloat16
+    slowed_down(monkeypatch, precision, 1.2)
+    assert Engine(model, CPU, Metrics(), learned_in=precision).precision is not precision
 
 
 def test_a_backbone_of_the_users_own_keeps_its_precision() -> None:

@@ -48,6 +48,7 @@ url = "{url}"
 name = "{name or f"faults-{line}"}"
 device = "cpu"
 [model]
+precision = "float32"
 input_shape = [64, 64]
 bank_size = 150
 [learning]

@@ -1,4 +1,4 @@
-"""kill -9 at every failpoint, one after the other on the same line; and images that take the process down."""
+"""kill -9 at every failpoint in every phase, on the same line; and images that take the process down."""
 
 import signal
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import redis
 
+from tests.worker.faults.failing import VARIABLE, killed_at
 from tests.worker.faults.processes import (
     IMAGES,
     assert_each_answered_once,
@@ -21,21 +22,23 @@ from tests.worker.faults.processes import (
     write_config,
 )
 from tests.worker.helpers import eventually, item, message
-from worker.failpoints import NAMES, VARIABLE
+from worker.failpoints import NAMES
 from worker.snapshots import Snapshot
+from worker.streams.control import send
+from worker.streams.line_streams import LineStreams
 
-IN_LEARNING = [name for name in NAMES if name not in {"gate_done", "forward"}]
-IN_SCORING = ["read", "decode", "forward", "gate", "gate_done"]
-
-
-def killed_at(config: Path, monkeypatch: pytest.MonkeyPatch, name: str, count: int) -> None:
-    monkeypatch.setenv(VARIABLE, f"{name}:kill:{count}")
-    with running_worker(config) as worker:
-        assert worker.wait(60) == -signal.SIGKILL, f"{name} is not passed"
-    monkeypatch.delenv(VARIABLE)
+ANSWERING = NAMES[: NAMES.index("learn_read")]
+LEARNING = NAMES[NAMES.index("learn_read") : NAMES.index("acknowledge")]
+SAVING = LEARNING[LEARNING.index("temporary") :]  # what a command's version passes, too
 
 
-def test_killed_at_every_failpoint_it_ends_as_an_unbroken_run_does(
+def settled(client: redis.Redis, line: str, config: Path, images: int, phase: str) -> None:
+    """Let a worker answer so many images and come to that phase, and kill it."""
+    with running_worker(config):
+        eventually(lambda: done(client, line, images) and state(client, line).get("phase") == phase)
+
+
+def test_killed_at_every_failpoint_in_every_phase_it_ends_as_an_unbroken_run_does(
     redis_url: str,
     client: redis.Redis,
     line: str,
@@ -43,17 +46,25 @@ def test_killed_at_every_failpoint_it_ends_as_an_unbroken_run_does(
     monkeypatch: pytest.MonkeyPatch,
     unbroken_run: Snapshot,
 ) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # who has threads cannot be forked
     config = write_config(tmp_path, redis_url, line, tmp_path)
-    play(client, line, 0, 88)
-    for number, name in enumerate(IN_LEARNING):
-        killed_at(config, monkeypatch, name, 1 + number % 2)
-    with running_worker(config) as worker:
-        eventually(lambda: done(client, line, 88) and state(client, line).get("phase") == "scoring")
-        worker.kill()
-    for number, name in enumerate(IN_SCORING):
-        play(client, line, 88 + 2 * number, 90 + 2 * number)
-        killed_at(config, monkeypatch, name, 1)
-    play(client, line, 98, IMAGES)
+    for phase, first, last, after in (("learning", 0, 56, "calibrating"), ("calibrating", 56, 84, "scoring")):
+        play(client, line, first, first + 8)
+        for name in (*ANSWERING, *LEARNING):
+            killed_at(config, name)
+        play(client, line, first + 8, first + 16)
+        killed_at(config, "acknowledge")
+        assert state(client, line)["phase"] == phase
+        play(client, line, first + 16, last)
+        settled(client, line, config, last, after)
+    play(client, line, 84, 92)
+    for name in ANSWERING:
+        killed_at(config, name)
+    for names in (SAVING, ["acknowledge"]):
+        send(LineStreams(client, line), "rate", {"rate": 0.05}, "ann")
+        for name in names:
+            killed_at(config, name)
+    play(client, line, 92, IMAGES)
     with running_worker(config) as worker:
         finish(client, line, worker)
     assert_each_answered_once(client, line)

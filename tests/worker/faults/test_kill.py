@@ -46,6 +46,7 @@ def test_a_worker_ended_in_every_phase_leaves_the_counts_of_an_unbroken_run(
     assert_learned_alike(found, unbroken_run)
     assert found.metadata["images_learned"] + found.metadata["images_quarantined"] >= LEARN
     assert found.metadata["images_calibrated"] >= CALIBRATE
+    assert found.metadata["precision"] == "float32"  # as configured; a next start keeps to it
     assert_each_answered_once(client, line)
 
 

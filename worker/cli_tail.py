@@ -20,9 +20,10 @@ def tail(
 ) -> None:
     """Follow a line's results: verdict, score / threshold, latency, phase, id.
 
-    A verdict is ANOMALOUS or ok, or - until the line is scoring. With --json
-    each result is one document with all that was published, the heat map as
-    nested lists.
+    A verdict is ANOMALOUS or ok, or - until the line is scoring. An anomalous
+    part ends with its entry, for mhpc-worker control LINE normal ENTRY ID. With
+    --json each result is one document with all that was published, the heat map
+    as nested lists.
     """
     from worker import views
 

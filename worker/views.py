@@ -177,10 +177,11 @@ def result_json(result: dict[str, Any]) -> str:
 
 
 def result_text(result: dict[str, Any]) -> str:
-    """A result on one line of a terminal."""
+    """A result on one line of a terminal; an anomalous one ends with its entry, which commands ask for."""
     verdict = {None: "-", True: "ANOMALOUS", False: "ok"}[result["anomalous"]]
     score = "-" if result["score"] is None else f"{result['score']:.3f}"
     threshold = "-" if result["threshold"] is None else f"{result['threshold']:.3f}"
     latency = f"{result['latency_ms']:.0f} ms"
     identity = result["id"] if result["id"].isprintable() else repr(result["id"])  # it may hold a terminal's commands
-    return f"{verdict:<9} {score:>8} / {threshold:<8} {latency:>9}  {result['phase']:<11} {identity}"
+    entry = f"  {result['entry']}" if result["anomalous"] else ""
+    return f"{verdict:<9} {score:>8} / {threshold:<8} {latency:>9}  {result['phase']:<11} {identity}{entry}"

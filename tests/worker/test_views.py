@@ -131,7 +131,9 @@ def test_no_result_is_passed_over_between_two_looks(redis_url: str, line: str, m
 def test_a_result_stands_on_one_line_of_a_terminal() -> None:
     result = decode_result(encode_result(RESULT))
     assert views.result_text(result).split() == ["ok", "3.500", "/", "4.250", "12", "ms", "scoring", "part", "7"]
-    assert views.result_text({**result, "anomalous": True}).startswith("ANOMALOUS ")
+    anomalous = views.result_text({**result, "anomalous": True})
+    assert anomalous.startswith("ANOMALOUS ")
+    assert anomalous.endswith(" part 7  5-1")  # the entry, which commands ask for
     early = {**result, "score": None, "threshold": None, "anomalous": None, "phase": "learning"}
     assert views.result_text(early).split()[:4] == ["-", "-", "/", "-"]
 

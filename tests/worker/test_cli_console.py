@@ -58,6 +58,19 @@ def test_with_tokens_of_its_own_it_prints_none(tmp_path: Path, redis_url: str) -
         assert TOKEN not in output.read_text()
 
 
+def test_it_ends_at_once_and_quietly_while_somebody_looks(tmp_path: Path, redis_url: str) -> None:
+    with console(tmp_path, "--redis", redis_url) as (process, output):
+        url = output.read_text().partition("?")[0].split()[1]
+        with httpx.stream("GET", f"{url}events", timeout=60) as answer:
+            lines = answer.iter_lines()
+            assert next(lines) == "event: fleet"
+            process.send_signal(signal.SIGTERM)
+            for _ in lines:
+                pass
+        assert process.wait(30) == 0
+        assert output.read_text().count("\n") == 2, "no error"
+
+
 def test_it_starts_while_redis_is_away(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]

@@ -64,7 +64,7 @@ def make_app(settings: Settings, access: Access) -> Starlette:
         "/logout": console.logout,
         "/lines/{line}/commands": console.tell,
     }
-    return Starlette(
+    app = Starlette(
         routes=[
             *(Route(path, endpoint, methods=["GET"]) for path, endpoint in get.items()),
             *(Route(path, endpoint, methods=["POST"]) for path, endpoint in post.items()),
@@ -79,3 +79,5 @@ def make_app(settings: Settings, access: Access) -> Starlette:
             **dict.fromkeys(AWAY, away),
         },
     )
+    app.state.lookers = console.lookers
+    return app

@@ -3,7 +3,6 @@
 import signal
 from types import FrameType
 
-import structlog
 import uvicorn
 
 from worker.console.access import Access
@@ -13,7 +12,7 @@ from worker.console.supervised import SupervisedServer
 from worker.http import bound
 from worker.settings import Settings
 
-log = structlog.get_logger()
+STOP_SECONDS = 3  # for lookers to be let go; who waits for a keeper's answer finds it in the log
 
 
 def serve(settings: Settings) -> None:
@@ -25,19 +24,22 @@ def serve(settings: Settings) -> None:
     listener = bound(settings.console, "console")
     port = listener.getsockname()[1]
     access = Access(settings.console, port)
+    app = make_app(settings, access)
     config = uvicorn.Config(
-        make_app(settings, access),
+        app,
         log_config=None,
         access_log=False,
         lifespan="off",
         proxy_headers=False,  # what a proxy says is believed in one place: access.py
         server_header=False,
-        timeout_graceful_shutdown=1,  # who looks on never hangs up by himself
+        timeout_graceful_shutdown=STOP_SECONDS,
     )
+    server = SupervisedServer(config)
+    app.state.lookers.closing = lambda: server.should_exit
     print(address(settings.console.host, port, access.one_time), flush=True)  # noqa: T201 - for the person who started it
     before = {number: signal.signal(number, _pass) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        SupervisedServer(config).run([listener])  # at its end it raises the signal again, for the handlers set here
+        server.run([listener])  # at its end it raises the signal again, for the handlers set here
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -40,5 +40,5 @@ def why_unread(error: Exception) -> str:
         )
     if isinstance(error, AWAY):
         away = str(error) if isinstance(error, RedisUnreachableError) else f"Redis is away: {error}"
-        return f"{away}. This page goes on by itself when that has passed."
+        return f"{away.rstrip('.')}. This page goes on by itself when that has passed."
     return f"Redis refuses: {error}"

@@ -29,7 +29,8 @@ async function send(pressed, args) {
     });
     const reply = await response.json();
     const who = reply.by ? `, ${reply.by} at ${new Date().toLocaleTimeString()}` : "";
-    show(`${reply.ok ? "" : "Refused: "}${reply.text} (${name}${who})`, reply.ok);
+    const prefix = reply.ok ? "" : response.ok ? "Refused: " : "Not done: ";
+    show(`${prefix}${reply.text} (${name}${who})`, reply.ok);
   } catch {
     show(`${label}: the console did not answer. Whether it was sent shows in what the line was told.`, false);
   } finally {

@@ -5,11 +5,16 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from tests.conftest import free_port
+from tests.servers import recent_server
 
 ROOT = Path(__file__).parents[2]
 HOW = "pip install -c constraints.txt -e '.[deploy]'"
@@ -65,3 +70,19 @@ def check_of(name: str) -> list[str]:
     """As it stands in the file; a $$ is a $ to the shell."""
     document = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())
     return [word.replace("$$", "$") for word in document["services"][name]["healthcheck"]["test"]]
+
+
+@contextmanager
+def redis_of(deploy: Path, folder: Path) -> Iterator[tuple[int, "subprocess.Popen[bytes]"]]:
+    """Redis as the container runs it, but for its port and folders."""
+    port, text = free_port(), (deploy / "redis" / "redis.conf").read_text()
+    for told, here in {"port 6379": f"port {port}", "dir /data": f"dir {folder}"}.items():
+        assert told in text
+        text = text.replace(told, here)
+    config = folder / "redis.conf"
+    config.write_text(text.replace("/run/secrets", str(deploy / "secrets")))
+    with subprocess.Popen([recent_server(), str(config)], stdout=subprocess.DEVNULL) as process:
+        try:
+            yield port, process
+        finally:
+            process.kill()

@@ -4,8 +4,6 @@ import re
 import shutil
 import stat
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +11,7 @@ import pytest
 import redis
 from prometheus_client import CollectorRegistry
 
-from tests.conftest import free_port
-from tests.deploy.composing import ROOT, SECRETS, check_of, compose, composed, healthy, with_secrets
-from tests.servers import recent_server
+from tests.deploy.composing import ROOT, SECRETS, check_of, compose, composed, healthy, redis_of, with_secrets
 from tests.worker.helpers import eventually
 from worker.configuration import load_settings
 from worker.http import HttpServer, make_app
@@ -152,22 +148,6 @@ def test_what_redis_keeps_of_a_line_leaves_room_for_as_much_again() -> None:
 
 
 # -- health, by the checks themselves ----------------------------------------------------------------------------------
-
-
-@contextmanager
-def redis_of(deploy: Path, folder: Path) -> Iterator[tuple[int, "subprocess.Popen[bytes]"]]:
-    """Redis as the container runs it, but for its port and folders."""
-    port, text = free_port(), (deploy / "redis" / "redis.conf").read_text()
-    for told, here in {"port 6379": f"port {port}", "dir /data": f"dir {folder}"}.items():
-        assert told in text
-        text = text.replace(told, here)
-    config = folder / "redis.conf"
-    config.write_text(text.replace("/run/secrets", str(deploy / "secrets")))
-    with subprocess.Popen([recent_server(), str(config)], stdout=subprocess.DEVNULL) as process:
-        try:
-            yield port, process
-        finally:
-            process.kill()
 
 
 def test_redis_starts_as_it_is_configured_and_its_check_tells_when_it_is_gone(deploy: Path, tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from tests.worker.faults.servers import Node, PrivateCluster, private_cluster
 from tests.worker.helpers import LosesReplies, eventually
 from tests.worker.streams.acting import HOLDER, add, answer, letters, pending, publish, results
 from worker.errors import ConfigurationError, RedisUnreachableError
+from worker.message import Image
+from worker.producer import Producer, Retry
 from worker.settings import RedisSettings
 from worker.streams.client import CONNECTION_ERRORS, connect
 from worker.streams.cluster import together
@@ -106,6 +108,13 @@ def test_all_that_a_worker_does_with_a_line_works_on_each_node(client: Any, thre
     assert set(known_lines(client)) >= {streams.line for streams in three}
     assert abs(client.time()[0] - time.time()) < 60
     assert "pause" in COMMANDS
+
+
+def test_a_producer_sends_to_lines_on_any_node(cluster: PrivateCluster, three: list[LineStreams]) -> None:
+    for streams in three:
+        producer = Producer(connect(settings(cluster.url)), streams.line, retry=Retry(8))
+        producer.send([Image("a", "png", b"x")])
+        assert producer.ahead() == 1
 
 
 def test_reading_asks_no_server_where_a_keys_slot_is(

@@ -48,7 +48,7 @@ def heat_map(result: dict[str, Any]) -> bytes:
     smooth = np.asarray(Pillow.fromarray(scores / scale).resize(size, Pillow.Resampling.BICUBIC))
     level = np.clip((smooth - COOL) / (HOT - COOL), 0, 1)  # [H, W]
     channels = [np.interp(level, STOPS, COLOURS[:, i]) for i in range(3)]
-    rgba = np.stack([*channels, 255 * level**0.75], axis=-1)
+    rgba = np.stack([*channels, 255 * level], axis=-1)
     return _encoded(Pillow.fromarray(rgba.round().astype(np.uint8), "RGBA"), "PNG")
 
 

@@ -17,10 +17,8 @@ from worker.settings import LimitSettings
 SIDES = {"thumb": 320, "full": 1280}  # pixels, the longer side
 HEAT_SIDE = 384
 MAP_SIDE = 4096
-COOL, HOT = (
-    0.7,
-    1.8,
-)  # patch scores, in thresholds, between which the heat map goes from clear to full; as in the report
+COOL, HOT = 0.8, 1.8  # patch scores, in thresholds, between which the heat map goes from clear to full;
+FULL = 0.85  # or up to this share of a part's largest, so that a strong defect keeps its shape
 STOPS = np.linspace(0, 1, 5)
 COLOURS = np.array([[96, 19, 110], [187, 55, 84], [237, 105, 37], [251, 180, 26], [252, 255, 164]])  # of inferno
 CACHE_BYTES = 32 * 1024 * 1024
@@ -46,7 +44,8 @@ def heat_map(result: dict[str, Any]) -> bytes:
     zoom = max(1.0, HEAT_SIDE / max(h, w))
     size = max(1, round(w * zoom)), max(1, round(h * zoom))
     smooth = np.asarray(Pillow.fromarray(scores / scale).resize(size, Pillow.Resampling.BICUBIC))
-    level = np.clip((smooth - COOL) / (HOT - COOL), 0, 1)  # [H, W]
+    hot = max(HOT, FULL * float(smooth.max()))
+    level = np.clip((smooth - COOL) / (hot - COOL), 0, 1)  # [H, W]
     channels = [np.interp(level, STOPS, COLOURS[:, i]) for i in range(3)]
     rgba = np.stack([*channels, 255 * level], axis=-1)
     return _encoded(Pillow.fromarray(rgba.round().astype(np.uint8), "RGBA"), "PNG")

@@ -95,7 +95,7 @@ def test_a_heat_map_is_clear_where_the_part_is_as_it_should_be(site: Site, fille
     key = filled.result("a", 5.0, map=heat)
     answer = site.get(f"/lines/{filled.line}/scores/{key}/heat.png")
     alpha = np.asarray(Pillow.open(io.BytesIO(answer.content)))[:, :, 3]
-    assert alpha[:40, :40].min() == 255
+    assert alpha[:40, :40].min() > 230
     assert alpha[200:, 200:].max() == 0
 
 

@@ -37,11 +37,10 @@ def produce(
 
     client = producer.connect(settings.redis)
     player = producer.Producer(client, line_of(settings, line), rate=rate, held=say)
-    total = None if loop else len(producer.picture_files(folder))
-    sent = 0
+    files, sent = producer.picture_files(folder), 0
     try:
         with Progress(*SENT_COLUMNS, console=console) as bars:
-            bar = bars.add_task("sent", total=total)
+            bar = bars.add_task("sent", total=None if loop else len(files))
 
             def advance(_entry: str, images: list[Any]) -> None:
                 nonlocal sent

@@ -52,15 +52,28 @@ def line_status(client: Any, name: str) -> dict[str, Any]:
     state = look(streams.state_key, streams.state, dict[str, str]())
     lag, pending, oldest = look(streams.images, lambda: _backlog(streams), UNREAD)
     holder = look(streams.lease, lambda: client.get(streams.lease), None)
-    threshold = state.get("threshold")
     return {
         "line": name,
+        **_of_state(state),
+        "lag": lag,
+        "pending": pending,
+        "oldest_pending_seconds": max(0.0, time.time() - entry_key(oldest)[0] / 1000) if oldest else None,
+        "results": look(streams.scores, lambda: client.xlen(streams.scores), 0),
+        "dead": look(streams.dead, lambda: client.xlen(streams.dead), 0),
+        "keeper": holder.decode().rpartition("#")[0] if holder else None,
+        "problem": "; ".join(filter(None, [state.get("problem"), *problems])) or None,
+    }
+
+
+def _of_state(state: dict[str, str]) -> dict[str, Any]:
+    """What the keeper says of its line; None for what it has not said yet."""
+    return {
         "phase": state.get("phase"),
         "model": state.get("model") or None,
         "epoch": int(state["epoch"]) if "epoch" in state else None,
         "applied_through": state.get("applied_through"),
         "done_through": state.get("done_through"),
-        "threshold": float(threshold) if threshold else None,
+        "threshold": _number(state.get("threshold")),
         "provisional": state.get("provisional") == "1",
         "false_positive_rate": _number(state.get("rate")),
         "rate_interval": [float(bound) for bound in state.get("rate_interval", "").split()] or None,
@@ -69,13 +82,6 @@ def line_status(client: Any, name: str) -> dict[str, Any]:
         "subspace_change": _number(state.get("subspace_change")),
         "quarantined": int(state.get("quarantined") or 0),
         "drift": _number(state.get("drift")),
-        "lag": lag,
-        "pending": pending,
-        "oldest_pending_seconds": max(0.0, time.time() - entry_key(oldest)[0] / 1000) if oldest else None,
-        "results": look(streams.scores, lambda: client.xlen(streams.scores), 0),
-        "dead": look(streams.dead, lambda: client.xlen(streams.dead), 0),
-        "keeper": holder.decode().rpartition("#")[0] if holder else None,
-        "problem": "; ".join([state.get("problem") or "", *problems]).strip("; ") or None,
     }
 
 
@@ -147,17 +153,9 @@ def results(
                 last = entry
                 try:
                     result = _result(fields[b"result"])
-                except (
-                    KeyError,
-                    ValueError,
-                    TypeError,
-                    AttributeError,
-                    RecursionError,
-                    msgpack.UnpackException,
-                ) as error:
-                    left_out(
-                        f"entry {entry.decode()} of {streams.scores} is no result: {type(error).__name__}: {error}"
-                    )
+                except NO_RESULT as error:
+                    told = f"{type(error).__name__}: {error}"
+                    left_out(f"entry {entry.decode()} of {streams.scores} is no result: {told}")
                     continue
                 yield result
 

@@ -1,6 +1,7 @@
 """`mhpc-worker demo --serve`: the live page, and parts that go on coming."""
 
 import getpass
+import itertools
 import re
 import secrets
 import socket
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from rich.console import Console
 
 from worker.demo.parts import Part
@@ -58,15 +60,16 @@ def opened(page: Page | None, config: Path, console: Console) -> Iterator[Child 
 
 
 def serve(player: Player, parts: Sequence[Part], page: Page, served: Child, console: Console) -> None:
-    """Let the test parts come again and again, with the same ids, until interrupted."""
+    """Let the test parts come again and again, with the same ids, in another order each time, until interrupted."""
     told = "Parts go on coming. Open one that was flagged, say that it is normal, and see it pass when it comes again."
     console.print(f"{told}\nLive page: {page.url}\nCtrl-C ends it", markup=False, highlight=False, soft_wrap=True)
     player.producer.rate = player.producer.rate or SERVE_RATE
     chosen = mostly_good(parts)
 
     def endless() -> Iterator[Image]:
-        while True:
-            yield from images_of(chosen)
+        for round_ in itertools.count():
+            order = np.random.default_rng(round_).permutation(len(chosen))
+            yield from images_of(chosen[place] for place in order)
 
     with progress_bars(console) as bars:
         scored = bars.add_task("Scored", total=None)

@@ -51,7 +51,7 @@ def test_where_the_usual_port_is_taken_another_is_found(monkeypatch: pytest.Monk
     assert Page.of_this_run().port == port
 
 
-def test_most_parts_that_go_on_coming_are_good_and_each_round_is_the_same() -> None:
+def test_most_parts_that_go_on_coming_are_good_and_they_are_always_the_same() -> None:
     chosen = mostly_good(PARTS)
     assert Counter(part.kind for part in chosen) == {"good": 20, "dent": 3}
     assert [place for place, part in enumerate(chosen) if part.kind == "dent"] == [9, 19, 22]

@@ -35,8 +35,7 @@ def produce(
     def say(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)
 
-    client = producer.connect(settings.redis)
-    player = producer.Producer(client, line_of(settings, line), rate=rate, held=say)
+    player = producer.Producer(producer.connect(settings.redis), line_of(settings, line), rate=rate, held=say)
     files, sent = producer.picture_files(folder), 0
     try:
         with Progress(*SENT_COLUMNS, console=console) as bars:

@@ -1,0 +1,66 @@
+import signal
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+import redis
+
+from tests.worker.calling import Call
+from tests.worker.helpers import encoded, eventually, picture
+from tests.worker.terminal import Terminal
+from worker.producer import MAX_AHEAD
+from worker.streams.line_streams import LineStreams
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder with two pictures, and a file that only has a picture's name."""
+    folder = tmp_path / "pictures"
+    (folder / "more").mkdir(parents=True)
+    (folder / "a.png").write_bytes(encoded(picture(0)))
+    (folder / "more" / "b.png").write_bytes(encoded(picture(1)))
+    (folder / "bad.png").write_bytes(b"not a picture")
+    return folder
+
+
+def sent(client: Any, line: str) -> list[list[str]]:
+    """The ids in each entry of a line."""
+    entries = client.xrange(LineStreams(client, line).images)
+    return [[image["id"] for image in msgpack.unpackb(fields[b"batch"])["images"]] for _, fields in entries]
+
+
+def test_a_folder_is_played_into_a_line_with_its_paths_as_ids(
+    call: Call, config: Any, client: redis.Redis, line: str, pictures: Path
+) -> None:
+    ended = call("produce", pictures, "--config", config())
+    assert (ended.code, ended.out) == (0, "")
+    assert "left out bad.png: 13 bytes that are none of BMP" in ended.err
+    assert ended.err.endswith(f"2 pictures sent to line {line}\n")
+    assert sent(client, line) == [["a.png", "more/b.png"]]
+
+
+def test_in_a_loop_each_round_has_fresh_ids_until_it_is_interrupted(
+    config: Any, client: redis.Redis, line: str, pictures: Path
+) -> None:
+    with Terminal("produce", str(pictures), "--config", str(config()), "--loop", "--batch", "1") as terminal:
+        eventually(lambda: client.xlen(LineStreams(client, line).images) == MAX_AHEAD)  # nobody answers: it waits
+        terminal.process.send_signal(signal.SIGINT)
+        assert terminal.ended() == 0
+        said = terminal.written()
+    ids = [identity for entry in sent(client, line) for identity in entry]
+    assert ids[:6] == ["a.png", "more/b.png", "a.png#2", "more/b.png#2", "a.png#3", "more/b.png#3"]
+    assert len(set(ids)) == len(ids)
+    assert f"{len(ids)} pictures sent to line {line}" in said
+    assert said.count("left out") == 1
+
+
+@pytest.mark.parametrize(
+    ("folder", "part"), [("absent", "absent: no such folder"), (".", "no pictures in it; expected files that end in")]
+)
+def test_a_folder_without_pictures_ends_on_one_line(
+    call: Call, config: Any, client: redis.Redis, line: str, tmp_path: Path, folder: str, part: str
+) -> None:
+    ended = call("produce", tmp_path / folder, "--config", config())
+    assert (ended.code, part in ended.error) == (2, True)
+    assert client.xlen(LineStreams(client, line).images) == 0

@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import redis
 from starlette.applications import Starlette
@@ -16,6 +17,7 @@ from worker.console.access import Access
 from worker.console.asking import BadRequestError
 from worker.console.endpoints import Console
 from worker.console.guard import Guard, hosts_of
+from worker.console.pages import Pages
 from worker.console.source import AWAY, why_unread
 from worker.errors import RejectedError
 from worker.settings import Settings
@@ -23,29 +25,22 @@ from worker.settings import Settings
 STATIC = Path(str(files("worker.console").joinpath("static")))
 
 Endpoint = Callable[[Request], Awaitable[Response]]
+Handler = Callable[[Request, Exception], Awaitable[Response]]
 
 
 def make_app(settings: Settings, access: Access) -> Starlette:
     """The page for these settings."""
     console = Console(settings, access)
+    app = Starlette(
+        routes=_routes(console),
+        middleware=[Middleware(Guard, hosts=hosts_of(settings.console))],
+        exception_handlers=_handlers(console.pages),
+    )
+    app.state.lookers = console.lookers
+    return app
 
-    async def not_found(request: Request, _: Exception) -> Response:
-        return console.pages.message(request, 404, "Nothing here", "There is no such page.")
 
-    async def no_line(request: Request, error: Exception) -> Response:
-        if request.method == "POST":
-            return JSONResponse({"ok": False, "text": str(error)}, 404)
-        return console.pages.message(request, 404, "No such line", f"{error}.")
-
-    async def away(request: Request, error: Exception) -> Response:
-        text = why_unread(error)
-        if request.method == "POST":
-            return JSONResponse({"ok": False, "text": text}, 503)
-        return console.pages.message(request, 503, "Nothing to see at the moment", text, retry=True)
-
-    async def bad_request(_: Request, error: Exception) -> Response:
-        return JSONResponse({"ok": False, "text": str(error)}, 400)
-
+def _routes(console: Console) -> list[Route | Mount]:
     part = "/lines/{line}/{kind}/{key}"
     get: dict[str, Endpoint] = {
         "/": console.fleet,
@@ -64,20 +59,29 @@ def make_app(settings: Settings, access: Access) -> Starlette:
         "/logout": console.logout,
         "/lines/{line}/commands": console.tell,
     }
-    app = Starlette(
-        routes=[
-            *(Route(path, endpoint, methods=["GET"]) for path, endpoint in get.items()),
-            *(Route(path, endpoint, methods=["POST"]) for path, endpoint in post.items()),
-            Mount("/static", StaticFiles(directory=STATIC)),
-        ],
-        middleware=[Middleware(Guard, hosts=hosts_of(settings.console))],
-        exception_handlers={
-            404: not_found,
-            RejectedError: no_line,
-            BadRequestError: bad_request,
-            redis.RedisError: away,
-            **dict.fromkeys(AWAY, away),
-        },
-    )
-    app.state.lookers = console.lookers
-    return app
+    return [
+        *(Route(path, endpoint, methods=["GET"]) for path, endpoint in get.items()),
+        *(Route(path, endpoint, methods=["POST"]) for path, endpoint in post.items()),
+        Mount("/static", StaticFiles(directory=STATIC)),
+    ]
+
+
+def _handlers(pages: Pages) -> dict[Any, Any]:
+    """What is said in place of a page; to a button, as JSON."""
+
+    def saying(status: int, heading: str, text: Callable[[Exception], str], retry: bool = False) -> Handler:
+        async def say(request: Request, error: Exception) -> Response:
+            if request.method == "POST":
+                return JSONResponse({"ok": False, "text": text(error)}, status)
+            return pages.message(request, status, heading, text(error), retry)
+
+        return say
+
+    away = saying(503, "Nothing to see at the moment", why_unread, retry=True)
+    return {
+        404: saying(404, "Nothing here", lambda _: "There is no such page."),
+        RejectedError: saying(404, "No such line", lambda error: f"{error}."),
+        BadRequestError: saying(400, "Not understood", str),
+        redis.RedisError: away,
+        **dict.fromkeys(AWAY, away),
+    }

@@ -26,6 +26,10 @@ from worker.settings import Settings
 KEPT_SECONDS = 3600  # that a browser may keep a picture: what an entry holds never changes
 KINDS: dict[str, Kind] = {"scores": "scores", "review": "review"}
 ORDERS = ("newest", "largest")
+GONE: dict[Kind, str] = {
+    "scores": "Too old: this result is no longer kept, or the entry holds none.",
+    "review": "Too old: review does not hold this part any more.",
+}
 
 
 class Console:
@@ -62,12 +66,7 @@ class Console:
         order = request.query_params.get("order", ORDERS[0])
         part, newer, older = await self.read(lambda: _beside(watched, kind, key, order))
         if part is None:
-            gone = (
-                "Too old: review does not hold this part any more."
-                if kind == "review"
-                else ("Too old: this result is no longer kept, or the entry holds none.")
-            )
-            return self.pages.message(request, 404, "This part is gone", gone)
+            return self.pages.message(request, 404, "This part is gone", GONE[kind])
         seen = await self.read(watched.recent.get)
         values = part_values(part, seen)
         return self.pages.page(

@@ -82,6 +82,19 @@ def test_all_lines_are_told_with_their_speed(site: Site, filled: Filled) -> None
         eventually(speed)
 
 
+def test_a_name_that_no_line_can_have_hides_no_other(site: Site, filled: Filled) -> None:
+    strange = [b"mhpc:{\xff}:images", b"mhpc:{<b>}:images", b"mhpc:{UPPER}:images"]
+    for key in strange:
+        filled.client.xadd(key, {"batch": b""})
+    try:
+        with site.events("/events") as told:
+            lines = [row["line"] for row in first(told, "fleet")]
+    finally:
+        filled.client.delete(*strange)
+    assert filled.line in lines
+    assert "UPPER" not in lines
+
+
 def test_who_is_behind_by_much_goes_on_at_the_newest(
     site: Site, filled: Filled, monkeypatch: pytest.MonkeyPatch
 ) -> None:

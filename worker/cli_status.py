@@ -175,7 +175,7 @@ def _cells(row: Row) -> list[Text]:
     new = f" {row['outside_share']:.0%} new" if row["progress"] and row["outside_share"] is not None else ""
     drift = row["drift"]
     return [
-        Text(row["line"]),
+        Text(printable(row["line"])),
         Text(phase, STYLES.get(phase, "")),
         Text((row["progress"] or "-") + new),
         Text(threshold + "?" * row["provisional"]),
@@ -189,4 +189,4 @@ def _cells(row: Row) -> list[Text]:
 
 def _problems(rows: list[Row]) -> list[Text]:
     """What keeps lines from working, below the table."""
-    return [Text(f"{row['line']}: {row['problem']}", "red") for row in rows if row["problem"]]
+    return [Text(printable(f"{row['line']}: {row['problem']}"), "red") for row in rows if row["problem"]]

@@ -85,9 +85,16 @@ def test_with_all_that_it_can_say_a_row_fits_into_80_columns(client: redis.Redis
         assert cell in lines[1]
 
 
-def test_a_name_with_a_terminals_commands_is_shown_as_text(client: redis.Redis, line: str) -> None:
-    text = "".join(drawn(row(client, line, keeper="\x1b[2Jred")))
-    assert "\x1b" not in text
+def test_a_name_with_a_terminals_commands_is_shown_as_text(private_redis: PrivateRedis, call: Call) -> None:
+    client = redis.Redis(port=private_redis.port, protocol=2)
+    client.xadd("mhpc:{red\x1b[2Jline}:images", {"batch": b""})  # anybody may who may add a key
+    client.set("mhpc:{red\x1b[2Jline}:lease", "keeper\x1b[2J#ab")
+    client.set("mhpc:{red\x1b[2Jline}:dead", "something else")
+    ended = call("status", "--redis", private_redis.url)
+    assert (ended.code, ended.err) == (0, "")
+    assert "\x1b" not in ended.out
+    for part in ("red", "keeper", "holds something else"):
+        assert part in "".join(ended.out.split("\n"))
 
 
 def test_images_in_a_second_are_told_from_one_look_to_the_next(client: redis.Redis, line: str) -> None:

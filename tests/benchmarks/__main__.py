@@ -16,6 +16,7 @@ from tests.benchmarks import (
     one_pass,
     peak_memory,
     plots,
+    predict,
     statistics,
 )
 
@@ -24,6 +25,7 @@ BENCHMARKS: dict[str, Callable[[], None]] = {
     "coreset": coreset.main,
     "peak_memory": peak_memory.main,
     "neighbours": neighbours.main,
+    "predict": predict.main,
     "one_pass": one_pass.main,
     "learning": learning.main,
     "calibration": calibration.main,

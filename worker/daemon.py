@@ -135,6 +135,7 @@ class Worker:
                 if self.reloading.is_set():
                     with self.manager.reloading():
                         self._reload()
+                    self.manager.tell(f"STATUS={self._served}")
                 self._turn()
             except CONNECTION_ERRORS as error:
                 if not lost:

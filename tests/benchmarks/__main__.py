@@ -16,6 +16,7 @@ from tests.benchmarks import (
     one_pass,
     peak_memory,
     plots,
+    precision,
     predict,
     statistics,
 )
@@ -26,6 +27,7 @@ BENCHMARKS: dict[str, Callable[[], None]] = {
     "peak_memory": peak_memory.main,
     "neighbours": neighbours.main,
     "predict": predict.main,
+    "precision": precision.main,
     "one_pass": one_pass.main,
     "learning": learning.main,
     "calibration": calibration.main,

@@ -130,6 +130,7 @@ class Worker:
                     self._recover()
                     self.metrics.redis_reconnects.inc(lost)
                     if lost:
+                        log.info("Redis is reached again")
                         self.manager.tell(f"STATUS={self._served}")
                     self.connected, lost, backoff = True, False, BACKOFF_SECONDS[0]
                 if self.reloading.is_set():

@@ -117,7 +117,7 @@ def decode_batch(batch: bytes | None, limits: LimitSettings) -> list[Image | Rej
     except (ValueError, msgpack.UnpackException, RecursionError) as error:
         raise RejectedError("not_msgpack", f"`batch` is not msgpack: {type(error).__name__}: {error}") from None
     if not isinstance(message, dict):
-        raise RejectedError("wrong_shape", f"`batch` holds {_kind(message)}, expected a map with `v` and `images`")
+        raise RejectedError("wrong_shape", f"`batch` is {_kind(message)}, expected a map with `v` and `images`")
     if message.get("v") != VERSION or isinstance(message.get("v"), bool):
         raise RejectedError("wrong_version", f"`v` is {message.get('v')!r:.40}, this worker reads {VERSION}")
     images = message.get("images")

@@ -48,7 +48,7 @@ SYSTEMD = "CI's first process is not systemd; tests/deploy/test_systemd.py verif
 
 # Commands that are not run here, and why not. Those of this project are still taken apart by their own parsers.
 NOT_RUN = {
-    "make demo ARGS=--serve": "tests/worker/demo/test_run.py runs it; it takes a minute",
+    "make demo ARGS=--serve": "tests/worker/demo/test_serve.py runs its serving part; the whole takes minutes",
     "make test": "it runs these tests",
     "python3 -m venv venv && . venv/bin/activate": "make does so for this run, and installs the packages",
     "pip install -c constraints.txt .": "tests/deploy/test_wheel.py builds and installs; torch is a few GB",

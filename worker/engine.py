@@ -51,7 +51,7 @@ class Engine:
 
     Args:
         learned_in: the precision of what is served already, if anything is. The other one's features are others by a
-            hundredth or two, so it is kept unless it is out of place on this machine.
+            twentieth, and scores with them, so it is kept unless it is out of place on this machine.
 
     Attributes:
         precision: what the backbone computes in; features are float32 whatever it is.
@@ -108,7 +108,7 @@ class Engine:
         faster = min(seconds, key=lambda dtype: seconds[dtype])
         if seconds[learned_in] <= OTHERWISE * seconds[faster]:
             return learned_in
-        log.warning("features differ a little from those learned", learned_in=str(learned_in), now=str(faster))
+        log.warning("scores shift by some percent: calibrate anew", learned_in=str(learned_in), now=str(faster))
         return faster
 
     def prepare(self, pixels: Pixels) -> Tensor:

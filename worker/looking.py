@@ -18,6 +18,8 @@ from worker.versions import load_for_rollback
 from worker.watching import ThresholdTracker, set_gauges, shown
 
 LOOK_SECONDS = 1.0
+TRACK_SECONDS = 5.0  # between readings of the results; each is a round trip that, with many lines, answers wait for
+SHOW_SECONDS = 5.0  # between showing the same again
 REFIT_SNAPSHOTS = 10  # times snapshots.every_seconds, between versions that differ by the threshold alone
 
 log = structlog.get_logger()
@@ -32,26 +34,36 @@ class Look:
         self.keeper = keeper
         self.facts = facts or {}
         self.tracker = ThresholdTracker(keeper.streams, REFIT_SNAPSHOTS * keeper.settings.every_seconds)
-        self._at = 0.0
+        self._at = self._track_at = self._show_at = 0.0
+        self._shown: dict[str, str] = {}
         self._alarmed = False
 
     def __call__(self, features: Features, usable: Usable = nobody) -> None:
-        """Every second: obey the commands that came, let the threshold follow its scores, show how it goes."""
-        keeper = self.keeper
-        if time.monotonic() < self._at:
+        """Every second: obey the commands that came, let the threshold follow its scores, show what is new."""
+        keeper, now = self.keeper, time.monotonic()
+        if now < self._at:
             return
-        self._at = time.monotonic() + LOOK_SECONDS
+        self._at = now + LOOK_SECONDS
         for command in read_commands(keeper.streams, keeper.line.commands_through):
             if keeper.owed.changed:  # the disk refuses: the one before is not answered yet
                 return
             _obey(keeper, command, features, usable)
+        if now >= self._track_at:
+            self._track_at = now + TRACK_SECONDS
+            self._track()
+        self._watch_drift()
+        news = {**shown(keeper.line), **self.facts}
+        if news != self._shown or now >= self._show_at:
+            keeper.streams.show(keeper.epoch, news)
+            self._shown, self._show_at = news, now + SHOW_SECONDS
+        set_gauges(keeper.metrics, keeper.line)
+
+    def _track(self) -> None:
+        keeper = self.keeper
         if (threshold := self.tracker.refit(keeper.line)) is not None:
             log.info("threshold", line=keeper.line.name, threshold=threshold._asdict())
             keeper.line.threshold = threshold
             keeper.changed()
-        self._watch_drift()
-        keeper.streams.show(keeper.epoch, {**shown(keeper.line), **self.facts})
-        set_gauges(keeper.metrics, keeper.line)
 
     def _watch_drift(self) -> None:
         line = self.keeper.line

@@ -14,7 +14,8 @@ from mhpc.core.calibration import Threshold
 from worker.line import PHASES, SCORING, Line
 from worker.metrics import Metrics
 from worker.records import Serving
-from worker.streams.line_streams import ANSWERING, LineStreams, entry_key, newest_id
+from worker.streams.line_streams import LineStreams, entry_key, newest_id
+from worker.streams.reads import backlogs
 
 READ, PAGES = 500, 10  # results in one call, calls in one turn
 REFIT_EVERY = 64  # scores
@@ -133,8 +134,7 @@ def set_gauges(metrics: Metrics, line: Line) -> None:
 def show_backlogs(client: Any, lines: Iterable[LineStreams], metrics: Metrics) -> None:
     """What waits to be answered, and for how long, of each line."""
     seconds, _ = client.time()
-    for streams in lines:
-        name, (lag, pending, oldest) = streams.line, streams.backlog(ANSWERING)
+    for name, (lag, pending, oldest) in backlogs(client, lines).items():
         age = seconds - entry_key(oldest)[0] / 1000 if oldest else 0.0
         metrics.stream_lag.labels(name).set(float("nan") if lag is None else lag)
         metrics.pending.labels(name).set(pending)

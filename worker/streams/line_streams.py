@@ -91,6 +91,14 @@ class Backlog(NamedTuple):
     oldest_pending: str | None
 
 
+def backlog_of(group: str, infos: list[dict[str, Any]], pending: Any) -> Backlog:
+    """From the replies to XINFO GROUPS and XPENDING; the latter is none where the group is not there."""
+    info = next((info for info in infos if info["name"] == group.encode()), None)
+    if info is None or not isinstance(pending, dict):
+        return Backlog(None, 0, None)
+    return Backlog(info.get("lag"), pending["pending"], pending["min"].decode() if pending["pending"] else None)
+
+
 def entry_key(entry: str) -> tuple[int, int]:
     """An entry id, so that it sorts as Redis sorts."""
     ms, _, seq = entry.partition("-")
@@ -146,13 +154,9 @@ class LineStreams:
         return Entry(name, found[0][1].get(b"batch")) if found else Entry(name, None, lost=True)
 
     def backlog(self, group: str) -> Backlog:
-        infos = {info["name"].decode(): info for info in self.client.xinfo_groups(self.images)}
-        info = infos.get(group)
-        if info is None:
-            return Backlog(None, 0, None)
-        pending = self.client.xpending(self.images, group)
-        oldest = pending["min"].decode() if pending["pending"] else None
-        return Backlog(info.get("lag"), pending["pending"], oldest)
+        infos = self.client.xinfo_groups(self.images)
+        there = any(info["name"] == group.encode() for info in infos)
+        return backlog_of(group, infos, self.client.xpending(self.images, group) if there else None)
 
     # -- answering ---------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from typing import Any
 import redis
 
 from worker.streams.cluster import Call, Cluster, together
-from worker.streams.line_streams import ANSWERING, Entry, LineStreams, entries_of
+from worker.streams.line_streams import ANSWERING, Backlog, Entry, LineStreams, backlog_of, entries_of
 
 POLL_SECONDS = (0.002, 0.02)  # between looks where they are repeated: first and longest
 SHORT_MS = 200  # a server ends waits that are over ten times a second only: what is shorter is polled for
@@ -63,3 +63,22 @@ def _poll(client: Any, wanted: Mapping[LineStreams, int], consumer: str, seconds
             return found
         time.sleep(min(pause, left))
         pause = min(2 * pause, POLL_SECONDS[1])
+
+
+def backlogs(client: Any, lines: Iterable[LineStreams]) -> dict[str, Backlog]:
+    """What waits to be answered, by line; a line whose stream is refused is left out: its next read says why."""
+    asked = list(lines)
+    calls: list[tuple[str, Call]] = []
+    for streams in asked:
+        key = streams.images
+        calls += [
+            (key, lambda to, key=key: to.xinfo_groups(key)),  # type: ignore[misc]  # mypy sees no default's type
+            (key, lambda to, key=key: to.xpending(key, ANSWERING)),  # type: ignore[misc]  # the same
+        ]
+    replies = together(client, calls)
+    found = zip(asked, replies[::2], replies[1::2], strict=True)
+    return {
+        streams.line: backlog_of(ANSWERING, infos, pending)
+        for streams, infos, pending in found
+        if not isinstance(infos, redis.ResponseError)
+    }

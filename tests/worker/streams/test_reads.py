@@ -9,7 +9,7 @@ import redis
 
 from tests.worker.streams.acting import add
 from worker.streams.line_streams import ANSWERING, Entry, LineStreams
-from worker.streams.reads import Read, read_new, wait_and_read
+from worker.streams.reads import Read, backlogs, read_new, wait_and_read
 
 ME = "station-1"
 
@@ -95,3 +95,23 @@ def test_waiting_ends_with_the_first_entry_or_in_time(client: redis.Redis, three
     begun = time.monotonic()
     assert ids(wait_and_read(client, three, ME, 8, 10_000)) == [[], [], ["7-0"]]
     assert time.monotonic() - begun < 5
+
+
+def test_the_backlogs_of_many_lines_are_those_of_each(client: redis.Redis, three: list[LineStreams]) -> None:
+    for count, streams in enumerate(three):
+        add(streams, *(f"{number + 1}-0" for number in range(count)))
+        read_new(client, {streams: 1}, ME)
+    assert backlogs(client, three) == {streams.line: streams.backlog(ANSWERING) for streams in three}
+    assert [backlog.oldest_pending for backlog in backlogs(client, three).values()] == [None, "1-0", "1-0"]
+
+
+@BROKEN
+def test_a_line_that_is_broken_hides_no_other_ones_backlog(
+    client: redis.Redis, three: list[LineStreams], breaks: Callable[[LineStreams], None]
+) -> None:
+    add(three[0], "1-0")
+    read_new(client, {three[0]: 1}, ME)
+    breaks(three[1])
+    found = backlogs(client, three)
+    assert (found[three[0].line].pending, found[three[2].line].pending) == (1, 0)
+    assert three[1].line not in found or found[three[1].line].oldest_pending is None

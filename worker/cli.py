@@ -14,6 +14,7 @@ from worker.cli_console import console
 from worker.cli_control import control
 from worker.cli_dead import dead
 from worker.cli_options import ConfigOption, JsonFlag, UrlOption, examples, settings_of
+from worker.cli_plan import plan_fleet
 from worker.cli_produce import produce
 from worker.cli_snapshots import snapshots
 from worker.cli_status import status
@@ -183,3 +184,11 @@ app.command(
 app.add_typer(config_commands, name="config", rich_help_panel=PREPARE)
 app.add_typer(weights, name="weights", rich_help_panel=PREPARE)
 app.command(rich_help_panel=PREPARE)(bench)
+app.command(
+    "plan",
+    rich_help_panel=PREPARE,
+    epilog=examples(
+        "plan --lines 10000 --rate 50 --image-kb 80",
+        "plan --lines 200 --rate 2 --costs bench.json --json",
+    ),
+)(plan_fleet)

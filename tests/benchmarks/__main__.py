@@ -18,6 +18,7 @@ from tests.benchmarks import (
     plots,
     precision,
     predict,
+    redis_shard,
     statistics,
 )
 
@@ -34,6 +35,7 @@ BENCHMARKS: dict[str, Callable[[], None]] = {
     "drift": drift.main,
     "plots": plots.main,
     "memory": memory.main,
+    "redis_shard": redis_shard.main,
     "gpu": gpu.main,
     "guarantees": guarantees.main,
     "bundled_backbone": bundled_backbone.main,

@@ -1,5 +1,5 @@
 // The flagged parts: pictures with the heat map over them.
-import { element, timeOf } from "./show.js";
+import { element, timeOf, whyNone } from "./show.js";
 
 const PAGE = 24; // parts shown at first, and more with each press
 const REFRESH_MS = 1000;
@@ -73,7 +73,11 @@ function itemOf(line, part) {
   const base = `/lines/${line}/review/${part.key}`;
   if (part.picture) {
     const picture = element("img", "", { class: "picture", loading: "lazy", alt: `Part ${part.id}, ${part.why}`, src: `${base}/thumb.jpg` });
-    picture.addEventListener("error", () => { picture.remove(); stack.append(element("span", "too old: not kept", { class: "gone" })); });
+    picture.addEventListener("error", async () => {
+      const gone = element("span", "no picture", { class: "gone" });
+      picture.replaceWith(gone);
+      gone.textContent = await whyNone(`${base}/thumb.jpg`);
+    });
     stack.append(picture);
   } else {
     stack.append(element("span", "no picture was kept", { class: "gone" }));

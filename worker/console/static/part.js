@@ -2,7 +2,7 @@
 import { commands, keys } from "./commands.js";
 import { follow } from "./live.js";
 import { opacity } from "./opacity.js";
-import { element, localTimes, number, timeOf, verdict } from "./show.js";
+import { element, localTimes, number, timeOf, verdict, whyNone } from "./show.js";
 
 const [KEY, MS, ID, SCORE, , ANOMALOUS] = [0, 1, 2, 3, 4, 5];
 const SHOWN = 20;
@@ -11,10 +11,10 @@ const { line, id, own } = byId("part").dataset;
 const rows = document.querySelector("#again tbody");
 const known = new Set([...rows.querySelectorAll("a")].map((link) => link.getAttribute("href")));
 
-function gone() {
+async function gone() {
   byId("picture").hidden = true;
   byId("picture-gone").hidden = false;
-  byId("picture-gone").textContent = "The picture is not kept: only parts that were flagged or set aside keep theirs, the newest of them.";
+  byId("picture-gone").textContent = await whyNone(picture.src);
 }
 
 // As large as the window has room for, whatever the camera's resolution and shape.
@@ -26,8 +26,17 @@ const picture = byId("picture");
 if (picture.complete) (picture.naturalWidth ? fit : gone)();
 picture.addEventListener("load", fit);
 picture.addEventListener("error", gone);
+
+async function noMap() {
+  const src = heat.src;
+  heat.remove();
+  byId("no-map").hidden = false;
+  byId("no-map").textContent = await whyNone(src);
+}
+
 const heat = byId("heat");
-if (heat) heat.addEventListener("error", () => heat.remove());
+if (heat?.complete && !heat.naturalWidth) noMap();
+heat?.addEventListener("error", noMap);
 
 function again(points) {
   for (const point of points) {

@@ -38,6 +38,16 @@ export function number(value) {
   return Math.abs(value) >= 1000 ? value.toFixed(0) : value.toPrecision(4);
 }
 
+// Why there is no picture, in the console's words: an <img> is told only that there is none.
+export async function whyNone(src) {
+  try {
+    const answer = await fetch(src);
+    return answer.ok ? "The picture did not arrive." : (await answer.text()).trim();
+  } catch {
+    return "The console does not answer.";
+  }
+}
+
 function set(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }

@@ -1,0 +1,134 @@
+"""Every button: it asks once, shows what the keeper said, and is logged with who and when; and the keys for review."""
+
+import json
+import re
+
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+from tests.worker.console.browser.conftest import OpenPage
+from tests.worker.console.browser.plant import Plant
+
+BUTTONS = [  # in an order in which each can be done; what is typed; the answer's beginning
+    ("rate", "0.1", "false-positive rate 0.1, threshold"),
+    ("rate", "7.0", "Refused: "),
+    ("pause", "", "paused in phase scoring"),
+    ("resume", "", "goes on in phase scoring"),
+    ("rollback", "", ""),
+    ("rollback", "no-such-version", "Refused: "),
+    ("calibrate", "", "calibrates on the next 24 parts"),
+    ("relearn", "", "learns again"),
+]
+
+
+def asked(page: Page, button: str, how: str, typed: str = "") -> None:
+    """Press a button; a dialog asks; answer it."""
+    page.click(f"#{button}")
+    expect(page.locator("#ask")).to_be_visible()
+    if typed:
+        page.fill("#ask-value", typed)
+    page.click(f"#ask-{how}")
+    expect(page.locator("#ask")).to_be_hidden()
+
+
+def answer(page: Page) -> Locator:
+    """The keeper's answer, once it is there."""
+    found = page.locator("#answer[data-ok]")
+    expect(found).to_be_visible()
+    return found
+
+
+def test_each_button_asks_once_and_shows_and_logs_the_keepers_answer(plant: Plant, open_page: OpenPage) -> None:
+    page = open_page(f"/lines/{plant.told}")
+    for button, typed, beginning in BUTTONS:
+        before = plant.commands(plant.told)
+        asked(page, button, "cancel", typed)
+        assert plant.commands(plant.told) == before
+        asked(page, button, "confirm", typed)
+        said = answer(page)
+        expect(said).to_contain_text(beginning)
+        expect(said).to_have_attribute("data-ok", str(not beginning.startswith("Refused")).lower())
+        expect(said).to_contain_text(re.compile(rf"\({button}, ann at \d+:\d\d:\d\d"))
+        assert plant.commands(plant.told) == before + 1
+        page.evaluate("delete document.getElementById('answer').dataset.ok")
+    expect(page.locator("#journal tbody tr")).to_have_count(len(BUTTONS))
+    for row, (button, typed, beginning) in zip(page.locator("#journal tbody tr").all(), BUTTONS[::-1], strict=True):
+        when, who, what, text = row.locator("td").all()
+        expect(what).to_have_text(f"{button} {typed}".strip())
+        expect(who).to_have_text("ann")
+        expect(when).to_have_text(re.compile(r"\d+:\d\d:\d\d"))
+        expect(text).to_contain_text(beginning.removeprefix("Refused: "))
+    logged = [json.loads(line) for line in plant.output.read_text().splitlines() if line.startswith("{")]
+    assert [(entry["name"], entry["by"]) for entry in logged if entry.get("line") == plant.told][-len(BUTTONS) :] == [
+        (button, "ann") for button, _, _ in BUTTONS
+    ]
+
+
+def test_pause_and_resume_are_there_when_they_can_be_pressed(plant: Plant, open_page: OpenPage) -> None:
+    page = open_page(f"/lines/{plant.story}")
+    expect(page.locator("#resume")).to_be_hidden()
+    asked(page, "pause", "confirm")
+    expect(page.locator("#resume")).to_be_visible()
+    expect(page.locator("#pause")).to_be_hidden()
+    expect(page.locator(".badge").first).to_have_text("paused")
+    asked(page, "resume", "confirm")
+    expect(page.locator("#pause")).to_be_visible()
+    expect(page.locator(".badge").first).to_have_text("scoring")
+
+
+def test_a_rate_that_was_not_typed_is_asked_for(plant: Plant, open_page: OpenPage) -> None:
+    page = open_page(f"/lines/{plant.shown}")
+    page.click("#rate")
+    page.click("#ask-confirm")
+    expect(page.locator("#ask")).to_be_visible()
+    assert page.evaluate("document.getElementById('ask-value').validity.valueMissing")
+    page.keyboard.press("Escape")
+    expect(page.locator("#ask")).to_be_hidden()
+    assert plant.commands(plant.shown) == 0
+
+
+@pytest.fixture(scope="module")
+def flagged(plant: Plant) -> list[str]:
+    """Parts in the gallery of the line that is told nothing, the newest first."""
+    names = [f"part-{seed}" for seed in (21, 22, 23)]
+    for seed, name in zip((21, 22, 23), names, strict=True):
+        assert plant.stain(plant.shown, name, seed)["anomalous"]
+    return names[::-1]
+
+
+def test_review_goes_by_the_keyboard(plant: Plant, open_page: OpenPage, flagged: list[str]) -> None:
+    page = open_page(f"/lines/{plant.shown}")
+    page.locator("#gallery li", has_text=flagged[0]).locator("a").focus()
+    page.keyboard.press("Enter")
+    heading = page.locator("h1")
+    expect(heading).to_have_text(flagged[0])
+    for key, expected in (("ArrowRight", 1), ("ArrowRight", 2), ("ArrowLeft", 1), ("ArrowLeft", 0), ("ArrowLeft", 0)):
+        expect(page.locator("#live-text")).to_have_text("live")
+        page.keyboard.press(key)
+        expect(heading).to_have_text(flagged[expected])
+    for key, title in (("n", "Is this part normal?"), ("b", "Is this part bad?")):
+        page.keyboard.press(key)
+        expect(page.locator("#ask-title")).to_have_text(title)
+        page.keyboard.press("ArrowRight")
+        expect(heading).to_have_text(flagged[0])
+        page.keyboard.press("Escape")
+        expect(page.locator("#ask")).to_be_hidden()
+    assert plant.commands(plant.shown) == 0
+    page.keyboard.press("b")
+    page.keyboard.press("Enter")
+    expect(answer(page)).to_contain_text("(anomalous, ann at")
+    assert plant.commands(plant.shown) == 1
+    page.click("nav >> text=" + plant.shown)
+    expect(page.locator("#journal tbody tr").first).to_contain_text("annanomalous")
+
+
+def test_who_only_looks_finds_every_button_shut(plant: Plant, open_page: OpenPage, flagged: list[str]) -> None:
+    page = open_page(f"/lines/{plant.shown}", token="")
+    for button in page.locator("[data-command]").all():
+        expect(button).to_be_disabled()
+    page.locator("#gallery li", has_text=flagged[0]).click()
+    expect(page.locator("#read-only")).to_be_visible()
+    page.keyboard.press("n")
+    expect(page.locator("#ask")).to_be_hidden()
+    for button in page.locator("[data-command]").all():
+        expect(button).to_be_disabled()

@@ -109,32 +109,40 @@ def as_toml(settings: Settings, source: Callable[[str, str], str]) -> str:
     """
     defaults = Settings.model_construct()  # Settings() would look into the environment
     tables = [(name, getattr(settings, name)) for name in Settings.model_fields]
-    lines = [_line("log_format", settings.log_format, defaults.log_format, "", source)]
+    lines = [_line("log_format", settings, defaults, "", source)]
     for name, table in tables:
         if isinstance(table, BaseModel):
             default = getattr(defaults, name)
             lines += ["", f"[{name}]"]
-            lines += [
-                _line(key, getattr(table, key), getattr(default, key), name, source) for key in type(table).model_fields
-            ]
+            lines += [_line(key, table, default, name, source) for key in type(table).model_fields]
     for line in settings.lines:
         given = _plain(line, given_only=True)
         lines += ["", "[[lines]]", *(f"{key} = {_toml(value)}" for key, value in given.items())]
     return "\n".join(lines) + "\n"
 
 
-def _line(key: str, value: Any, default: Any, table: str, source: Callable[[str, str], str]) -> str:
-    text = f"# {key} is not set" if value is None else f"{key} = {_toml(_plain(value))}"
-    return text if value == default else f"{text:<33} # {source(table, key)}"
+def _line(key: str, table: BaseModel, default: BaseModel, name: str, source: Callable[[str, str], str]) -> str:
+    value = _value(table, key)
+    text = f"# {key} is not set" if value is None else f"{key} = {_toml(value)}"
+    return text if getattr(table, key) == getattr(default, key) else f"{text:<33} # {source(name, key)}"
+
+
+def _value(table: BaseModel, key: str, given_only: bool = False) -> Any:
+    """As JSON has it. The address of Redis is the one secret of which a part is shown: by its key, since any other
+    may look like an address."""
+    value = getattr(table, key)
+    if isinstance(table, RedisSettings) and key == "url":
+        return shown(value.get_secret_value())
+    return _plain(value, given_only)
 
 
 def _plain(value: Any, given_only: bool = False) -> Any:
-    """As JSON has it; of an address what is no secret, of other secrets nothing."""
+    """As JSON has it; of secrets nothing."""
     if isinstance(value, BaseModel):
         names = [key for key in type(value).model_fields if not given_only or key in value.model_fields_set]
-        return {key: _plain(getattr(value, key), given_only) for key in names}
+        return {key: _value(value, key, given_only) for key in names}
     if isinstance(value, SecretStr):
-        return shown(value.get_secret_value()) if "://" in value.get_secret_value() else HIDDEN
+        return HIDDEN
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):

@@ -78,15 +78,15 @@ def test_what_is_shown_is_a_configuration_that_means_the_same(call: Call, tmp_pa
 @pytest.mark.parametrize("form", [[], ["--json"]])
 def test_secrets_are_not_shown(call: Call, tmp_path: Path, form: list[str]) -> None:
     path = tmp_path / "config.toml"
-    secrets = ["hunter2", "swordfish", "tokens-are-long-enough"]
+    secrets = ["hunter2", "swordfish", "tokens-are-long-enough", "https://tokens-look-like/addresses"]
     path.write_text(
         f"[redis]\nurl = 'redis+sentinel://anna:{secrets[0]}@h:1/m/0?sentinel_password={secrets[1]}'\n"
-        f"[console]\ntokens = {{ anna = '{secrets[2]}' }}\n"
+        f"[console]\ntokens = {{ anna = '{secrets[2]}', bert = '{secrets[3]}' }}\n"
     )
     ended = call("config", "show", "--config", path, *form)
     assert ended.code == 0
     assert "redis+sentinel://h:1/m/0" in ended.out
-    assert "(secret)" in ended.out
+    assert ended.out.count("(secret)") == 2
     assert [secret for secret in secrets if secret in ended.out + ended.err] == []
 
 

@@ -73,14 +73,13 @@ class Keeper:
         self.stopped = False  # the stream went back behind what was learned; a person must look
         self.problem = "the lease is not held yet"
         self.lease = Lease(streams)
-        self._seq = 0
+        self._seq, self._acquire_at = 0, 0.0
         self.model = ""  # the version that `line` was loaded from or committed as
         self._loaded_for: str | None = None  # what Redis said was committed when `line` was loaded
         self.reading = Reading(streams)
         self.schedule = Schedule(settings)
         self.owed = Owed()
         self.upkeep = Upkeep(metrics)
-        self._acquire_at = 0.0
 
     # -- 1. acquire --------------------------------------------------------------------------------------------------
 
@@ -150,6 +149,7 @@ class Keeper:
         """Stop keeping; what was not committed comes again to the next keeper, commands and all."""
         self.epoch, self.problem, self._loaded_for, self.owed = 0, problem, None, Owed()
         self._acquire_at = time.monotonic() + ACQUIRE_SECONDS
+        self.metrics.forget_keeping(self.line.name)
 
     def obeyed(self, reply: bytes, moved: bool, dropped: list[str], usable: Usable = nobody) -> None:
         """Commit what a command made of the line and its answer; if it `moved`, learning begins behind what is applied.

@@ -2,9 +2,10 @@
 
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
 from prometheus_client.metrics import MetricWrapperBase
@@ -14,6 +15,10 @@ from worker.message import REASONS
 OUTCOMES = ("scored", "unscored", "dead", "learned", "quarantined", "skipped")
 STAGES = ("read", "decode", "forward", "learn", "score", "publish", "snapshot")
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+OF_THE_KEEPER = (
+    "threshold", "drift", "line_phase", "bank_anchors", "bank_radius", "pca_components", "learning_outside_share",
+    "learning_subspace_change",
+)  # fmt: skip
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1, 1.05, 1.1, 1.25, 1.5, 2, 3, 5)
 
 
@@ -97,9 +102,16 @@ class Metrics:
         self.anomalies.labels(line)
         self.entries_lost.labels(line)
 
+    def forget_keeping(self, line: str) -> None:
+        """Drop what only a line's keeper knows: another one tells it now, and an alert must not go on by the old."""
+        self._drop(line, [getattr(self, name) for name in OF_THE_KEEPER])
+
     def close_line(self, line: str) -> None:
         """Drop a line's series: it is served no more."""
-        for collector in vars(self).values():
+        self._drop(line, vars(self).values())
+
+    def _drop(self, line: str, collectors: Iterable[Any]) -> None:
+        for collector in collectors:
             if isinstance(collector, MetricWrapperBase) and "line" in collector._labelnames:
                 collector.remove_by_labels({"line": line})
 

@@ -74,3 +74,17 @@ def test_the_build_is_told() -> None:
 
 def test_the_process_is_measured_too() -> None:
     assert value(Metrics(), "process_resident_memory_bytes")
+
+
+def test_what_only_the_keeper_knows_goes_with_the_line_that_is_lost() -> None:
+    metrics = Metrics()
+    metrics.open_line("press-3")
+    for name in ("press-3", "press-4"):
+        metrics.drift.labels(name).set(1.25)
+        metrics.line_phase.labels(name, "scoring").set(1)
+    metrics.forget_keeping("press-3")
+    told = {(sample.name, sample.labels["line"]) for family in metrics.registry.collect() for sample in family.samples
+            if "line" in sample.labels}  # fmt: skip
+    assert ("mhpc_drift", "press-4") in told
+    assert not told & {("mhpc_drift", "press-3"), ("mhpc_line_phase", "press-3")}
+    assert ("mhpc_entries_lost_total", "press-3") in told

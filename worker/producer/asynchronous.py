@@ -14,7 +14,7 @@ from redis.backoff import NoBackoff
 from redis.connection import SSLConnection as BlockingSSLConnection
 from redis.connection import UnixDomainSocketConnection as BlockingUnixDomainSocketConnection
 
-from worker.errors import ConfigurationError, WorkerError
+from worker.errors import ConfigurationError
 from worker.message import Image
 from worker.producer.blocking import redis_settings
 from worker.producer.collecting import BATCH_BYTES, Collector, check, check_entry
@@ -87,7 +87,7 @@ class AsyncProducer:
         self._flow = Flow(line, rate, max_ahead, retry, held)
         self._collector = Collector(batch, batch_bytes, linger, limits)
         self._lingering: asyncio.Task[None] | None = None
-        self._failure: WorkerError | None = None  # of what lingered; the next call raises it
+        self._failure: Exception | None = None  # of what lingered; the next call raises it
         self._lock = asyncio.Lock()
 
     @property
@@ -125,7 +125,9 @@ class AsyncProducer:
         """As Producer.send; gives the entry's id."""
         check_entry(images, self._collector.limits)
         async with self._lock:
-            return await self._send(images)
+            entry = await self._send(images)
+            self._tell(entry, images)
+            return entry
 
     async def ahead(self) -> int:
         """As Producer.ahead."""
@@ -149,23 +151,26 @@ class AsyncProducer:
             await self._end_lingering()
 
     async def _send(self, images: Sequence[Image]) -> str:
-        entry = str(await self._carry_out(self._flow.sending(images)))
+        return str(await self._carry_out(self._flow.sending(images)))
+
+    def _tell(self, entry: str, images: Sequence[Image]) -> None:
         if self.sent is not None:
             self.sent(entry, list(images))
-        return entry
 
     async def _send_full(self) -> None:
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
         while self._collector.full:
+            images = self._collector.full[0]
             try:
-                await self._send(self._collector.full[0])
+                entry = await self._send(images)
             except BaseException:
                 if self._flow.uncertain:  # it may be there: to send it again is the caller's to decide
                     del self._collector.full[0]
                 raise
-            del self._collector.full[0]
+            del self._collector.full[0]  # before anyone is told, who may raise
+            self._tell(entry, images)
 
     async def _linger(self) -> None:
         await asyncio.sleep(self._collector.linger or 0.0)
@@ -175,7 +180,7 @@ class AsyncProducer:
             try:
                 self._collector.close()
                 await self._send_full()
-            except WorkerError as error:
+            except Exception as error:  # also of `sent`: this task has nobody to tell
                 self._failure = error
 
     async def _end_lingering(self) -> None:

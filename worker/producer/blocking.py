@@ -8,7 +8,7 @@ from typing import Any, Self
 import redis
 from pydantic import SecretStr, ValidationError
 
-from worker.errors import ConfigurationError, WorkerError
+from worker.errors import ConfigurationError
 from worker.message import Image
 from worker.producer.collecting import BATCH_BYTES, Collector, batches, check, check_entry
 from worker.producer.flow import MAX_AHEAD, Flow, Retry, Steps
@@ -58,7 +58,7 @@ class Producer:
         linger: seconds that an image waits at most for others to fill its entry; None: for as long as it takes.
         limits: what the worker accepts, where that differs from the defaults.
         held: is told, once each time, when sending has been held up for HELD_SECONDS; by default the log is.
-        sent: is told of every entry that was added.
+        sent: is told of every entry that was added. What it raises comes to the caller; the entry stays added.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Producer:
         self._flow = Flow(line, rate, max_ahead, retry, held)
         self._collector = Collector(batch, batch_bytes, linger, limits)
         self._timer: Timer | None = None
-        self._failure: WorkerError | None = None  # of the timer's thread; the next call raises it
+        self._failure: Exception | None = None  # of the timer's thread; the next call raises it
         self._lock = RLock()
         self._closing = Event()
 
@@ -149,9 +149,8 @@ class Producer:
         """
         check_entry(images, self._collector.limits)
         with self._lock:
-            entry: str | None = self._carry_out(self._flow.sending(images), stop)
-            if entry is not None and self.sent is not None:
-                self.sent(entry, list(images))
+            entry = self._send(images, stop)
+            self._tell(entry, images)
         return entry
 
     def ahead(self) -> int:
@@ -172,6 +171,14 @@ class Producer:
         else:
             self._closing.set()  # what lingers stays unsent
 
+    def _send(self, images: Sequence[Image], stop: Event | None) -> str | None:
+        entry: str | None = self._carry_out(self._flow.sending(images), stop)
+        return entry
+
+    def _tell(self, entry: str | None, images: Sequence[Image]) -> None:
+        if entry is not None and self.sent is not None:
+            self.sent(entry, list(images))
+
     def _send_full(self, stop: Event | None) -> None:
         if self._failure is not None:
             failure, self._failure = self._failure, None
@@ -179,14 +186,15 @@ class Producer:
         while self._collector.full:
             images = self._collector.full[0]
             try:
-                if self.send(images, stop) is None:
-                    return
+                entry = self._send(images, stop)
             except BaseException:
-                if not self._flow.uncertain:
-                    raise
-                del self._collector.full[0]  # it may be there: to send it again is the caller's to decide
+                if self._flow.uncertain:  # it may be there: to send it again is the caller's to decide
+                    del self._collector.full[0]
                 raise
-            del self._collector.full[0]
+            if entry is None:
+                return
+            del self._collector.full[0]  # before anyone is told, who may raise
+            self._tell(entry, images)
 
     def _linger_over(self) -> None:
         with self._lock:
@@ -194,7 +202,7 @@ class Producer:
                 return
             try:
                 self.flush(self._closing)
-            except WorkerError as error:
+            except Exception as error:  # also of `sent`: this thread has nobody to tell
                 self._failure = error
 
     def _carry_out(self, steps: Steps, stop: Event | None) -> Any:

@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types chaos soak bench clean
+.PHONY: demo test lint types chaos fleet soak bench clean
 .DELETE_ON_ERROR:
 
 $(READY): pyproject.toml constraints.txt
@@ -33,6 +33,10 @@ types: $(READY)
 # make chaos [ARGS="--kills 300 --images 20000 --seed 0"]: a worker is killed again and again, and all is counted
 chaos: $(READY)
 	$(BIN)/python -m tests.worker.faults.chaos $(ARGS)
+
+# make fleet [ARGS="--workers 8 --lines 64 --kill 3 --add 2"]: do workers share out lines as they are killed and come?
+fleet: $(READY)
+	$(BIN)/python -m tests.worker.faults.fleet $(ARGS)
 
 # make soak [ARGS="--minutes 60 --rate 40"]: does a worker's memory grow?
 soak: $(READY)

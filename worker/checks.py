@@ -4,7 +4,7 @@ import json
 import os
 import tempfile
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +15,11 @@ from rich.text import Text
 
 from worker.check_lines import NOTE, OK, Told, look_at_room, look_at_streams, look_at_versions
 from worker.errors import ConfigurationError, RedisUnreachableError, SnapshotError, WorkerError, one_line
-from worker.settings import Settings, line_configs
+from worker.fleet import configured, declared
+from worker.settings import LINES_KEY, LineSettings, Settings, line_configs
 from worker.streams.address import shown
 from worker.streams.client import OLDEST_VERSION, connect
-from worker.streams.rights import missing_rights
+from worker.streams.rights import missing_fleet_rights, missing_rights
 
 if TYPE_CHECKING:
     from worker.engine import Engine
@@ -32,6 +33,7 @@ class Seen:
     """What one item finds, and those after it need."""
 
     client: Any = None
+    declared: tuple[LineSettings, ...] = ()
     engine: "Engine | None" = None
 
 
@@ -73,6 +75,9 @@ def _looked_at(settings: Settings) -> Iterator[tuple[str, str, str | WorkerError
         try:
             for outcome, said in item(settings, seen):
                 yield name, outcome, said
+            own = {line.name for line in settings.lines}
+            others = [line for line in seen.declared if line.name not in own]
+            settings = settings.model_copy(update={"lines": (*settings.lines, *others)})
         except WorkerError as error:
             yield name, FAILED, error
 
@@ -91,8 +96,10 @@ def _print(console: Console, item: str, outcome: str, text: str) -> None:
 
 
 def _lines(settings: Settings, _: Seen) -> Iterator[Told]:
+    configured(settings)
     if not settings.lines:
-        raise ConfigurationError('no lines: add a table [[lines]] with a name, such as name = "press-3"')
+        yield OK, "none of its own; those that are declared for the fleet come with redis"
+        return
     yield (
         OK,
         ", ".join(
@@ -114,8 +121,27 @@ def _redis(settings: Settings, seen: Seen) -> Iterator[Told]:
                 f"the Redis user may not: {', '.join(missing)}, on keys mhpc:{{{line.name}}}:*; "
                 "grant it what deploy/redis/users.acl grants user worker"
             )
+    if settings.worker.fleet:
+        seen.declared = yield from _fleet(client)
     seen.client = client
     yield OK, f"{version} at {shown(settings.redis.url.get_secret_value())}, with all rights that a worker needs"
+
+
+def _fleet(client: Any) -> Generator[Told, None, tuple[LineSettings, ...]]:
+    """What is declared for all workers of the fleet."""
+    for key, missing in missing_fleet_rights(client).items():
+        raise RedisUnreachableError(
+            f"the Redis user may not: {', '.join(missing)}, on key {key}; grant it what deploy/redis/users.acl grants "
+            "user worker"
+        )
+    lines, problems = declared(client.hgetall(LINES_KEY))
+    for name, problem in problems.items():
+        yield NOTE, ConfigurationError(f"line {name}: {problem}; mhpc-worker lines add or remove mends it")
+    if lines:
+        yield OK, f"declared for the fleet: {', '.join(lines)}"
+    else:
+        yield NOTE, "no line is declared for the fleet; mhpc-worker lines add declares one"
+    return tuple(lines.values())
 
 
 def _version(client: Any) -> str:

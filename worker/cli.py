@@ -13,6 +13,7 @@ from worker.cli_config import config as config_commands
 from worker.cli_console import console
 from worker.cli_control import control
 from worker.cli_dead import dead
+from worker.cli_lines import lines
 from worker.cli_options import ConfigOption, JsonFlag, UrlOption, examples, settings_of
 from worker.cli_plan import plan_fleet
 from worker.cli_produce import produce
@@ -176,6 +177,7 @@ app.command(
     ),
 )(control)
 app.add_typer(dead, name="dead", rich_help_panel=ACT)
+app.add_typer(lines, name="lines", rich_help_panel=ACT)
 app.add_typer(snapshots, name="snapshots", rich_help_panel=ACT)
 app.command(
     rich_help_panel=RUN,

@@ -1,5 +1,6 @@
 """Reading the configuration: defaults < TOML < environment (`MHPC_...`, nested by `__`) < flags. Imports no torch."""
 
+import json
 import os
 import tomllib
 from collections.abc import Mapping
@@ -44,6 +45,27 @@ def load_settings(
         ) from None
 
 
+def line_settings(name: str, value: str | bytes, source: str) -> LineSettings:
+    """A line's settings from JSON, as a table of [[lines]] without its name.
+
+    Raises:
+        ConfigurationError: what cannot be used; one line that begins with `source`.
+    """
+    try:
+        given = json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise ConfigurationError(f"{source}: not JSON: {error}; expected an object, such as {{}}") from None
+    if not isinstance(given, dict) or "name" in given:
+        what = "it holds a name" if isinstance(given, dict) else f"it is {given!r:.80}"
+        raise ConfigurationError(f"{source}: {what}; expected a JSON object with keys of [[lines]] but the name")
+    try:
+        return LineSettings.model_validate({**given, "name": name})
+    except ValidationError as error:
+        problem, *others = error.errors(include_url=False)
+        more = f" (and {len(others)} more)" if others else ""
+        raise ConfigurationError(f"{source}: {_told(problem, ('lines',))}{more}") from None
+
+
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -67,12 +89,12 @@ def _refuse_unknown_environment(environ: Mapping[str, str]) -> None:
             table = fields[part].annotation
 
 
-def _told(problem: ErrorDetails) -> str:
-    """The key, what is expected and what came, on one line."""
+def _told(problem: ErrorDetails, above: tuple[str, ...] = ()) -> str:
+    """The key, what is expected and what came, on one line; `above` leads to the table that keys are told from."""
     loc, kind, came = problem["loc"], problem["type"], problem["input"]
     key = ".".join(str(part) for part in loc)
     if kind == "extra_forbidden":
-        return f"{key}: unknown key; known here: {', '.join(_keys_beside(loc))}"
+        return f"{key}: unknown key; known here: {', '.join(_keys_beside((*above, *loc)))}"
     text = EXPECTED.get(kind, problem["msg"].removeprefix("Value error, "))
     secret = {"redis", "tokens"} & set(loc) or isinstance(came, dict)  # an address may carry a password
     return f"{key}: {text}" if secret else f"{key}: {text} (came: {came!r})"

@@ -12,7 +12,8 @@ import structlog
 from worker.answering import Answering
 from worker.crashes import CrashFile
 from worker.engine import Engine, FeatureCache, pick_device
-from worker.errors import AbsentError, ConfigurationError, FencedError
+from worker.errors import AbsentError, ConfigurationError, FencedError, ModelError
+from worker.fleet import Fleet, configured
 from worker.http import HttpServer, make_app
 from worker.keeper import Keeper
 from worker.learning import Learning
@@ -20,8 +21,9 @@ from worker.line import Line
 from worker.lines import Lines, needing_a_restart
 from worker.metrics import Metrics
 from worker.notify import Notifier
+from worker.refusals import REFUSED_SECONDS, VERSION, Refusals
 from worker.resync import Resync
-from worker.settings import LineConfig, Settings, line_configs
+from worker.settings import LineConfig, Settings
 from worker.snapshots import SnapshotStore
 from worker.streams.client import CONNECTION_ERRORS, connect
 from worker.streams.line_streams import LineStreams
@@ -34,8 +36,6 @@ STALLED_SECONDS = 120.0  # without a turn of the loop, the process is not well
 GAUGE_SECONDS = 2.0
 FINISH_SECONDS = 5.0  # for what is in hand when the worker stops
 BACKOFF_SECONDS = (0.1, 5.0)
-REFUSED_SECONDS = 1.0
-NO_LINES = 'no lines: add a table [[lines]] with a name, such as name = "press-3"'
 
 log = structlog.get_logger()
 
@@ -50,32 +50,31 @@ class Worker:
         self.manager = Notifier()
         self.holder = f"{settings.worker.name}#{secrets.token_hex(4)}"
         self.stopping, self.reloading = threading.Event(), threading.Event()
-        self.resync = Resync()
+        self.resync, self.refusals = Resync(), Refusals()
         self.connected = False
         self.turn_at = time.monotonic()
         self._learning_waits = False  # the last turn read something to learn from: do not wait for answers to give
         self._gauges_at = 0.0
-        self._told: dict[str, str] = {}  # what of that was logged
-        self._refused: dict[str, tuple[str, float]] = {}  # line -> what Redis said, and when to try it again
 
     # -- startup -----------------------------------------------------------------------------------------------------
 
     def startup(self) -> None:
         """Connect, load the backbone, bind the port; each failure is a WorkerError with its exit code."""
-        if not self.settings.lines:
-            raise ConfigurationError(NO_LINES)
+        configured(self.settings)
         self.client = connect(self.settings.redis)
+        self.fleet = Fleet(self.client, self.settings, self.holder, self.metrics)
+        wanted = self.fleet.wanted()
         self.engine = Engine(
             self.settings.model,
             pick_device(self.settings.worker.device),
             self.metrics,
             self._in_a_turn,
-            learned_in(self._store(config.name) for config in self.settings.lines),
+            learned_in(self._store(config.name) for config in wanted),
         )
         told = {"unique_ids": str(self.settings.streams.unique_ids)}  # for producers that would send an entry again
         self.lines = Lines(self._keeper, self.metrics, told)
         self.keepers = self.lines.keepers
-        for config in line_configs(self.settings):
+        for config in wanted:
             self.lines.open(config)
         streams, weights = self.lines.streams, self.lines.weights
         self.answering = Answering(self.settings, self.engine, FeatureCache(), self.metrics, streams, weights)
@@ -100,7 +99,7 @@ class Worker:
 
     @property
     def _served(self) -> str:
-        return f"serves {', '.join(self.keepers)} on {self.engine.device}"
+        return f"serves {', '.join(self.keepers) or 'no line yet'} on {self.engine.device}"
 
     def _keeper(self, config: LineConfig) -> Keeper:
         model, device = self.settings.model, self.engine.device
@@ -160,6 +159,8 @@ class Worker:
     def _in_a_turn(self) -> None:
         """After each batch: a turn may take longer than a lease."""
         self.beat()
+        with suppress(redis.RedisError):
+            self.fleet.announce()
         for keeper in self.keepers.values():
             if keeper.epoch:
                 with suppress(FencedError, redis.RedisError):  # its own part of the turn finds out
@@ -184,39 +185,44 @@ class Worker:
         """Lines come, go and change as the configuration says now; what cannot be read leaves all as it is."""
         try:
             settings = self.reread()
-            if not settings.lines:
-                raise ConfigurationError(NO_LINES)
+            self.fleet.take_over(settings)
         except ConfigurationError as error:
             log.error("the configuration is not taken over", error=str(error))
             self.reloading.clear()
             return
         if keys := needing_a_restart(self.settings, settings):
             log.warning("changed, and taken over by a restart only", keys=keys)
-        gone, come = self.lines.changes(line_configs(settings))
+        self._change_lines()
+
+    def _change_lines(self) -> None:
+        gone, come = self.lines.changes(self.fleet.wanted())
         self.answering.finish(self.client, self._usable(), FINISH_SECONDS)
         self.reloading.clear()  # nothing below fails for all lines but what _recover does again
+        self.fleet.changed = False
+        self._refuse_all()
         for name in gone:
             self._let_go(name)
             self.answering.forget(name)
             self.lines.close(name)
-            self._refused.pop(name, None)
+            self.refusals.forget(name)
+            self.fleet.forget(name)
         opened = [self.lines.open(config) for config in come]
-        self._refuse_all()
         for keeper in opened:
             self._guarded(keeper, self._rewind)
         log.info("configuration", closed=gone, opened=[config.name for config in come])
 
     def _turn(self) -> None:
         """Answer what is there, then learn a little: learning never keeps an answer waiting for long."""
-        for name, (_, again_at) in list(self._refused.items()):
-            if time.monotonic() >= again_at:
-                del self._refused[name]
-                self._guarded(self.keepers[name], self._rewind)
-        for keeper in self._usable().values():
-            if not keeper.epoch:
-                self._guarded(keeper, lambda k: k.acquire(self.holder, self.settings.worker.name))
+        for name in self.refusals.tried_again():
+            self._guarded(self.keepers[name], self._rewind)
+        if self.fleet.look():
+            self._change_lines()
+            self.manager.tell(f"STATUS={self._served}")
+        for name in self.fleet.surplus(self._usable()):
+            self._let_go(name)
+        self.fleet.keep(self._usable(), self._guarded)
         for keeper in self.keepers.values():
-            if keeper.stopped and keeper.line.name not in self._refused:
+            if keeper.stopped and keeper.line.name not in self.refusals:
                 self._guarded(keeper, lambda k: self.resync(k, self.holder))
         block_ms = None if self._learning_waits else BLOCK_MS
         self.answering.turn(self.client, self._usable(), block_ms)
@@ -228,7 +234,7 @@ class Worker:
 
     def _refuse_all(self) -> None:
         for name, error in self.answering.refused.items():
-            self._refuse(name, error)
+            self.refusals.add(name, error)
 
     def _guarded(self, keeper: Keeper, step: Callable[[Keeper], None]) -> None:
         """What goes wrong with a line stops that line alone; a lost connection concerns all, and is passed on."""
@@ -241,18 +247,14 @@ class Worker:
         except AbsentError as error:  # its keeper was faster: a newer version is committed
             log.info("a version went while it was loaded; the next one is", line=keeper.line.name, version=str(error))
         except redis.ResponseError as error:
-            self._refuse(keeper.line.name, str(error))
-
-    def _refuse(self, name: str, error: str) -> None:
-        """Leave a line alone for a while: a group that is gone, a key of another type, a right that is missing."""
-        error = error.rpartition("caused error: ")[2]  # redis-py puts the whole pipeline before it
-        if self._told.get(name) != error:
-            log.error("Redis refuses; the line is tried again and again", line=name, error=error)
-            self._told[name] = error
-        self._refused[name] = error, time.monotonic() + REFUSED_SECONDS
+            self.refusals.add(keeper.line.name, str(error))
+        except ModelError as error:
+            if not self.settings.worker.fleet:
+                raise
+            self.refusals.add(keeper.line.name, str(error), VERSION)  # others may have it
 
     def _usable(self) -> dict[str, Keeper]:
-        return {name: k for name, k in self.keepers.items() if not k.stopped and name not in self._refused}
+        return {name: k for name, k in self.keepers.items() if not k.stopped and name not in self.refusals}
 
     # -- probes ------------------------------------------------------------------------------------------------------
 
@@ -264,10 +266,10 @@ class Worker:
         if not self.connected:
             return "Redis is not reached"
         # Copies: this runs on the server's thread, and lines come and go on the other.
-        refused = {name: f"Redis refuses: {error}" for name, (error, _) in dict(self._refused).items()}
         held = {name: keeper.problem for name, keeper in dict(self.keepers).items() if keeper.problem}
-        problems = [f"line {name}: {problem}" for name, problem in {**held, **refused}.items()]
-        return "; ".join(problems)
+        told = {**held, **self.refusals.problems}
+        of_lines = {f"line {name}": problem for name, problem in told.items()}
+        return "; ".join(f"{which}: {problem}" for which, problem in {**of_lines, **self.fleet.problems}.items())
 
     # -- shutdown ----------------------------------------------------------------------------------------------------
 
@@ -275,6 +277,7 @@ class Worker:
         """Answer what is in hand, make durable what was learned, and let the lines go."""
         with suppress(redis.RedisError):  # it comes again
             self.answering.finish(self.client, self._usable(), FINISH_SECONDS)
+            self.fleet.leave()
         for name in self.keepers:
             self._let_go(name)
 
@@ -285,6 +288,7 @@ class Worker:
                 keeper.close(self.holder)
         except (FencedError, redis.RedisError) as error:
             log.warning("not drained; its entries come again", line=name, error=str(error))
+        keeper.lose("")
 
     def shutdown(self) -> None:
         """End the threads, and stop answering HTTP."""

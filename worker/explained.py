@@ -24,6 +24,9 @@ EXPLAINED: dict[str, dict[str, str]] = {
         "name": "The worker's name, stable across restarts and its own alone: pending entries stand under it. "
         "Left out: the host's name.",
         "device": 'Where it computes: "auto" is CUDA where there is one, else the CPU; or "cpu", "cuda", "cuda:1", ...',
+        "fleet": "Whether it serves the lines that mhpc-worker lines add declares in Redis, too, with all workers that "
+        "say so: each answers all of them, and keeps an even share.",
+        "capacity": "Lines of the fleet that it keeps at most, however large its even share; 0: it answers alone.",
     },
     "ModelSettings": {
         "": "The backbone, one for all lines. What was learned with one is of no use with another.",

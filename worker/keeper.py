@@ -92,8 +92,8 @@ class Keeper:
             return
         self._acquire_at = time.monotonic() + ACQUIRE_SECONDS
         self.follow()  # first: who cannot load the line's version must not hold its lease
-        epoch, other = self.lease.acquire(holder, self.store.highest_epoch(), take_over)
-        self.problem = "" if epoch else f"the lease is held by {other}"
+        epoch, _ = self.lease.acquire(holder, self.store.highest_epoch(), take_over)
+        self.problem = ""  # whoever keeps it: this one answers by the version that it follows
         if epoch:
             self.follow()  # again: the keeper before may have committed in between
             try:

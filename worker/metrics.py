@@ -32,6 +32,7 @@ class Metrics:
 
         self._name_answering()
         self._name_learning()
+        self._name_fleet()
         self.build_info = self._gauge("build_info", "1; the versions are labels.", "version", "python", "torch")
         self.build_info.labels(version("mhpc"), platform.python_version(), version("torch")).set(1)
         for stage in STAGES:
@@ -92,6 +93,12 @@ class Metrics:
             "line_keeper", "1 where this worker keeps the line: it learns, and commits.", "line"
         )
         self.line_phase = self._gauge("line_phase", "1 for the phase that the line is in.", "line", "phase")
+
+    def _name_fleet(self) -> None:
+        self.fleet_workers = self._gauge("fleet_workers", "Workers of the fleet that are there; 0: this is in none.")
+        self.fleet_problems = self._gauge(
+            "fleet_problems", "Lines that are declared for the fleet so that it does not hold here."
+        )
 
     def open_line(self, line: str) -> None:
         """Begin a line's counters at zero, so that the first increase of each is seen as one."""

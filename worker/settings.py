@@ -12,6 +12,8 @@ from worker.explained import explain
 
 ENV_PREFIX = "MHPC_"
 LINE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}\Z")  # "$" would let a newline pass
+LINES_KEY = "mhpc:lines"  # in Redis: lines that a fleet serves, name -> JSON of LineSettings without the name
+WORKERS_KEY = "mhpc:workers"  # and its workers, name -> JSON of what each says of itself
 MIB = 1024 * 1024
 REDIS_SCHEMES = (
     "redis://", "rediss://", "unix://", "redis+sentinel://", "rediss+sentinel://", "redis+cluster://",
@@ -61,6 +63,8 @@ class RedisSettings(Section):
 class ProcessSettings(Section):
     name: str = Field(default_factory=socket.gethostname, min_length=1, max_length=128)  # stable across restarts
     device: str = "auto"  # "auto": CUDA where there is one; else "cpu", "cuda", "cuda:1", ...
+    fleet: bool = False  # serve what LINES_KEY declares, too, and share out who keeps it
+    capacity: Annotated[int, Field(ge=0)] = 1_000_000  # lines of the fleet kept at most
 
 
 class ModelSettings(Section):

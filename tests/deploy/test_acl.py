@@ -21,10 +21,10 @@ from worker.dead import Replay, find, purge
 from worker.errors import RedisUnreachableError
 from worker.message import Image
 from worker.producer import Producer
-from worker.settings import RedisSettings
+from worker.settings import LINES_KEY, WORKERS_KEY, RedisSettings
 from worker.streams.client import connect
 from worker.streams.line_streams import ANSWERING, LineStreams
-from worker.streams.rights import RIGHTS, missing_rights
+from worker.streams.rights import RIGHTS, missing_fleet_rights, missing_rights
 from worker.streams.upkeep import delete_idle_consumers
 from worker.views import command, known_lines, line_status
 
@@ -149,6 +149,27 @@ def test_a_right_that_is_missing_is_named(guarded: Guarded) -> None:
         admin.acl_setuser("worker", enabled=True, commands=[f"+{right}"])
     assert missing_rights(client, LINE) == []
     assert admin.dbsize() == 0
+
+
+def test_of_a_fleet_the_worker_reads_the_lines_and_announces_itself_and_the_operator_declares_them(
+    guarded: Guarded,
+) -> None:
+    admin, person, reader = (guarded.client(user) for user in ("admin", "operator", "reader"))
+    worker: Any = connect(guarded.settings("worker"))
+    assert missing_fleet_rights(worker) == {}
+    assert (person.hset(LINES_KEY, LINE, "{}"), person.hdel(LINES_KEY, "none")) == (1, 0)
+    assert worker.hgetall(LINES_KEY) == reader.hgetall(LINES_KEY) == person.hgetall(LINES_KEY) == {LINE.encode(): b"{}"}
+    refused: list[Callable[[], Any]] = [
+        lambda: worker.hset(LINES_KEY, LINE, "{}"),
+        lambda: reader.hset(LINES_KEY, LINE, "{}"),
+        lambda: person.hset(WORKERS_KEY, "a", "{}"),
+        lambda: guarded.client("producer").hgetall(LINES_KEY),
+    ]
+    for attempt in refused:
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            attempt()
+    admin.acl_setuser("worker", enabled=True, commands=["-hdel"])
+    assert missing_fleet_rights(worker) == {WORKERS_KEY: ["hdel"]}
 
 
 def check(config: Path, guarded: Guarded) -> subprocess.CompletedProcess[str]:

@@ -5,14 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from rich.console import Console
 
+from tests.conftest import PrivateRedis
 from tests.worker.helpers import small_settings
 from worker.checks import run_checks
 from worker.errors import ConfigurationError, DeviceError, ModelError, RedisUnreachableError, SnapshotError, WorkerError
 from worker.http import HttpServer, make_app
 from worker.metrics import Metrics
-from worker.settings import HttpSettings, Settings
+from worker.settings import LINES_KEY, HttpSettings, Settings
 
 ITEMS = ("lines", "redis", "streams", "snapshots", "http", "device", "model", "versions", "disk")
 UNREACHABLE = {"url": "redis://user:hunter2@127.0.0.1:1/0"}
@@ -45,6 +47,20 @@ def test_a_worker_that_can_run_is_told_so_item_by_item(sections: dict[str, Any],
         assert part in whole
     assert "resnet18 (random:0), 8 x 8 patches" in whole
     assert list((tmp_path / "snapshots").iterdir()) == []
+
+
+def test_of_a_fleet_the_declared_lines_are_looked_at(private_redis: PrivateRedis, tmp_path: Path) -> None:
+    server = redis.Redis(port=private_redis.port, protocol=2)
+    about = {"redis": {"url": private_redis.url}, "snapshots": {"directory": tmp_path}, "worker": {"fleet": True}}
+    lines, failure = checked(small_settings(**about))
+    assert failure is None
+    assert "no line is declared for the fleet" in "\n".join(lines)
+    server.hset(LINES_KEY, mapping={"press-3": "{}", "press-4": '{"bank_size": 0}'})
+    lines, failure = checked(small_settings(**about))
+    assert "line press-4: declared in mhpc:lines: bank_size: " in str(failure)
+    whole = "\n".join(lines)
+    assert "declared for the fleet: press-3" in whole
+    assert "press-3 (new: a worker makes its stream)" in whole
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,8 @@ EXPECTED = {
     "mhpc_entries_lost": ("counter", {"line"}),
     "mhpc_redis_reconnects": ("counter", set()),
     "mhpc_line_phase": ("gauge", {"line", "phase"}),
+    "mhpc_fleet_workers": ("gauge", set()),
+    "mhpc_fleet_problems": ("gauge", set()),
     "mhpc_build_info": ("gauge", {"version", "python", "torch"}),
 }
 

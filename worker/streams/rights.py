@@ -1,9 +1,11 @@
 """What a worker's user must be allowed to do, tried in a transaction that is never carried out."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import redis
 
+from worker.settings import LINES_KEY, WORKERS_KEY
 from worker.streams.cluster import Cluster
 
 # By the right's name in an ACL, a call of it; a server looks at rights when it puts a call into a transaction.
@@ -44,9 +46,22 @@ CALLS = {
 RIGHTS = {*CALLS, "multi", "exec"}
 
 
+# What a worker of a fleet does beside, to the fleet's own keys.
+FLEET_CALLS = {LINES_KEY: ("hgetall",), WORKERS_KEY: ("hset", "hgetall", "hdel")}
+
+
 def missing_rights(client: redis.Redis, line: str) -> list[str]:
     """Names of the rights that the client's user lacks on a line's keys; the others are not tried without MULTI."""
-    key = f"mhpc:{{{line}}}:check"
+    return _missing(client, f"mhpc:{{{line}}}:check", CALLS)
+
+
+def missing_fleet_rights(client: redis.Redis) -> dict[str, list[str]]:
+    """By key of the fleet, the names of the rights that the client's user lacks on it."""
+    found = {key: _missing(client, key, {name: CALLS[name] for name in names}) for key, names in FLEET_CALLS.items()}
+    return {key: names for key, names in found.items() if names}
+
+
+def _missing(client: redis.Redis, key: str, calls: Mapping[str, str]) -> list[str]:
     server: Any = client
     if isinstance(client, Cluster):
         server = server.get_redis_connection(server.get_node_from_key(key))
@@ -55,7 +70,7 @@ def missing_rights(client: redis.Redis, line: str) -> list[str]:
     try:
         missing = [name for name in ("exec", "multi") if not _may(connection, name, key)]
         if "multi" not in missing:
-            missing += [name for name, call in CALLS.items() if not _may(connection, call, key)]
+            missing += [name for name, call in calls.items() if not _may(connection, call, key)]
         return missing
     finally:
         connection.disconnect()  # which ends the transaction

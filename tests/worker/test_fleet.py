@@ -1,0 +1,262 @@
+"""Lines that are declared in Redis, and workers that share out who keeps them."""
+
+import json
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import redis
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.conftest import PrivateRedis
+from tests.worker.helpers import eventually
+from tests.worker.playing import answered, in_phase, send
+from tests.worker.turning import Run, get, running
+from worker.daemon import Worker
+from worker.errors import ConfigurationError
+from worker.fleet import announced, declared, shares
+from worker.line import SCORING
+from worker.settings import LINES_KEY, WORKERS_KEY, Settings
+from worker.streams.line_streams import LineStreams
+
+# -- pure --------------------------------------------------------------------------------------------------------------
+
+CAPACITIES = st.dictionaries(st.text("abc", min_size=1), st.integers(0, 40) | st.just(1_000_000), min_size=1)
+
+
+@given(lines=st.integers(0, 200), capacities=CAPACITIES)
+def test_shares_are_all_lines_that_fit_and_within_one_of_even(lines: int, capacities: dict[str, int]) -> None:
+    found = shares(lines, capacities)
+    assert found.keys() == capacities.keys()
+    assert sum(found.values()) == min(lines, sum(capacities.values()))
+    assert all(0 <= found[name] <= capacities[name] for name in found)
+    most = max(found.values())
+    assert all(found[name] >= most - 1 for name in found if found[name] < capacities[name])
+
+
+def test_what_is_declared_is_read_and_what_cannot_be_used_is_told() -> None:
+    found = {
+        b"press-1": b"{}",
+        b"press-2": b'{"learning": {"images": 7}}',
+        b"press-3": b'{"learning": {"imags": 7}}',
+        b"press-4": b'{"learning": {"images": 0}, "weight": -1}',
+        b"press-5": b"\xff\x00",
+        b"press-6": b"[" * 100_000,
+        b"press-7": b'{"name": "press-8"}',
+        b"Press 8": b"{}",
+        b"\xff": b"{}",
+    }
+    good, problems = declared(found)
+    assert sorted(good) == ["press-1", "press-2"]
+    assert good["press-2"].learning is not None
+    assert good["press-2"].learning.images == 7
+    assert sorted(problems) == ["Press 8", "press-3", "press-4", "press-5", "press-6", "press-7", "\ufffd"]
+    assert "imags: unknown key; known here: converge, forgetting, images" in problems["press-3"]
+    assert "weight: " in problems["press-4"]
+    assert "(and 1 more)" in problems["press-4"]
+    assert [text for text in problems.values() if not text.startswith(f"declared in {LINES_KEY}: ")] == []
+
+
+def test_what_is_no_announcement_counts_for_nobody() -> None:
+    strange = [b"", b"[]", b"7", b"{}", b'{"at": "x", "capacity": 1}', b'{"at": 1, "capacity": -1}', b"[" * 100_000]
+    found = {str(number).encode(): value for number, value in enumerate(strange)}
+    assert announced({**found, b"\xff": b'{"at": 1, "capacity": 2}'}) == {}
+    assert announced({**found, b"a": b'{"at": 1, "capacity": 2}'}) == {"a": {"at": 1, "capacity": 2}}
+
+
+# -- workers -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def _sooner(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("fleet.LOOK_SECONDS", "keeper.ACQUIRE_SECONDS"):
+        monkeypatch.setattr(f"worker.{name}", 0.2)
+
+
+@pytest.fixture
+def server(private_redis: PrivateRedis) -> Any:
+    """A server whose `mhpc:lines` is this test's alone."""
+    return redis.Redis(port=private_redis.port, protocol=2)
+
+
+Member = Callable[..., Settings]
+
+
+@pytest.fixture
+def member(private_redis: PrivateRedis, settings: Any) -> Member:
+    """Settings of a worker of the fleet."""
+
+    def member(name: str = "w-1", *own: str, capacity: int = 1_000_000, **sections: Any) -> Settings:
+        about = {"name": name, "fleet": True, "capacity": capacity}
+        found: Settings = settings(*own, url=private_redis.url, worker=about, **sections)
+        return found
+
+    return member
+
+
+def declare(server: Any, *names: str, **told: Any) -> None:
+    for name in names:
+        server.hset(LINES_KEY, name, json.dumps(told))
+
+
+def kept(worker: Worker) -> set[str]:
+    return {name for name, keeper in dict(worker.keepers).items() if keeper.epoch}
+
+
+def keeper_of(server: Any, name: str) -> str:
+    holder: bytes | None = server.get(LineStreams(server, name).lease)
+    return holder.decode().partition("#")[0] if holder else ""
+
+
+def test_without_fleet_nothing_that_is_declared_is_served(run: Run, settings: Any, server: Any, member: Member) -> None:
+    declare(server, "press-1")
+    worker = run(settings("own", url=member().redis.url.get_secret_value()))
+    eventually(lambda: kept(worker) == {"own"})
+    assert server.exists(WORKERS_KEY) == 0
+    assert get(worker, "/readyz") == (200, "ok\n")
+
+
+def test_a_worker_without_lines_of_its_own_serves_those_that_are_declared_as_they_come_and_go(
+    run: Run, server: Any, member: Member
+) -> None:
+    worker = run(member())
+    assert eventually(lambda: get(worker, "/readyz") == (200, "ok\n"))
+    declare(server, "press-1", learning={"images": 12})
+    send(server, "press-1", 1, 36)
+    answered(server, "press-1", 36)
+    eventually(lambda: in_phase(server, "press-1", SCORING))
+    assert worker.keepers["press-1"].line.learner.images_seen_ == 12
+    assert (worker.fleet.metrics.fleet_workers._value.get(), worker.fleet.share) == (1, 1)
+    declare(server, "press-1", learning={"images": 12}, scoring={"heat_map": False})
+    eventually(lambda: not worker.lines.configs["press-1"].scoring.heat_map and kept(worker) == {"press-1"})
+    assert worker.keepers["press-1"].line.phase == SCORING  # it goes on from what it learned
+    server.hdel(LINES_KEY, "press-1")
+    eventually(lambda: not worker.keepers)
+    assert keeper_of(server, "press-1") == ""
+
+
+def test_keepers_are_spread_evenly_and_move_when_workers_come_and_go(run: Run, server: Any, member: Member) -> None:
+    names = [f"press-{number}" for number in range(5)]
+    declare(server, *names)
+    first = run(member("w-1"))
+    eventually(lambda: kept(first) == set(names))
+    for name in names:
+        send(server, name, 1, 8)
+    with running(member("w-2")) as second:
+        eventually(lambda: sorted(map(len, (kept(first), kept(second)))) == [2, 3])
+        assert kept(first) | kept(second) == set(names)
+        assert {name for name in names if keeper_of(server, name) == "w-2"} == kept(second)
+        for name in names:
+            answered(server, name, 8)
+        for worker in (first, second):  # a line that the other keeps is none of its problems
+            assert eventually(lambda worker=worker: get(worker, "/readyz")[0] == 200)  # type: ignore[misc]
+        for name in names:
+            send(server, name, 9, 36)
+        for name in names:
+            assert sorted(int(result["id"]) for result in answered(server, name, 36)) == list(range(1, 37))
+    eventually(lambda: kept(first) == set(names))  # it left: nobody waits for its leases
+    assert server.hkeys(WORKERS_KEY) == [b"w-1"]
+    for name in names:
+        eventually(partial(in_phase, server, name, SCORING))
+        assert first.keepers[name].line.learner.images_seen_ == 16
+
+
+def test_a_worker_keeps_no_more_than_its_capacity_and_says_that_nobody_keeps_the_rest(
+    run: Run, server: Any, member: Member
+) -> None:
+    declare(server, "press-1", "press-2")
+    answers = run(member("w-1", capacity=0))
+    send(server, "press-1", 1, 4)
+    answered(server, "press-1", 4)
+    eventually(lambda: get(answers, "/readyz")[1].count("nobody keeps it: start a worker of the fleet") == 2)
+    one = run(member("w-2", capacity=1))
+    eventually(lambda: len(kept(one)) == 1 and get(answers, "/readyz")[1].count("nobody keeps it") == 1)
+    assert kept(answers) == set()
+
+
+def test_a_line_that_nobody_keeps_though_another_should_is_taken_after_a_while(
+    run: Run, server: Any, member: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.fleet.ORPHAN_SECONDS", 0.5)
+    declare(server, "press-1", "press-2", "press-3")
+    server.hset(WORKERS_KEY, "ghost", json.dumps({"at": 2**40, "capacity": 5}))  # as one that can load no version
+    worker = run(member())
+    for name in ("press-1", "press-2", "press-3"):
+        eventually(lambda name=name: int(LineStreams(server, name).state().get("epoch", 0)) > 0)  # type: ignore[misc]
+    assert worker.fleet.share < 3
+
+
+def test_what_is_declared_otherwise_than_the_file_says_or_cannot_be_used_is_told_and_the_others_go_on(
+    run: Run, server: Any, member: Member
+) -> None:
+    declare(server, "own", learning={"images": 99})
+    declare(server, "newer", a_key_of_the_next_release=True)
+    declare(server, "good")
+    worker = run(member("w-1", "own"))
+    eventually(lambda: kept(worker) == {"own", "good"})
+    assert worker.lines.configs["own"].learning.images == 16
+    status, text = get(worker, "/readyz")
+    assert status == 503
+    assert "line newer: declared in mhpc:lines: a_key_of_the_next_release: unknown key; known here: bank_size" in text
+    assert "line own: this worker's own configuration and mhpc:lines differ; its own holds here" in text
+    assert "good" not in text
+    assert worker.metrics.registry.get_sample_value("mhpc_fleet_problems") == 2
+    declare(server, "good", no_key=1)  # what holds already goes on as it was
+    eventually(lambda: "line good: " in get(worker, "/readyz")[1])
+    send(server, "good", 1, 4)
+    answered(server, "good", 4)
+    server.delete(LINES_KEY)
+    declare(server, "own")
+    assert eventually(lambda: get(worker, "/readyz") == (200, "ok\n"))
+    assert kept(worker) == {"own"}
+
+
+@pytest.mark.parametrize("key", [LINES_KEY, WORKERS_KEY])
+def test_a_key_of_another_type_is_told_and_leaves_all_as_it_is(
+    run: Run, server: Any, member: Member, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.fleet.ORPHAN_SECONDS", 0.5)
+    declare(server, "press-1")
+    worker = run(member())
+    eventually(lambda: kept(worker) == {"press-1"})
+    server.rename(key, "aside")
+    server.set(key, "in the way")
+    assert eventually(lambda: f"{key}: " in (text := get(worker, "/readyz")[1]) and "WRONGTYPE" in text)
+    send(server, "press-1", 1, 4)
+    answered(server, "press-1", 4)
+    assert kept(worker) == {"press-1"}
+    server.rename("aside", key)
+    assert eventually(lambda: get(worker, "/readyz") == (200, "ok\n"))
+
+
+def test_a_line_whose_version_is_not_at_hand_is_left_alone_and_the_others_go_on(
+    run: Run, server: Any, member: Member
+) -> None:
+    declare(server, "press-1", "press-2")
+    server.hset(LineStreams(server, "press-1").state_key, "model", "0000000001-0000000001")
+    worker = run(member())
+    send(server, "press-2", 1, 4)
+    answered(server, "press-2", 4)
+    assert "line press-1: its version cannot be loaded: " in eventually(lambda: get(worker, "/readyz")[1])
+    send(server, "press-1", 1, 4)
+    time.sleep(0.5)
+    assert server.xlen(LineStreams(server, "press-1").scores) == 0  # no answer by a model that it does not have
+    assert keeper_of(server, "press-1") == ""
+
+
+def test_a_worker_that_is_configured_otherwise_is_named(
+    server: Any, member: Member, capfd: pytest.CaptureFixture[str]
+) -> None:
+    declare(server, "press-1")
+    with running(member("w-1")) as first, running(member("w-2", calibration={"images": 30})) as second:
+        eventually(lambda: first.fleet._others and second.fleet._others)
+        assert (list(first.fleet._others), list(second.fleet._others)) == (["w-2"], ["w-1"])
+    assert "configured otherwise" in capfd.readouterr().out
+
+
+def test_a_worker_of_no_fleet_needs_lines(settings: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"no lines: add a table .* or set worker.fleet = true"):
+        Worker(settings()).startup()

@@ -1,0 +1,166 @@
+"""`mhpc-worker lines`: what a fleet serves, declared in Redis."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from worker.cli_options import ConfigOption, JsonFlag, UrlOption, examples, printable, settings_of
+from worker.configuration import line_settings
+from worker.errors import AbsentError, ConfigurationError, WorkerError
+from worker.settings import LINES_KEY, LineSettings
+
+SERVED = "workers with worker.fleet = true serve it within seconds"
+
+lines = typer.Typer(no_args_is_help=True, help="Declare the lines that a fleet of workers serves.")
+
+
+def complete_declared(context: typer.Context, incomplete: str) -> list[str]:
+    """For a shell: names of declared lines of that beginning."""
+    import redis as redis_py
+
+    try:
+        found = _client(context.params.get("config"), context.params.get("redis")).hkeys(LINES_KEY)
+    except (WorkerError, redis_py.RedisError):  # a shell has no place for an error; the command itself tells it
+        return []
+    names = sorted(name.decode(errors="replace") for name in found)
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def complete_key(incomplete: str) -> list[str]:
+    """For a shell: keys that --set takes, with the equals sign."""
+    return [f"{key}=" for key in _keys() if key.startswith(incomplete)]
+
+
+NameArgument = Annotated[str, typer.Argument(help="The line.", autocompletion=complete_declared)]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="One of those keys, dotted.", autocompletion=complete_key),
+]
+
+
+@lines.command(
+    epilog=examples(
+        "lines add press-3 --config config.toml",
+        "lines add press-4 --set learning.images=300 --set weight=2",
+        'lines add press-4 \'{"scoring": {"top_k": 1}}\'',
+    )
+)
+def add(
+    name: NameArgument,
+    given: Annotated[str | None, typer.Argument(metavar="JSON", help="Its settings, keyed as in the file.")] = None,
+    changes: SetOption = None,
+    config: ConfigOption = None,
+    redis: UrlOption = None,
+) -> None:
+    """Declare a line, or give one that is declared other settings.
+
+    What is left out is as the workers' own tables say.
+    """
+    settings = _assembled(given, changes or [])
+    line = line_settings(name, json.dumps(settings), f"line {name}")
+    value = line.model_dump_json(exclude={"name"}, exclude_unset=True)
+    new = _client(config, redis).hset(LINES_KEY, name, value)
+    typer.echo(f"line {name} is declared, {SERVED}" if new else f"line {name} has other settings, {SERVED}")
+
+
+@lines.command(epilog=examples("lines remove press-3 --config config.toml"))
+def remove(name: NameArgument, config: ConfigOption = None, redis: UrlOption = None) -> None:
+    """Let the fleet serve a line no more; its streams and its versions stay."""
+    if not _client(config, redis).hdel(LINES_KEY, name):
+        raise AbsentError(f"line {name!r:.80} is not declared; mhpc-worker lines list shows those that are")
+    typer.echo(f"line {name} is declared no more; its streams and versions stay")
+
+
+@lines.command("list", epilog=examples("lines list --config config.toml", "lines list --json"))
+def list_lines(config: ConfigOption = None, redis: UrlOption = None, as_json: JsonFlag = False) -> None:
+    """List the declared lines with their settings and keepers."""
+    from worker.streams.line_streams import LineStreams
+
+    client = _client(config, redis)
+    rows = []
+    for field, value in sorted(client.hgetall(LINES_KEY).items()):
+        name, problem, settings = field.decode(errors="replace"), "", dict[str, Any]()
+        holder: bytes | None = client.get(LineStreams(client, name).lease)
+        try:
+            settings = line_settings(name, value, "not usable").model_dump(exclude={"name"}, exclude_unset=True)
+        except ConfigurationError as error:
+            problem = str(error)
+        keeper = holder.decode(errors="replace").rpartition("#")[0] if holder else None
+        rows.append({"line": name, "settings": settings, "keeper": keeper, "problem": problem})
+    if as_json:
+        for row in rows:
+            typer.echo(json.dumps(row))
+    elif rows:
+        Console(highlight=False).print(_table(rows))
+    else:
+        typer.echo("no line is declared; mhpc-worker lines add NAME declares one")
+
+
+def _client(config: Path | None, redis: str | None) -> Any:
+    from worker import views
+
+    return views.connect(settings_of(config, redis))
+
+
+def _assembled(given: str | None, changes: list[str]) -> dict[str, Any]:
+    """The settings that JSON and --set say together; where both say a key, --set holds."""
+    try:
+        settings = json.loads(given or "{}")
+    except (ValueError, RecursionError) as error:
+        raise ConfigurationError(f"JSON {given!r:.80}: {error}; expected an object, such as '{{}}'") from None
+    if not isinstance(settings, dict):
+        raise ConfigurationError(f"JSON {given!r:.80}: expected an object, such as '{{\"bank_size\": 2000}}'")
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not equals or key not in _keys():
+            raise ConfigurationError(f"--set {change!r:.80}: expected KEY=VALUE, KEY one of {', '.join(_keys())}")
+        *tables, last = key.split(".")
+        table = settings
+        for name in tables:
+            table = table.setdefault(name, {})
+            if not isinstance(table, dict):
+                raise ConfigurationError(f"JSON {given!r:.80}: {name} is {table!r:.40}, expected an object")
+        table[last] = _value(value)
+    return settings
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):  # a text: what expects another kind refuses it
+        return text
+
+
+def _keys() -> list[str]:
+    """What a line may override, dotted."""
+    found = list[str]()
+    for name, field in LineSettings.model_fields.items():
+        kinds = getattr(field.annotation, "__args__", ())
+        table = next((kind for kind in kinds if hasattr(kind, "model_fields")), None)
+        found += [f"{name}.{key}" for key in table.model_fields] if table else [name]
+    return sorted(set(found) - {"name"})
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False, collapse_padding=True)
+    for heading in ("line", "keeper"):
+        table.add_column(heading, overflow="fold")
+    table.add_column("settings", overflow="fold")
+    for row in rows:
+        settings = Text(row["problem"], "bold red") if row["problem"] else Text(_told(row["settings"]))
+        table.add_row(Text(printable(row["line"])), Text(printable(row["keeper"] or "-")), settings)
+    return table
+
+
+def _told(settings: dict[str, Any], above: str = "") -> str:
+    """As --set takes it."""
+    told = [
+        _told(value, f"{key}.") if isinstance(value, dict) else f"{above}{key}={json.dumps(value)}"
+        for key, value in settings.items()
+    ]
+    return " ".join(told) or "as the workers' own tables say"

@@ -1,0 +1,45 @@
+"""Lines that are left alone for a while, since something is wrong with them that concerns no other line."""
+
+import time
+
+import structlog
+
+REFUSED_SECONDS = 1.0
+REDIS, VERSION = "Redis refuses", "its version cannot be loaded"
+SECONDS = {REDIS: REFUSED_SECONDS, VERSION: 5.0}  # to load one takes longer than to ask
+
+log = structlog.get_logger()
+
+
+class Refusals:
+    """By line, what is wrong and when it is tried again; each thing is logged once."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, tuple[str, float]] = {}
+        self._told: dict[str, str] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._lines
+
+    def add(self, name: str, error: str, why: str = REDIS) -> None:
+        """Leave a line alone: a group that is gone, a key of another type, a right or a version that is missing."""
+        error = error.rpartition("caused error: ")[2]  # redis-py puts the whole pipeline before it
+        if self._told.get(name) != error:
+            log.error(f"{why}; the line is tried again and again", line=name, error=error)
+            self._told[name] = error
+        self._lines[name] = f"{why}: {error}", time.monotonic() + SECONDS[why]
+
+    def tried_again(self) -> list[str]:
+        """The lines whose time is up; they are left alone no more."""
+        names = [name for name, (_, again_at) in self._lines.items() if time.monotonic() >= again_at]
+        for name in names:
+            self.forget(name)
+        return names
+
+    def forget(self, name: str) -> None:
+        self._lines.pop(name, None)
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """What is to be said of each; asked for on other threads."""
+        return {name: problem for name, (problem, _) in dict(self._lines).items()}

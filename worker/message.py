@@ -6,6 +6,8 @@ declared size before it is decoded.
 
 import io
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -186,7 +188,15 @@ def decode_pixels(image: Image, limits: LimitSettings) -> Pixels:
         RejectedError: what came is not a picture, is cut off, or declares more than the limits.
     """
     if image.format == "raw":
-        return _raw(image, limits)
+        pixels = raw_pixels(image, limits)
+        return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels.copy()
+    with opened(image, limits) as picture:
+        return _rgb(picture)
+
+
+@contextmanager
+def opened(image: Image, limits: LimitSettings) -> Iterator[Pillow.Image]:
+    """A JPEG or PNG to decode in the block; so far its header alone was read. Raises RejectedError as decode_pixels."""
     try:
         # Lazy: this reads the header alone, so a small file that declares a huge picture costs nothing.
         picture = Pillow.open(io.BytesIO(image.data), formats=(image.format.upper(),))
@@ -199,7 +209,7 @@ def decode_pixels(image: Image, limits: LimitSettings) -> Pixels:
     with picture:
         _check_size(picture.height, picture.width, limits)
         try:
-            return _rgb(picture)
+            yield picture
         except (OSError, ValueError, SyntaxError, EOFError) as error:
             raise RejectedError("truncated", f"a {image.format} that does not decode to its end: {error}") from None
 
@@ -211,14 +221,14 @@ def _rgb(picture: Pillow.Image) -> Pixels:
     return np.array(picture.convert("RGB"))
 
 
-def _raw(image: Image, limits: LimitSettings) -> Pixels:
+def raw_pixels(image: Image, limits: LimitSettings) -> Pixels:
+    """[h, w, c] of a raw picture, not copied. Raises RejectedError: larger than the limits, or of another size."""
     assert image.shape is not None  # noqa: S101 - decode_batch refuses a raw image without one
     h, w, c = image.shape
     _check_size(h, w, limits)
     if len(image.data) != h * w * c:
         raise RejectedError("wrong_shape", f"raw {h} x {w} x {c} needs {h * w * c} bytes, {len(image.data)} came")
-    pixels = np.frombuffer(image.data, dtype=np.uint8).reshape(h, w, c)
-    return np.repeat(pixels, 3, axis=2) if c == 1 else pixels.copy()
+    return np.frombuffer(image.data, dtype=np.uint8).reshape(h, w, c)
 
 
 def _check_size(h: int, w: int, limits: LimitSettings) -> None:

@@ -45,7 +45,7 @@ class Console:
         self.asking = Asking()
         self.drawn = Drawn()
         self._reading = CapacityLimiter(12)
-        self._drawing = CapacityLimiter(2)
+        self._drawing = CapacityLimiter(1)  # a picture of full size takes up to half of what the console may have
 
     # -- looking -----------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import msgpack
 
-from worker.console.text import cut, finite
+from worker.console.text import cut, number_of
 from worker.streams.line_streams import FROM_START, LineStreams, entry_key
 
 KEPT = 2000  # points
@@ -153,8 +153,3 @@ def point_of(key: str, result: dict[str, Any] | None) -> Point | None:
         cut(model) if isinstance(model, str) else None,
         latency,
     )
-
-
-def number_of(value: Any) -> float | None:
-    """What can be drawn, else None."""
-    return float(value) if finite(value) else None

@@ -3,7 +3,7 @@
 from collections import deque
 from typing import NamedTuple
 
-from worker.console.text import cut, finite, title
+from worker.console.text import cut, number_of, title
 from worker.streams.line_streams import LineStreams, entry_key
 
 KEPT = 200  # parts
@@ -117,7 +117,6 @@ def _to_keep(key: bytes, fields: dict[bytes, bytes]) -> Reviewed:
 
 def _number(text: str) -> float | None:
     try:
-        value = float(text)
+        return number_of(float(text))
     except ValueError:
         return None
-    return value if finite(value) else None

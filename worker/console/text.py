@@ -6,6 +6,7 @@ from typing import Any
 
 SHOWN = 64  # characters of an id
 META_SHOWN = 4000
+LARGEST = 1e30  # what is larger is no measurement, and what is reckoned with it overflows
 NONE = "–"  # noqa: RUF001 - the dash of an empty cell
 
 
@@ -58,7 +59,17 @@ def seconds(value: float | None) -> str:
 
 def finite(value: Any) -> bool:
     """Whether it is a number that can be drawn; what comes from a stream may be anything."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
+
+
+def number_of(value: Any) -> float | None:
+    """What can be drawn, else None."""
+    return float(value) if finite(value) else None
+
+
+def ratio(score: float | None, threshold: float | None) -> float | None:
+    """A score in thresholds, or None where that is no number that can be drawn."""
+    return number_of(score / threshold) if score is not None and threshold else None
 
 
 def meta_text(meta: Any) -> str:

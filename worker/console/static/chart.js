@@ -115,6 +115,7 @@ function axis(context, scale, box, size) {
 
 function ticks(low, high) {
   const found = [];
+  if (!(low > 0 && high < Infinity)) return found; // there would be no end to them
   for (let power = Math.floor(Math.log10(low)); 10 ** power <= high; power += 1) {
     for (const lead of [1, 1.5, 2, 3, 4, 5, 7]) {
       const tick = Number((lead * 10 ** power).toPrecision(2));

@@ -1,7 +1,7 @@
 // The flagged parts: pictures with the heat map over them.
 import { element, timeOf, whyNone } from "./show.js";
 
-const PAGE = 24; // parts shown at first, and more with each press
+const PAGE = 18; // parts, about: shown at first, and as many more with each press, in whole rows
 const REFRESH_MS = 1000;
 
 export function gallery(line) {
@@ -12,17 +12,21 @@ export function gallery(line) {
   const count = document.getElementById("gallery-count");
   const items = new Map();
   let parts = [];
-  let shown = PAGE;
+  let pages = 1;
   let order = "newest";
   let drawnAt = 0;
   let waiting = null;
 
+  const shown = () => {
+    const columns = getComputedStyle(list).gridTemplateColumns.split(" ").length;
+    return pages * columns * Math.max(2, Math.round(PAGE / columns));
+  };
   const ordered = () => (order === "newest" ? parts : [...parts].sort((a, b) => (b.ratio ?? -1) - (a.ratio ?? -1)));
 
   function draw() {
     drawnAt = Date.now();
     fresh.hidden = true;
-    const wanted = ordered().slice(0, shown);
+    const wanted = ordered().slice(0, shown());
     const keys = new Set(wanted.map((part) => part.key));
     for (const [key, item] of items) if (!keys.has(key)) { item.remove(); items.delete(key); }
     wanted.forEach((part, place) => {
@@ -31,7 +35,7 @@ export function gallery(line) {
       item.querySelector("a").href = hrefOf(line, part, order);
       if (list.children[place] !== item) list.insertBefore(item, list.children[place] ?? null);
     });
-    more.hidden = parts.length <= shown;
+    more.hidden = parts.length <= wanted.length;
     empty.hidden = parts.length > 0;
     count.textContent = parts.length ? String(parts.length) : "";
   }
@@ -55,7 +59,7 @@ export function gallery(line) {
 
   list.addEventListener("pointerleave", () => { if (newer()) update(); });
   fresh.addEventListener("click", draw);
-  more.addEventListener("click", () => { shown += PAGE; draw(); });
+  more.addEventListener("click", () => { pages += 1; draw(); });
   for (const choice of document.querySelectorAll('[name="order"]')) {
     choice.addEventListener("change", () => { order = choice.value; draw(); });
   }
@@ -89,7 +93,8 @@ function itemOf(line, part) {
   }
   const caption = element("span", "", { class: "cap" });
   const first = element("b");
-  first.append(element("span", part.ratio === null ? part.times : `${part.ratio.toFixed(1)} ×`), timeOf(part.ms));
+  const times = part.ratio === null ? part.times : `${part.ratio.toFixed(part.ratio < 10 ? 2 : 0)} ×`;
+  first.append(element("span", times, { title: part.times }), timeOf(part.ms));
   caption.append(first, element("span", part.id || "(no id)", { class: "soft" }));
   link.append(stack, caption);
   item.append(link);

@@ -106,6 +106,9 @@ function baseline(context, bins, box, size, threshold, x) {
   context.lineTo(x(threshold), box.bottom);
   context.stroke();
   context.setLineDash([]);
+  const right = x(threshold) < (box.left + box.right) / 2;
+  context.textAlign = right ? "left" : "right";
+  context.fillText(`threshold ${number(threshold)}`, x(threshold) + (right ? 0.5 : -0.5) * size, box.top);
 }
 
 function told(bins, scores, threshold) {

@@ -11,7 +11,7 @@ from tests.worker.console.browser.plant import CALIBRATE, LEARN, Plant, serving
 from tests.worker.console.site import TOKEN
 from tests.worker.faults.processes import running_worker, write_config
 
-PATIENCE_MS = 8_000  # for what takes a moment here, but longer on a machine that is busy
+PATIENCE_MS = 60_000  # for what takes a moment here, but longer on a machine that is busy
 ARGUMENTS = [
     "--no-sandbox",  # in containers tests run as root
     "--disable-gpu",

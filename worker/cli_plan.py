@@ -28,12 +28,12 @@ def plan_fleet(
     backlog_seconds: Annotated[
         float, typer.Option(help="How long Redis must hold images while workers are away.")
     ] = 600.0,
-    results_kept: Annotated[int, typer.Option(min=1, help="Of each line: streams.scores_max.")] = 100_000,
-    heat_map: Annotated[bool, typer.Option(help="Whether results carry one: scoring.heat_map.")] = True,
+    results_kept: Annotated[int, typer.Option(min=1, help="Results of each line.")] = 100_000,
+    heat_map: Annotated[bool, typer.Option(help="Whether results carry one.")] = True,
     bank_size: Annotated[int | None, typer.Option(min=1, help="Anchors of a line; else the costs'.")] = None,
     feature_width: Annotated[int | None, typer.Option(min=1, help="Features of a patch; else the costs'.")] = None,
-    snapshots_kept: Annotated[int, typer.Option(min=2, help="Of each line: snapshots.keep.")] = 3,
-    snapshot_every: Annotated[float, typer.Option(help="Seconds, while learning: snapshots.every_seconds.")] = 30.0,
+    snapshots_kept: Annotated[int, typer.Option(min=2, help="Of each line.")] = 3,
+    snapshot_every: Annotated[float, typer.Option(help="Seconds, while a line learns.")] = 30.0,
     learning_share: Annotated[float, typer.Option(help="Of the lines, that learn at one time; 1 on day one.")] = 0.05,
     headroom: Annotated[float, typer.Option(help="Share of CPU, device and network that is used.")] = 0.7,
     replicas: Annotated[int, typer.Option(min=0, max=10, help="Of each redis-server.")] = 1,
@@ -42,10 +42,11 @@ def plan_fleet(
     network_gbit: Annotated[float, typer.Option(help="Of one redis-server, each way.")] = 10.0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document instead of the table.")] = False,
 ) -> None:
-    """Plan a fleet on paper: workers, Redis, network, memory and storage, from measured costs.
+    """Plan a fleet on paper: workers, Redis, network, memory and storage.
 
-    Nothing is started or asked. Costs of a worker are those that bench measured on one machine of yours: --costs. Each
-    row names its formula; docs/scale.md explains them.
+    Nothing is started or asked. It reckons with measured costs: of a worker
+    those that bench has written on one machine of yours (--costs), of Redis
+    those of a benchmark. docs/scale.md explains the formula of each row.
     """
     found = BUNDLED if costs is None else read_costs(costs)
     numbers = {
@@ -105,7 +106,7 @@ Row = tuple[str, str, str]
 def shard_rows(made: Plan) -> list[Row]:
     bounds = made.bounds
     return [
-        ("images a second", f"{made.images_per_second:,.0f}", "X = N r"),
+        ("images a second", count(made.images_per_second), "X = N r"),
         ("lines a shard, by Redis' CPU", f"{bounds.cpu:,}", "h / (r e)"),
         ("  by Redis' memory", f"{bounds.memory:,}", "M / (1.5 m)"),
         ("  by Redis' network", f"{bounds.network:,}", "h G / o"),
@@ -171,6 +172,10 @@ def notes(work: Workload, costs: WorkerCosts, made: Plan) -> list[str]:
             f"up to {made.learning_wait:,.0f} wait in Redis meanwhile."
         )
     return told
+
+
+def count(number: float) -> str:
+    return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
 
 
 def size(number: float) -> str:

@@ -21,6 +21,7 @@ class Run(NamedTuple):
 
 RUN = {
     "cp config.example.toml config.toml": Run(""),
+    "mhpc-worker plan --lines 10000 --rate 50 --image-kb 80": Run("S = N / least of these"),
     "mhpc-worker check --config config.toml": Run("ok"),
     "mhpc-worker produce FOLDER --line press-3 --rate 5": Run("8 pictures sent to line press-3"),
     "mhpc-worker status --config config.toml --watch": Run("scoring", goes_on=True),
@@ -41,9 +42,11 @@ RUN = {
     "tar -C /var/lib/mhpc -czf snapshots.tar.gz snapshots": Run(""),
     "promtool check rules deploy/prometheus/alerts.yml": Run("SUCCESS", needs="promtool"),
     "promtool test rules deploy/prometheus/alerts_test.yml": Run("SUCCESS", needs="promtool"),
+    "kubectl kustomize deploy/kubernetes": Run("kind: StatefulSet", needs="kubectl"),
 }
 
 ENGINE = "no container engine in CI; tests/deploy/test_compose.py and test_dockerfile.py check what can be without one"
+CLUSTER = "no Kubernetes in CI; tests/deploy/test_kubernetes.py holds the manifests against schemas and the worker"
 SYSTEMD = "CI's first process is not systemd; tests/deploy/test_systemd.py verifies the units"
 
 # Commands that are not run here, and why not. Those of this project are still taken apart by their own parsers.
@@ -56,6 +59,13 @@ NOT_RUN = {
     "mhpc-worker run --config config.toml": "the plant's worker is started by it, before all others",
     "mhpc-worker bench [--backbone resnet18 --weights random:0] [--lines 1,8,64] [--json FILE]": "it takes minutes; "
     "tests/worker/bench/test_run.py runs it with small pictures",
+    "mhpc-worker bench --lines 1,8 --json bench.json": "likewise",
+    "mhpc-worker plan --lines 200 --rate 2 --costs bench.json": "tests/worker/test_cli_plan.py runs it on such a file",
+    "kubectl apply -f deploy/kubernetes/namespace.yaml": CLUSTER,
+    "kubectl -n mhpc create secret generic mhpc-redis --from-file=password=redis-password": CLUSTER,
+    "kubectl apply -k deploy/kubernetes": CLUSTER,
+    "kubectl apply -k deploy/kubernetes/monitoring": CLUSTER,
+    "kubectl -n mhpc rollout status statefulset/mhpc-keepers": CLUSTER,
     "deploy/secrets.sh": "it writes into deploy/; tests/deploy runs a copy",
     "docker compose -f deploy/compose.yaml up --build --wait": ENGINE,
     "docker compose -f deploy/compose.yaml --profile gpu up --build --wait": ENGINE,

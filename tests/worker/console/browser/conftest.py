@@ -83,9 +83,7 @@ def open_page(new_context: NewContext, faults: list[str], request: pytest.Fixtur
         context = new_context(**options)
         watch(context, url, faults)
         page = context.new_page()
-        page.goto(f"{url}{path}")
-        if token:
-            page.goto(f"{url}{path}?token={token}")
+        page.goto(f"{url}{path}?token={token}" if token else f"{url}{path}")
         return page
 
     return open_page

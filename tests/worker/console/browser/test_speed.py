@@ -13,7 +13,7 @@ from tests.worker.console.browser.plant import Plant
 from tests.worker.console.site import MODEL, Filled
 from worker.message import Result, encode_result
 
-TRIES = 6
+TRIES = 4
 RESULTS, BATCH = 10_000, 500  # the console passes over what is more than 1,000 behind
 
 

@@ -18,12 +18,16 @@ from worker.errors import one_line
 REPEAT_SECONDS = 10.0  # in which the same trouble of the same line is told once
 LIMITED = ("warning", "error", "critical")  # what is no trouble is a fact of its own each time: commands, phases
 FRAMES = 20  # of a traceback
+KEY = r"(?:password|token|secret)"  # whatever stands before it, as in sentinel_password
+SAID = rf"{KEY}\\*[\"']?\s*[:=]\s*b?\\*"
 SECRETS = (
-    (re.compile(r"(://)[^/\s@\"'\\]+@"), r"\1***@"),  # the user and password of an address
-    (re.compile(r"((?:password|token|secret)=)[^&\s\"'\\]+", re.IGNORECASE), r"\1***"),
-    (re.compile(r"(\"(?:password|token|secret)\": \")[^\"]*"), r"\1***"),
+    (re.compile(rf"({SAID}\")(?:\\.|[^\"\\\n])*", re.IGNORECASE), r"\1***"),  # as JSON, TOML or Python have it
+    (re.compile(rf"({SAID}')(?:\\.|[^'\\\n])*", re.IGNORECASE), r"\1***"),
+    (re.compile(rf"({KEY}=)(?![\"'])[^&\s\x1b]+", re.IGNORECASE), r"\1***"),  # up to a terminal's colour
+    (re.compile(r"(://)[^/\s]+@"), r"\1***@"),  # the user and password of an address; either may hold an @
     (re.compile(r"(Bearer )[^\s\"'\\]+"), r"\1***"),
 )
+SECRET_KEY = re.compile(KEY + "$", re.IGNORECASE)
 
 log = structlog.get_logger()
 
@@ -46,7 +50,6 @@ def configure_logs(form: Literal["auto", "console", "json"]) -> Callable[[], Non
             repeats,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             *(_for_people(terminal) if people else _for_machines()),
-            _without_secrets,
         ],
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
     )
@@ -63,18 +66,38 @@ def log_crash() -> None:
 
 
 def _for_people(terminal: bool) -> list[Processor]:
-    return [structlog.dev.ConsoleRenderer(colors=terminal, exception_formatter=structlog.dev.plain_traceback)]
+    renderer = structlog.dev.ConsoleRenderer(colors=terminal, exception_formatter=structlog.dev.plain_traceback)
+    return [_fields_cleaned, renderer, lambda _logger, _method, rendered: _without_secrets(str(rendered))]
 
 
 def _for_machines() -> list[Processor]:
     """An exception is one field, a list of what was raised while handling what, each with type, value and frames."""
     transformer = ExceptionDictTransformer(show_locals=False, max_frames=FRAMES)
-    return [structlog.processors.ExceptionRenderer(transformer), structlog.processors.JSONRenderer()]
+    return [
+        structlog.processors.ExceptionRenderer(transformer),
+        _fields_cleaned,
+        structlog.processors.JSONRenderer(default=lambda value: _without_secrets(repr(value))),
+    ]
 
 
-def _without_secrets(_logger: Any, _method: str, rendered: Any) -> str:
-    """The last look: whatever an error quotes."""
-    text = str(rendered)
+def _fields_cleaned(_logger: Any, _method: str, event: EventDict) -> EventDict:
+    """Without secrets: looked at before they are rendered, since afterwards their own quotes are escaped."""
+    return {key: _cleaned(value, key) for key, value in event.items()}
+
+
+def _cleaned(value: Any, key: str = "") -> Any:
+    if SECRET_KEY.search(key):
+        return "***"
+    if isinstance(value, dict):
+        return {name: _cleaned(item, str(name)) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        items = [_cleaned(item) for item in value]
+        return items if isinstance(value, list) else tuple(items)
+    return _without_secrets(value) if isinstance(value, str) else value
+
+
+def _without_secrets(text: str) -> str:
+    """Whatever an error quotes."""
     for pattern, instead in SECRETS:
         text = pattern.sub(instead, text)
     return text

@@ -171,6 +171,30 @@ def test_secrets_are_in_no_log(form: Any, capsys: pytest.CaptureFixture[str], ev
         assert [json.loads(text)["level"] for text in told.splitlines()] == ["warning", "info", "critical"]
 
 
+@pytest.mark.parametrize("password", ["hun@ter", "hun@@ter", "hun'ter", 'hun"ter', "hun\\ter", "hun?ter"])
+@pytest.mark.parametrize("form", ["json", "console", "terminal"])
+def test_no_part_of_a_password_is_in_a_log_however_it_is_quoted(
+    form: Any, password: str, capsys: pytest.CaptureFixture[str], events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: form == "terminal")
+    configure_logs("console" if form == "terminal" else form)
+    url = f"redis://anna:{password}@h:1/0"
+    log().info("an address", url=url, error=f"cannot reach {url}?sentinel_password={password}&db=1", nested=[(url,)])
+    log().info("a field", sentinel_password=password, nested={"token": password, "kept": 1}, other=ValueError(url))
+    fields = {"sentinel_password": password, "kept": 1}
+    told = [repr(fields), json.dumps(fields), repr({b"password": password.encode()}), f"C({password=})"]
+    log().info("a text", texts=told, whole="; ".join(told))
+    err = capsys.readouterr().err
+    assert [part for part in ("hun", "ter", "anna") if part in err] == []
+    if form == "json":
+        assert err.count("kept") == 5
+        first, second, third = (json.loads(text) for text in err.splitlines())
+        assert (first["url"], first["nested"]) == ("redis://***@h:1/0", [["redis://***@h:1/0"]])
+        assert first["error"] == "cannot reach redis://***@h:1/0?sentinel_password=***&db=1"
+        assert (second["sentinel_password"], second["nested"]) == ("***", {"token": "***", "kept": 1})
+        assert third["texts"][1] == '{"sentinel_password": "***", "kept": 1}'
+
+
 # -- repeats -----------------------------------------------------------------------------------------------------------
 
 

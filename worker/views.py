@@ -33,7 +33,7 @@ def connect(settings: Settings) -> redis.Redis:
 
 def known_lines(client: Any) -> list[str]:
     """Names of all lines that have a stream."""
-    keys = client.scan_iter("mhpc:{*}:images", _type="stream")
+    keys = client.scan_iter("mhpc:{*}:images", count=1000, _type="stream")  # a call for each 10 keys would take long
     matches = (IMAGES_KEY.match(key.decode(errors="replace")) for key in keys)
     return sorted(match[1] for match in matches if match)
 

@@ -20,6 +20,7 @@ from worker.console.pictures import SIDES, Drawn, heat_map, picture
 from worker.console.review import Reviewed
 from worker.console.rows import row
 from worker.console.source import AWAY, Source, why_unread
+from worker.console.text import ratio
 from worker.errors import RejectedError
 from worker.settings import Settings
 
@@ -52,8 +53,9 @@ class Console:
     async def fleet(self, request: Request) -> Response:
         if "token" in request.query_params:
             return self.log_in(request, request.query_params["token"], "/")
-        rows = await self.read(lambda: [row(self.lines.watched(name)) for name in self.lines.names.get()])
-        return self.pages.page(request, "fleet.html", rows=rows)
+        return self.pages.page(
+            request, "fleet.html", rows=await self.read(lambda: [row(watched) for watched in self.lines.all.get()])
+        )
 
     async def line(self, request: Request) -> Response:
         watched = await self.watched(request)
@@ -163,7 +165,7 @@ class Console:
 
     async def readyz(self, _: Request) -> Response:
         try:
-            await self.read(self.lines.names.get)
+            await self.read(lambda: self.source.client.ping())
         except (redis.RedisError, *AWAY) as error:
             return PlainTextResponse(f"{why_unread(error)}\n", 503)
         return PlainTextResponse("ok\n")
@@ -204,7 +206,7 @@ def _beside(watched: Watched, kind: Kind, key: str, order: str) -> tuple[Part | 
 
 
 def _largest_first(part: Reviewed) -> tuple[float, str]:
-    return (-part.score / part.threshold if part.score is not None and part.threshold else 0.0, part.key)
+    return (-(ratio(part.score, part.threshold) or 0.0), part.key)
 
 
 def _within(path: str) -> str:

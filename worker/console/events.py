@@ -11,8 +11,8 @@ from anyio import CapacityLimiter, to_thread
 
 from worker.console.lines import Lines, Watched
 from worker.console.rows import calibration, card, point_row, row
-from worker.console.source import why_unread
-from worker.errors import RedisUnreachableError, RejectedError
+from worker.console.source import AWAY, failed, why_unread
+from worker.errors import RejectedError
 
 TICK_SECONDS, FLEET_SECONDS = 0.2, 1.0
 BEAT_SECONDS = 10.0  # of silence, after which a comment keeps the connection open
@@ -29,7 +29,7 @@ class FleetTurns:
         self.lines = lines
 
     def __call__(self) -> Iterator[Event]:
-        yield "fleet", [row(self.lines.watched(name)) for name in self.lines.names.get()]
+        yield "fleet", [row(watched) for watched in self.lines.all.get()]
 
 
 class LineTurns:
@@ -51,19 +51,19 @@ class LineTurns:
         self._total = seen.total
         if time.monotonic() < self._status_at:
             return
-        self._status_at = time.monotonic() + 1
         yield from self._changed("status", row(self.watched))
         yield from self._changed("calibration", calibration(self.watched.status.get()))
         index = self.watched.index.get()
         if index.version != self._version:
-            self._version = index.version
             yield "review", [card(part) for part in reversed(index.parts)]
+            self._version = index.version
         yield from self._changed("journal", [told._asdict() for told in self.watched.journal.get()])
+        self._status_at = time.monotonic() + 1  # not before: until all was read once, the problem stands
 
     def _changed(self, name: str, value: Any) -> Iterator[Event]:
         if name not in self._told or self._told[name] != value:
-            self._told[name] = value
             yield name, value
+            self._told[name] = value  # not before: what could not be encoded was not told
 
 
 class Lookers:
@@ -84,13 +84,13 @@ class Lookers:
         try:
             away, said_at = "", time.monotonic()
             while not self.closing():
-                events, problem = await to_thread.run_sync(_turn, turns, limiter=self._threads)
+                told, problem = await to_thread.run_sync(_turn, turns, limiter=self._threads)
                 if problem != away:
                     away = problem
-                    events = [*events, ("away", problem)]
-                if events:
+                    told += encoded("away", problem)
+                if told:
                     said_at = time.monotonic()
-                    yield b"".join(encoded(*event) for event in events)
+                    yield told
                 elif time.monotonic() - said_at > BEAT_SECONDS:
                     said_at = time.monotonic()
                     yield b": still here\n\n"
@@ -99,15 +99,19 @@ class Lookers:
             self.count -= 1
 
 
-def _turn(turns: Callable[[], Iterator[Event]]) -> tuple[list[Event], str]:
-    events = list[Event]()
+def _turn(turns: Callable[[], Iterator[Event]]) -> tuple[bytes, str]:
+    """What there is to tell, and what kept it from being all."""
+    told = b""
     try:
-        events.extend(turns())
+        for event in turns():
+            told += encoded(*event)
     except RejectedError as error:
-        return events, str(error)
-    except (redis.RedisError, RedisUnreachableError) as error:
-        return events, why_unread(error)
-    return events, ""
+        return told, str(error)
+    except (redis.RedisError, *AWAY) as error:
+        return told, why_unread(error)
+    except Exception as error:
+        return told, failed(error)
+    return told, ""
 
 
 def encoded(name: str, value: Any) -> bytes:

@@ -17,6 +17,7 @@ from worker.streams.line_streams import LineStreams
 from worker.views import known_lines, line_status
 
 LIVE_SECONDS, STATUS_SECONDS = 0.15, 1.0
+NAMES_SECONDS = 10.0  # all keys are looked through for them, whosever they are
 
 Status = dict[str, Any]
 T = TypeVar("T")
@@ -80,19 +81,25 @@ class Lines:
         self._configured = configured
         self._watched: dict[str, Watched] = {}
         self._lock = threading.Lock()
-        self.names = Cached(STATUS_SECONDS, self._read_names)
+        self.all = Cached(NAMES_SECONDS, self._read_all)
 
     def watched(self, name: str) -> Watched:
         """A line by its name. Raises RejectedError: there is none of that name."""
-        if not LINE_NAME.match(name) or name not in self.names.get():
+        if not (name in self._watched or name in self._configured or (LINE_NAME.match(name) and self._exists(name))):
             raise RejectedError("lost", "no such line: it is not configured, and has no stream in Redis")
         with self._lock:
             return self._watched.setdefault(name, Watched(self.source, name))
 
-    def _read_names(self) -> list[str]:
-        """Sorted; those whose names no line can have are left to `mhpc-worker status`."""
+    def _exists(self, name: str) -> bool:
+        client = self.source.client
+        return bool(client.exists(LineStreams(client, name).images))
+
+    def _read_all(self) -> list[Watched]:
+        """Sorted by name; those whose names no line can have are left to `mhpc-worker status`."""
         found = [name for name in known_lines(self.source.client) if LINE_NAME.match(name)]
-        names = sorted({*self._configured, *found})
         with self._lock:
-            self._watched = {name: line for name, line in self._watched.items() if name in names}
-        return names
+            self._watched = {
+                name: self._watched.get(name) or Watched(self.source, name)
+                for name in sorted({*self._configured, *found})
+            }
+            return list(self._watched.values())

@@ -11,7 +11,7 @@ from starlette.responses import HTMLResponse, Response
 from worker.console.access import Access
 from worker.console.parts import Part
 from worker.console.recent import Seen
-from worker.console.text import NONE, cut, finite, meta_text, number, title
+from worker.console.text import NONE, cut, finite, meta_text, number, ratio, title
 from worker.message import ID_LENGTH
 
 ENVIRONMENT = Environment(
@@ -55,7 +55,7 @@ def part_values(part: Part, seen: Seen) -> dict[str, Any]:
     anomalous = result.get("anomalous") if part.point else score is not None and threshold is not None
     why = kept.why if kept else ""
     model = (part.point.model if part.point else None) or (kept.model if kept else None)
-    ratio = score / threshold if score is not None and threshold else None
+    share = ratio(score, threshold)
     return {
         "kind": part.kind,
         "key": part.key,
@@ -68,9 +68,9 @@ def part_values(part: Part, seen: Seen) -> dict[str, Any]:
         "verdict": _verdict(why, anomalous),
         "score": number(score),
         "threshold": number(threshold),
-        "ratio": ratio,
-        "times": "" if ratio is None else f"{ratio:.2f} times the threshold",
-        "share": None if ratio is None else min(100, round(50 * ratio)),
+        "ratio": share,
+        "times": "" if share is None else f"{share:.2f} times the threshold",
+        "share": None if share is None else min(100, round(50 * share)),
         "facts": _facts(part, result, model),
         "meta": meta_text(result["meta"]) if result.get("meta") else "",
         "in_review": kept is not None and kept.picture and len(part.id) <= ID_LENGTH,

@@ -1,24 +1,41 @@
 """A line's status in words: the texts and figures that pages show, the same when rendered and when live."""
 
 import json
+import re
 from typing import Any
+
+import redis
 
 from worker.console.lines import Status, Watched
 from worker.console.recent import Point, Seen
 from worker.console.review import Reviewed
-from worker.console.text import NONE, count, cut, finite, number, percent, seconds
+from worker.console.source import AWAY, failed
+from worker.console.text import NONE, count, cut, finite, number, percent, ratio, seconds
 
 SPARK = 60  # points of a small chart
 PHASES = ("learning", "calibrating", "scoring", "paused")
 WAITING = "waiting"  # for its first worker
+PROGRESS = re.compile(r"([0-9]{1,15})/([0-9]{1,15})")  # done and wanted
 
 
 def row(watched: Watched) -> dict[str, Any]:
-    """All that a page says of a line. Raises redis.RedisError, RedisUnreachableError."""
-    status, seen = watched.status.get(), watched.recent.get()
+    """All that a page says of a line; what nobody thought of, whatever its keys hold, is its own problem.
+
+    Raises:
+        redis.RedisError, RedisUnreachableError, ConfigurationError: as reading it does.
+    """
+    try:
+        return _row(watched.status.get(), watched.recent.get())
+    except (redis.RedisError, *AWAY):
+        raise
+    except Exception as error:
+        return _row({"line": watched.name, "problem": failed(error)}, Seen((), 0, 0, None))
+
+
+def _row(status: Status, seen: Seen) -> dict[str, Any]:
     threshold = status.get("threshold")
     return {
-        "line": watched.name,
+        "line": status["line"],
         "state": state_of(status),
         "problem": cut(status.get("problem") or "", 400),
         "progress": progress(status),
@@ -41,10 +58,10 @@ def state_of(status: Status) -> str:
 
 def progress(status: Status) -> float | None:
     """How much of the phase is done, or None where it has no end."""
-    done, _, wanted = (status.get("progress") or "").partition("/")
-    if status.get("phase") == "scoring" or not (done.isdigit() and wanted.isdigit() and int(wanted)):
+    told = PROGRESS.fullmatch(status.get("progress") or "")
+    if status.get("phase") == "scoring" or not told or not int(told[2]):
         return None
-    return min(1.0, int(done) / int(wanted))
+    return min(1.0, int(told[1]) / int(told[2]))
 
 
 def texts(status: Status, seen: Seen) -> dict[str, str]:
@@ -106,9 +123,8 @@ def note(status: Status, seen: Seen) -> str:
 
 def spark(point: Point) -> float | None:
     """A score in thresholds."""
-    if point.score is None or not point.threshold:
-        return None
-    return round(point.score / point.threshold, 3)
+    share = ratio(point.score, point.threshold)
+    return None if share is None else round(share, 3)
 
 
 def point_row(point: Point) -> list[Any]:
@@ -121,7 +137,7 @@ def point_row(point: Point) -> list[Any]:
 
 def card(part: Reviewed) -> dict[str, Any]:
     """A part in review as it goes to the gallery."""
-    ratio = part.score / part.threshold if part.score is not None and part.threshold else None
+    share = ratio(part.score, part.threshold)
     return {
         "key": part.key,
         "ms": part.ms,
@@ -130,8 +146,8 @@ def card(part: Reviewed) -> dict[str, Any]:
         "why": part.why,
         "score": number(part.score),
         "threshold": number(part.threshold),
-        "ratio": None if ratio is None else round(ratio, 4),
-        "times": "set aside" if ratio is None else f"{ratio:.1f} times the threshold",
+        "ratio": None if share is None else round(share, 4),
+        "times": "set aside" if share is None else f"{share:.1f} times the threshold",
         "picture": part.picture,
     }
 

@@ -1,18 +1,19 @@
 """Where the page's data comes from: Redis, connected to when it is first asked for, and again after it was away."""
 
 import threading
+from functools import lru_cache
 from typing import Any
 
 import redis
 import structlog
 
-from worker.errors import RedisUnreachableError
+from worker.errors import ConfigurationError, RedisUnreachableError
 from worker.settings import RedisSettings
 from worker.streams.client import CONNECTION_ERRORS, connect
 
 log = structlog.get_logger()
 
-AWAY = (*CONNECTION_ERRORS, RedisUnreachableError)
+AWAY = (*CONNECTION_ERRORS, RedisUnreachableError, ConfigurationError)  # the last: a password's file is read anew
 
 
 class Source:
@@ -39,6 +40,19 @@ def why_unread(error: Exception) -> str:
             f"Redis lets the console's user do too little: {error}; it needs what deploy/redis/users.acl gives `reader`"
         )
     if isinstance(error, AWAY):
-        away = str(error) if isinstance(error, RedisUnreachableError) else f"Redis is away: {error}"
+        away = f"Redis is away: {error}" if isinstance(error, CONNECTION_ERRORS) else str(error)
         return f"{away.rstrip('.')}. This page goes on by itself when that has passed."
     return f"Redis refuses: {error}"
+
+
+def failed(error: Exception) -> str:
+    """What a person is told of an error that nobody thought of; the log has where it came from."""
+    told = f"the console cannot make sense of what Redis holds: {type(error).__name__}: {error}"
+    log_once(told)
+    return told
+
+
+@lru_cache(64)
+def log_once(told: str) -> None:
+    """With the traceback; what is read each second would else fill the log."""
+    log.exception(told)

@@ -22,6 +22,7 @@ def _read_for_each_request() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("worker.console.lines.LIVE_SECONDS", 0)
         patch.setattr("worker.console.lines.STATUS_SECONDS", 0)
+        patch.setattr("worker.console.lines.NAMES_SECONDS", 0)
         yield
 
 

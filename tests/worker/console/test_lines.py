@@ -1,0 +1,54 @@
+"""Which lines there are costs little to know, whatever else lies in Redis."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from tests.worker.console.site import Filled, Site, first
+from worker.views import known_lines
+
+FOREIGN = 3000
+
+
+@pytest.fixture
+def foreign_keys(client: redis.Redis, line: str) -> Iterator[None]:
+    """Keys of somebody else, in the same Redis."""
+    keys = [f"foreign:{line}:{number}" for number in range(FOREIGN)]
+    client.mset(dict.fromkeys(keys, "x"))
+    yield
+    client.delete(*keys)
+
+
+def scans(client: Any) -> int:
+    """SCAN calls that the server ever had."""
+    counted = client.info("commandstats").get("cmdstat_scan", {"calls": 0})
+    return int(counted["calls"])
+
+
+@pytest.mark.usefixtures("foreign_keys")
+def test_lines_are_found_among_many_foreign_keys_in_few_calls(client: redis.Redis, filled: Filled) -> None:
+    before = scans(client)
+    assert filled.line in known_lines(client)
+    assert scans(client) - before < FOREIGN / 100
+
+
+def test_no_key_is_looked_for_but_a_lines_own_once_its_name_is_asked_for(
+    open_site: Callable[..., Site], filled: Filled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.console.lines.NAMES_SECONDS", 3600)
+    site = open_site()
+    assert filled.line in site.get("/").text
+    later = Filled(filled.client, f"{filled.line}-later")
+    before = scans(filled.client)
+    assert site.get("/").status_code == 200
+    assert site.get(f"/lines/{later.line}").status_code == 200
+    assert site.get(f"/lines/{filled.line}-never").status_code == 404
+    assert site.get("/readyz").text == "ok\n"
+    with site.events(f"/lines/{later.line}/events") as told:
+        first(told, "journal")
+    with site.events("/events") as told:
+        first(told, "fleet")
+        first(told, "fleet")
+    assert scans(filled.client) == before

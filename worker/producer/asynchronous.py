@@ -109,7 +109,7 @@ class AsyncProducer:
         check(image, self._collector.limits)
         async with self._lock:
             await self._send_full()
-            if self._collector.add(image):
+            if self._collector.add(image, timed=self._lingering is not None):
                 if self._lingering is not None:
                     self._lingering.cancel()
                 self._lingering = asyncio.create_task(self._linger())
@@ -135,9 +135,11 @@ class AsyncProducer:
             return int(await self._carry_out(self._flow.counting()))
 
     async def aclose(self) -> None:
-        """Send what is collected; raises as `send` does. The client stays open."""
-        await self.flush()
-        await self._end_lingering()
+        """As Producer.close."""
+        try:
+            await self.flush()
+        finally:
+            await self._end_lingering()
 
     async def __aenter__(self) -> Self:
         return self
@@ -184,9 +186,10 @@ class AsyncProducer:
                 self._failure = error
 
     async def _end_lingering(self) -> None:
-        if self._lingering is not None:
-            self._lingering.cancel()
-            await asyncio.wait([self._lingering])
+        lingering, self._lingering = self._lingering, None
+        if lingering is not None:
+            lingering.cancel()
+            await asyncio.wait([lingering])
 
     async def _carry_out(self, steps: Steps) -> Any:
         answer: Any = None

@@ -120,9 +120,10 @@ class Producer:
         check(image, self._collector.limits)
         with self._lock:
             self._send_full(stop)  # of an earlier call that failed: what cannot be sent does not pile up
-            if self._collector.add(image):
+            if self._collector.add(image, timed=self._timer is not None):
                 if self._timer is not None:
                     self._timer.cancel()
+                self._closing.clear()
                 self._timer = Timer(self._collector.linger or 0.0, self._linger_over)
                 self._timer.daemon = True
                 self._timer.start()
@@ -159,8 +160,11 @@ class Producer:
             return int(self._carry_out(self._flow.counting(), None))
 
     def close(self) -> None:
-        """Send what is collected; raises as `send` does. The client stays open."""
-        self.flush()
+        """Send what is collected; raises as `send` does, and what is `unsent` stays so. The client stays open."""
+        try:
+            self.flush()
+        finally:
+            self._end_lingering()
 
     def __enter__(self) -> Self:
         return self
@@ -169,7 +173,14 @@ class Producer:
         if kind is None:
             self.close()
         else:
-            self._closing.set()  # what lingers stays unsent
+            self._end_lingering()
+
+    def _end_lingering(self) -> None:
+        """What lingers stays unsent: no thread sends it later, behind the back of one who reads `unsent`."""
+        self._closing.set()  # of one that is waiting to send
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
 
     def _send(self, images: Sequence[Image], stop: Event | None) -> str | None:
         entry: str | None = self._carry_out(self._flow.sending(images), stop)

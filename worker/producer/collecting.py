@@ -37,14 +37,14 @@ class Collector:
     def unsent(self) -> list[Image]:
         return [image for images in (*self.full, self.held) for image in images]
 
-    def add(self, image: Image) -> bool:
-        """Take an image; whether a time begins that it may linger: it is the first of its entry."""
+    def add(self, image: Image, timed: bool = False) -> bool:
+        """Take an image; whether a time begins that its entry may linger: it is the first, or none has begun."""
         if self.held and self._bytes() + len(image.data) > self.size:
             self.close()
         self.held.append(image)
         if len(self.held) == self.count or self._bytes() >= self.size:
             self.close()
-        return self.linger is not None and len(self.held) == 1
+        return self.linger is not None and bool(self.held) and (len(self.held) == 1 or not timed)
 
     def close(self) -> None:
         """What is held becomes an entry, if anything is."""

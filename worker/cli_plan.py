@@ -16,6 +16,9 @@ from worker.plan import LEAST_WORKERS, Plan, Workload, plan
 
 GB = 1e9
 LARGEST = 1_000_000_000
+SMALLEST = 1e-9
+SHARES = ("--learning-share", "--headroom")
+MAY_BE_ZERO = ("--learning-share", "--backlog-seconds")
 
 
 def plan_fleet(
@@ -28,11 +31,15 @@ def plan_fleet(
     backlog_seconds: Annotated[
         float, typer.Option(help="How long Redis must hold images while workers are away.")
     ] = 600.0,
-    results_kept: Annotated[int, typer.Option(min=1, help="Results of each line.")] = 100_000,
+    results_kept: Annotated[int, typer.Option(min=1, max=LARGEST, help="Results of each line.")] = 100_000,
     heat_map: Annotated[bool, typer.Option(help="Whether results carry one.")] = True,
-    bank_size: Annotated[int | None, typer.Option(min=1, help="Anchors of a line; else the costs'.")] = None,
-    feature_width: Annotated[int | None, typer.Option(min=1, help="Features of a patch; else the costs'.")] = None,
-    snapshots_kept: Annotated[int, typer.Option(min=2, help="Of each line.")] = 3,
+    bank_size: Annotated[
+        int | None, typer.Option(min=1, max=LARGEST, help="Anchors of a line; else the costs'.")
+    ] = None,
+    feature_width: Annotated[
+        int | None, typer.Option(min=1, max=LARGEST, help="Features of a patch; else the costs'.")
+    ] = None,
+    snapshots_kept: Annotated[int, typer.Option(min=2, max=LARGEST, help="Of each line.")] = 3,
     snapshot_every: Annotated[float, typer.Option(help="Seconds, while a line learns.")] = 30.0,
     learning_share: Annotated[float, typer.Option(help="Of the lines, that learn at one time; 1 on day one.")] = 0.05,
     headroom: Annotated[float, typer.Option(help="Share of CPU, device and network that is used.")] = 0.7,
@@ -73,11 +80,11 @@ def plan_fleet(
 
 
 def check_numbers(numbers: dict[str, float]) -> None:
-    """Raises ConfigurationError for a flag that is no number of its kind; none may learn, and nothing need wait."""
+    """Raises ConfigurationError for a flag that is no number of its kind."""
     for name, number in numbers.items():
-        least, most = (0.0, 1.0) if name in ("--learning-share", "--headroom") else (0.0, 1e12)
-        if not least <= number <= most or (number == 0 and name not in ("--learning-share", "--backlog-seconds")):
-            expected = "a share of at most 1" if most == 1 else "a number above 0"
+        most = 1 if name in SHARES else LARGEST
+        if not SMALLEST <= number <= most and (number != 0 or name not in MAY_BE_ZERO):
+            expected = "a share above 0, of at most 1" if most == 1 else f"a number above 0, up to {LARGEST:g}"
             raise ConfigurationError(f"{name} {number:g}: expected {expected}")
 
 

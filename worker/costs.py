@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -128,16 +129,16 @@ def _costs(told: dict[str, Any], source: str) -> WorkerCosts:
         line_bytes = BUNDLED.line_bytes * _size(**shape) / _size(BUNDLED.width, BUNDLED.components, BUNDLED.bank)
     numbers = {
         "scoring": scoring["images_per_second"], "learning": learning["images_per_second"],
-        "patches": forward["patches"], "cores": forward["cores"], "base_bytes": max(0.0, first - line_bytes), **shape,
+        "patches": forward["patches"], "cores": forward["cores"], "line_bytes": line_bytes, **shape,
     }  # fmt: skip
     for name, number in numbers.items():
-        if isinstance(number, bool) or not isinstance(number, int | float) or number < (name != "base_bytes"):
+        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number < inf:
             raise ValueError(f"{name} is {number!r}, no figure of a worker")
     return WorkerCosts(
         source=source,
         device=str(forward["device"]),
         backbone=str(told["backbone"]),
-        line_bytes=line_bytes,
+        base_bytes=max(0.0, first - line_bytes),
         line_measured=most > 1 and last > first,
         **numbers,
     )

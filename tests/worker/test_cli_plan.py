@@ -70,6 +70,11 @@ def test_json_tells_what_was_asked_what_was_measured_and_what_follows(call: Call
     assert found["plan"]["images_per_second"] == 6
 
 
+def test_nothing_need_learn_or_wait_for_long(call: Call) -> None:
+    found = document(call, "--learning-share", "0", "--backlog-seconds", "0")["plan"]
+    assert found["snapshot_writes"] == 0
+
+
 def test_another_bank_than_was_measured_is_told(call: Call) -> None:
     told = " ".join(printed(call, "--bank-size", "1000").split())
     assert "memory and storage follow it, images/s do not" in told
@@ -82,11 +87,13 @@ def test_another_bank_than_was_measured_is_told(call: Call) -> None:
         ("--rate 0", "--rate 0: expected a number above 0"),
         ("--rate nan", "--rate nan: expected a number above 0"),
         ("--rate inf", "--rate inf: expected a number above 0"),
+        ("--rate 5e-324", "--rate 4.94066e-324: expected a number above 0"),
         ("--image-kb -1", "--image-kb -1: expected a number above 0"),
-        ("--headroom 0", "--headroom 0: expected a share of at most 1"),
-        ("--headroom 1.5", "--headroom 1.5: expected a share of at most 1"),
-        ("--learning-share -0.1", "--learning-share -0.1: expected a share of at most 1"),
+        ("--headroom 0", "--headroom 0: expected a share above 0, of at most 1"),
+        ("--headroom 1.5", "--headroom 1.5: expected a share above 0"),
+        ("--learning-share -0.1", "--learning-share -0.1: expected a share"),
         ("--lines 0", "Invalid value for '--lines'"),
+        (f"--bank-size 1{'0' * 400}", "Invalid value for '--bank-size'"),
         ("--costs absent.json", "--costs absent.json: No such file or directory; write it by mhpc-worker bench --json"),
         ("--rate 9000", "more than one redis-server's CPU takes at --headroom 0.7; lower --rate"),
     ],

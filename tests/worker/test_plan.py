@@ -168,6 +168,9 @@ def test_a_lines_memory_that_was_not_measured_is_the_defaults_in_proportion(benc
         ({"scoring": 3}, "expected the figures"),
         ({"scoring": {**figures().as_json()["scoring"], "images_per_second": 0}}, "scoring is 0"),
         ({"learning": {**figures().as_json()["learning"], "images_per_second": "fast"}}, "learning is 'fast'"),
+        ({"forward": {**figures().as_json()["forward"], "patches": float("nan")}}, "patches is nan"),
+        ({"lines": [{"lines": 8}]}, "lacks 'resident_bytes'"),
+        ({"lines": [{"lines": 8, "resident_bytes": "2 GB"}]}, "expected the figures"),
     ],
 )
 def test_a_file_that_bench_did_not_write_is_refused(bench: Callable[..., Path], changed: Any, said: str) -> None:
@@ -182,6 +185,10 @@ def test_what_is_no_document_of_figures_is_refused(tmp_path: Path, text: str) ->
     path.write_text(text)
     with pytest.raises(ConfigurationError, match=r"expected the figures"):
         read_costs(path)
+
+
+def test_a_worker_may_be_slower_than_an_image_a_second(bench: Callable[..., Path]) -> None:
+    assert read_costs(bench(learning={**figures().as_json()["learning"], "images_per_second": 0.2})).learning == 0.2
 
 
 # -- what cannot be ----------------------------------------------------------------------------------------------------

@@ -25,7 +25,6 @@ from worker.environment import OF_A_WORKER, set_unless_set
 from worker.errors import ConfigurationError, RedisUnreachableError, WorkerError, one_line
 
 RUN, LOOK, ACT, PREPARE = "Run", "Look", "Act", "Prepare"  # panels of the help
-NO_RIGHT = "; log in by redis.username and redis.password_file as a user who may, see deploy/redis/users.acl"
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -52,9 +51,13 @@ def main() -> None:
         code = app(standalone_mode=False)
     except WorkerError as error:
         _fail(str(error), error.exit_code)
-    except redis_py.RedisError as error:  # after the first answer: a command that people run does not try again
-        remedy = NO_RIGHT if isinstance(error, redis_py.exceptions.NoPermissionError) else ""
-        _fail(f"Redis: {error}{remedy}", RedisUnreachableError.exit_code)
+    except (redis_py.ConnectionError, redis_py.TimeoutError) as error:
+        # After the first answer: a command that people run does not try again.
+        _fail(f"the connection to Redis was lost: {error}", RedisUnreachableError.exit_code)
+    except redis_py.RedisError as error:
+        from worker.views import refused
+
+        _fail(refused(error), WorkerError.exit_code)
     except typer.TyperException as error:  # a usage that is unknown
         if not (text := error.format_message()):  # no command at all: its help was printed
             sys.exit(error.exit_code)

@@ -20,6 +20,7 @@ from worker.streams.line_streams import ANSWERING, FROM_START, Backlog, LineStre
 BLOCK_MS = 1000
 READ = 100  # results in one reply
 IMAGES_KEY = re.compile(r"^mhpc:\{(.+)\}:images$")
+NO_RIGHT = "; log in by redis.username and redis.password_file as a user who may, see deploy/redis/users.acl"
 UNREAD = Backlog(None, 0, None)
 NO_RESULT = (KeyError, ValueError, TypeError, AttributeError, RecursionError, msgpack.UnpackException)
 
@@ -47,7 +48,7 @@ def line_status(client: Any, name: str) -> dict[str, Any]:
         try:
             return read()
         except redis.ResponseError as error:
-            problems.append(_refused(key, error))
+            problems.append(refused(error, key))
             return otherwise
 
     state = look(streams.state_key, streams.state, dict[str, str]())
@@ -90,10 +91,13 @@ def _backlog(streams: LineStreams) -> Backlog:
     return streams.backlog(ANSWERING) if streams.client.exists(streams.images) else UNREAD
 
 
-def _refused(key: str, error: redis.ResponseError) -> str:
+def refused(error: redis.RedisError, key: str = "") -> str:
+    """What Redis did not do, with the remedy; without `key` nobody here knows which of a line's keys it is about."""
     if "WRONGTYPE" in str(error):
-        return f"{key} holds something else than its name says: whose is it? Rename it, or delete it"
-    return f"Redis refuses {key}: {error}"
+        named = key or f"Redis: {error}; one of the keys, which mhpc-worker check names,"
+        return f"{named} holds something else than its name says: whose is it? Rename it, or delete it"
+    remedy = NO_RIGHT if isinstance(error, redis.exceptions.NoPermissionError) else ""
+    return f"Redis refuses {key}: {error}{remedy}" if key else f"Redis: {error}{remedy}"
 
 
 def answered(client: Any, name: str) -> int | None:

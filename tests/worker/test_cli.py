@@ -2,6 +2,7 @@ import json
 import socket
 import subprocess
 import sys
+import threading
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import redis
 from safetensors.torch import save_file
 
 from mhpc.core.backbones import load_backbone
+from tests.conftest import PrivateRedis
 from tests.worker.calling import Call, Ended
+from tests.worker.helpers import eventually
 from tests.worker.test_views import publish
 from worker.streams.line_streams import LineStreams
 
@@ -133,6 +136,34 @@ def test_help_names_every_command(call: Call) -> None:
     assert ended.code == 0
     for command in ("run", "check", "produce", "tail", "status", "control", "dead", "snapshots", "demo"):
         assert f" {command} " in ended.out
+
+
+def test_a_redis_that_goes_away_meanwhile_ends_with_code_3(call: Call, private_redis: PrivateRedis) -> None:
+    client = redis.Redis(port=private_redis.port)
+
+    def kill() -> None:
+        eventually(lambda: any(found["cmd"] == "xread" for found in client.client_list()))
+        private_redis.kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    ended = call("tail", "--line", "press-3", "--redis", private_redis.url)
+    killer.join()
+    assert ended.code == 3
+    assert "the connection to Redis was lost: " in ended.error
+
+
+@pytest.mark.parametrize("command", [["tail"], ["control", "pause"]])
+def test_a_redis_that_refuses_was_reached_and_is_told_with_the_remedy(
+    call: Call, config: Any, client: redis.Redis, line: str, command: list[str]
+) -> None:
+    for key in ("scores", "control"):
+        client.set(f"mhpc:{{{line}}}:{key}", "something else")
+    name, *rest = command
+    ended = call(name, *([line] if rest else []), *rest, "--config", config())
+    assert ended.code == 1
+    for part in ("Redis", "WRONGTYPE", "which mhpc-worker check names", "Rename it, or delete it"):
+        assert part in ended.error
 
 
 @pytest.mark.parametrize("command", [["-m", "worker"], [str(Path(sys.executable).with_name("mhpc-worker"))]])

@@ -293,6 +293,7 @@ def test_replay_into_a_key_of_another_type_leaves_the_letters(
     client.delete(streams.images)
     client.set(streams.images, "of another type")
     ended = call("dead", "replay", "--all", "--config", file)
-    assert ended.code == 3
-    assert "WRONGTYPE" in ended.error
+    assert ended.code == 1  # Redis was reached
+    for part in ("WRONGTYPE", "which mhpc-worker check names", "Rename it, or delete it"):
+        assert part in ended.error
     assert names(streams) == [letter]

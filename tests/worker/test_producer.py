@@ -118,6 +118,16 @@ def test_entries_that_are_read_but_not_answered_count_as_ahead(client: redis.Red
     assert producer.ahead() == 4
 
 
+def test_without_max_ahead_it_remembers_so_many_entries_and_no_more(
+    client: redis.Redis, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flow, "COUNTED", 3)
+    producer = Producer(client, line, max_ahead=None)
+    produce(producer, images(5), batch=1)
+    assert producer.ahead() == 3
+    assert client.xlen(key(line)) == 5
+
+
 def test_a_wiped_stream_does_not_hold_the_camera_up_for_ever(client: redis.Redis, line: str) -> None:
     producer = Producer(client, line, max_ahead=2)
     produce(producer, images(2), batch=1)

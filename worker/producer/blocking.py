@@ -155,7 +155,10 @@ class Producer:
         return entry
 
     def ahead(self) -> int:
-        """Entries that wait for an answer: own ones that are not read, and all that are read but not answered."""
+        """Entries that wait for an answer: own ones that are not read, and all that are read but not answered.
+
+        With `max_ahead=None` the last 10,000 of its own are known.
+        """
         with self._lock:
             return int(self._carry_out(self._flow.counting(), None))
 

@@ -19,6 +19,7 @@ from worker.settings import LINE_NAME
 from worker.streams.line_streams import ANSWERING, entry_key
 
 MAX_AHEAD = 32  # entries that the answering group has not dealt with
+COUNTED = 10_000  # unread entries that a producer without max_ahead remembers
 POLL_SECONDS = 0.02
 HELD_SECONDS = 5.0  # held up for so long, it says so
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0  # seconds between two tries
@@ -80,7 +81,8 @@ class Flow:
         self._held = held or log.warning
         self._prefix = f"mhpc:{{{line}}}:"
         self._key = self._prefix + "images"
-        self._unread: deque[tuple[int, int]] = deque()  # ids of own entries that the group has not read
+        # Ids of own entries that the group has not read; without max_ahead only `ahead` drops those that it has.
+        self._unread: deque[tuple[int, int]] = deque(maxlen=COUNTED if max_ahead is None else None)
         self._due = 0.0  # monotonic seconds at which the next batch may go
         self._window_is_known = retry is None
 
@@ -136,7 +138,7 @@ class Flow:
         return True
 
     def counting(self) -> Steps:
-        """Entries that wait for an answer: own ones that are not read, and all that are read but not answered."""
+        """Entries that wait for an answer: own unread ones, as far as it knows them, and all that are worked on."""
         length = yield from self._asked(lambda client: client.xlen(self._key))
         groups = (yield from self._asked(lambda client: client.xinfo_groups(self._key))) if length else []
         group = next((group for group in groups if group["name"] == ANSWERING.encode()), None)

@@ -17,28 +17,23 @@ from worker.plan import LEAST_WORKERS, Plan, Workload, plan
 GB = 1e9
 LARGEST = 1_000_000_000
 SMALLEST = 1e-9
-SHARES = ("--learning-share", "--headroom")
-MAY_BE_ZERO = ("--learning-share", "--backlog-seconds")
+SHARES = ("learning_share", "headroom")
+MAY_BE_ZERO = ("learning_share", "backlog_seconds")
 
 
 def plan_fleet(
+    context: typer.Context,
     lines: Annotated[int, typer.Option(min=1, max=LARGEST, help="How many lines.")] = 1,
     rate: Annotated[float, typer.Option(help="Images a second of each line, not of all.")] = 5.0,
     image_kb: Annotated[float, typer.Option(help="An image as it is sent, in KB of 1,000 bytes.")] = 80.0,
     costs: Annotated[
-        Path | None, typer.Option(help="What mhpc-worker bench --json FILE wrote; else the bundled backbone's.")
+        Path | None, typer.Option(help="What bench --json FILE wrote; else the bundled backbone's.")
     ] = None,
-    backlog_seconds: Annotated[
-        float, typer.Option(help="How long Redis must hold images while workers are away.")
-    ] = 600.0,
+    backlog_seconds: Annotated[float, typer.Option(help="For so long Redis holds images without a worker.")] = 600.0,
     results_kept: Annotated[int, typer.Option(min=1, max=LARGEST, help="Results of each line.")] = 100_000,
     heat_map: Annotated[bool, typer.Option(help="Whether results carry one.")] = True,
-    bank_size: Annotated[
-        int | None, typer.Option(min=1, max=LARGEST, help="Anchors of a line; else the costs'.")
-    ] = None,
-    feature_width: Annotated[
-        int | None, typer.Option(min=1, max=LARGEST, help="Features of a patch; else the costs'.")
-    ] = None,
+    bank_size: Annotated[int | None, typer.Option(min=1, max=LARGEST, help="Anchors; else the costs'.")] = None,
+    feature_width: Annotated[int | None, typer.Option(min=1, max=LARGEST, help="Of a patch; else the costs'.")] = None,
     snapshots_kept: Annotated[int, typer.Option(min=2, max=LARGEST, help="Of each line.")] = 3,
     snapshot_every: Annotated[float, typer.Option(help="Seconds, while a line learns.")] = 30.0,
     learning_share: Annotated[float, typer.Option(help="Of the lines, that learn at one time; 1 on day one.")] = 0.05,
@@ -55,13 +50,8 @@ def plan_fleet(
     those that bench has written on one machine of yours (--costs), of Redis
     those of a benchmark. docs/scale.md explains the formula of each row.
     """
+    check_numbers(context.params)
     found = BUNDLED if costs is None else read_costs(costs)
-    numbers = {
-        "--rate": rate, "--image-kb": image_kb, "--backlog-seconds": backlog_seconds,
-        "--snapshot-every": snapshot_every, "--learning-share": learning_share, "--headroom": headroom,
-        "--redis-gb": redis_gb, "--worker-gb": worker_gb, "--network-gbit": network_gbit,
-    }  # fmt: skip
-    check_numbers(numbers)
     work = Workload(
         lines=lines, rate=rate, image_bytes=1000 * image_kb, backlog_seconds=backlog_seconds,
         results_kept=results_kept, heat_map=heat_map, bank_size=bank_size or found.bank,
@@ -69,28 +59,31 @@ def plan_fleet(
         learning_share=learning_share, headroom=headroom, replicas=replicas, redis_bytes=GB * redis_gb,
         worker_bytes=GB * worker_gb, network_bits=1e9 * network_gbit,
     )  # fmt: skip
-    made = plan(work, found, REDIS)
-    if as_json:
-        typer.echo(json.dumps(as_document(work, found, made)))
-        return
-    console = Console(highlight=False)
-    console.print(table(work, found, made))
-    for note in notes(work, found, made):
-        console.print(note)
+    (show_json if as_json else show)(work, found, plan(work, found, REDIS))
 
 
-def check_numbers(numbers: dict[str, float]) -> None:
-    """Raises ConfigurationError for a flag that is no number of its kind."""
-    for name, number in numbers.items():
+def check_numbers(options: dict[str, Any]) -> None:
+    """Raises ConfigurationError for an option that is no number of its kind."""
+    for name, number in options.items():
+        if not isinstance(number, float):
+            continue
         most = 1 if name in SHARES else LARGEST
         if not SMALLEST <= number <= most and (number != 0 or name not in MAY_BE_ZERO):
             expected = "a share above 0, of at most 1" if most == 1 else f"a number above 0, up to {LARGEST:g}"
-            raise ConfigurationError(f"{name} {number:g}: expected {expected}")
+            raise ConfigurationError(f"--{name.replace('_', '-')} {number:g}: expected {expected}")
 
 
-def as_document(work: Workload, costs: WorkerCosts, made: Plan) -> dict[str, Any]:
+def show_json(work: Workload, costs: WorkerCosts, made: Plan) -> None:
     """All of it, nested as it is in worker.plan and worker.costs; bytes, seconds and rates per second."""
-    return {"workload": asdict(work), "worker_costs": asdict(costs), "redis_costs": asdict(REDIS), "plan": asdict(made)}
+    told: dict[str, Any] = {"workload": work, "worker_costs": costs, "redis_costs": REDIS, "plan": made}
+    typer.echo(json.dumps({name: asdict(part) for name, part in told.items()}))
+
+
+def show(work: Workload, costs: WorkerCosts, made: Plan) -> None:
+    console = Console(highlight=False)
+    console.print(table(work, costs, made))
+    for note in notes(work, costs, made):
+        console.print(note)
 
 
 def table(work: Workload, costs: WorkerCosts, made: Plan) -> Table:

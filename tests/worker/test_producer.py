@@ -14,6 +14,7 @@ import pytest
 import redis
 from PIL import Image as Pillow
 
+from tests.worker.test_producer_retry import set_once
 from worker.errors import ConfigurationError, RedisUnreachableError, RejectedError, WorkerError
 from worker.message import Image, Rejected, decode_batch, decode_pixels
 from worker.producer import Producer, as_image, batches, connect, flow, folder_images, picture_files, produce
@@ -160,9 +161,13 @@ def test_who_waits_long_is_told_once_each_time(client: redis.Redis, line: str, m
     monkeypatch.setattr(flow, "HELD_SECONDS", 0.1)
     heard: list[str] = []
     stop = threading.Event()
-    producer = Producer(client, line, max_ahead=1, held=heard.append)
+
+    def held(text: str) -> None:
+        heard.append(text)
+        threading.Timer(0.3, stop.set).start()
+
+    producer = Producer(client, line, max_ahead=1, held=held)
     produce(producer, images(1))
-    threading.Timer(0.5, stop.set).start()
     assert producer.send(images(1), stop) is None
     assert heard == [f"1 entries of line {line} wait for an answer; does its worker run?"]
 
@@ -174,7 +179,7 @@ def test_by_default_the_log_is_told(
     stop = threading.Event()
     producer = Producer(client, line, max_ahead=1)
     producer.send(images(1))
-    threading.Timer(0.3, stop.set).start()
+    set_once(stop, lambda: caplog.records)
     assert producer.send(images(1), stop) is None
     assert [(record.name, record.levelname) for record in caplog.records] == [("worker.producer", "WARNING")]
 

@@ -10,7 +10,7 @@ import redis
 
 from tests.conftest import PrivateRedis
 from tests.worker.faults.proxy import Proxy
-from tests.worker.helpers import encoded, eventually, picture
+from tests.worker.helpers import DEADLINE_SECONDS, encoded, eventually, picture
 from tests.worker.playing import answered, results
 from tests.worker.turning import Run
 from worker.errors import ConfigurationError, FateUnknownError, RedisUnreachableError
@@ -39,6 +39,16 @@ def camera(proxy: Proxy) -> Iterator[redis.Redis]:
 
 def images(first: int = 0, count: int = IMAGES) -> list[Image]:
     return [Image(str(number), "png", encoded(picture(number))) for number in range(first, first + count)]
+
+
+def set_once(stop: threading.Event, what: Callable[[], object]) -> None:
+    """Set it as soon as `what` gives something true, from another thread."""
+
+    def watch() -> None:
+        eventually(what)
+        stop.set()
+
+    threading.Thread(target=watch).start()
 
 
 def once(client: redis.Redis, line: str, count: int = IMAGES) -> bool:
@@ -117,7 +127,7 @@ def test_who_is_stopped_while_a_fate_is_unknown_is_told_so(camera: redis.Redis, 
     producer = Producer(camera, line, retry=Retry(WINDOW))
     producer.send(images(0, 1))
     proxy.drop_reply(b"XADD", times=99)
-    threading.Timer(0.3, stop.set).start()
+    set_once(stop, lambda: proxy.dropped)
     with pytest.raises(FateUnknownError):
         producer.send(images(1, 1), stop)
 
@@ -141,6 +151,25 @@ def test_what_the_window_would_drop_of_one_entry_is_refused(client: redis.Redis,
         producer.send(images(0, 3))
     with pytest.raises(ConfigurationError, match="nothing may be sent twice: leave retry out"):
         Producer(client, line, retry=Retry(0))
+
+
+def test_a_redis_that_is_full_does_not_prolong_the_tries_after_a_lost_reply(
+    private_redis: PrivateRedis, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flow, "LONGEST_PAUSE", 0.1)
+    proxy, stop = Proxy(private_redis.port), threading.Event()
+    redis.Redis(port=private_redis.port).config_set("maxmemory", 1)
+    proxy.drop_reply(b"XADD")
+    producer = Producer(connect(proxy.url), line, max_ahead=None, retry=Retry(WINDOW, seconds=0.5))
+    giving_up = threading.Timer(DEADLINE_SECONDS, stop.set)
+    giving_up.start()
+    try:
+        with pytest.raises(FateUnknownError):
+            producer.send(images(0, 1), stop)
+        assert not stop.is_set()
+    finally:
+        giving_up.cancel()
+        proxy.close()
 
 
 def test_a_redis_that_is_full_holds_the_producer_up_and_takes_the_entry_once(

@@ -188,7 +188,7 @@ class Flow:
                 lost, pause = reply, next(pauses, None)
             elif isinstance(reply, redis.exceptions.OutOfMemoryError):  # room comes as the worker goes on
                 tell(f"Redis is full, and takes nothing for line {self.line} ({reply}); does its worker run?")
-                pause = LONGEST_PAUSE
+                pause = LONGEST_PAUSE if lost is None else next(pauses, None)  # `retry` bounds it once one was lost
             if pause is None or (yield pause):
                 return self._given_up(images, lost, reply)
         self.uncertain = []

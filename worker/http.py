@@ -10,6 +10,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from worker.errors import ConfigurationError
 from worker.settings import HttpSettings
@@ -38,7 +39,7 @@ def make_app(registry: CollectorRegistry, alive: Probe, ready: Probe) -> Starlet
 class HttpServer:
     """uvicorn on its own thread."""
 
-    def __init__(self, settings: HttpSettings, app: Starlette) -> None:
+    def __init__(self, settings: HttpSettings, app: ASGIApp) -> None:
         self._socket = bound(settings)
         self.port: int = self._socket.getsockname()[1]
         config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1)

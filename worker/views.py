@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -51,39 +52,59 @@ def line_status(client: Any, name: str) -> dict[str, Any]:
             problems.append(refused(error, key))
             return otherwise
 
-    state = look(streams.state_key, streams.state, dict[str, str]())
+    found = look(streams.state_key, lambda: client.hgetall(streams.state_key), dict[bytes, bytes]())
+    state = _of_state(streams.state_key, found, problems)
     lag, pending, oldest = look(streams.images, lambda: _backlog(streams), UNREAD)
     holder = look(streams.lease, lambda: client.get(streams.lease), None)
     return {
         "line": name,
-        **_of_state(state),
+        **state,
         "lag": lag,
         "pending": pending,
         "oldest_pending_seconds": max(0.0, time.time() - entry_key(oldest)[0] / 1000) if oldest else None,
         "results": look(streams.scores, lambda: client.xlen(streams.scores), 0),
         "dead": look(streams.dead, lambda: client.xlen(streams.dead), 0),
-        "keeper": holder.decode().rpartition("#")[0] if holder else None,
-        "problem": "; ".join(filter(None, [state.get("problem"), *problems])) or None,
+        "keeper": holder.decode(errors="replace").rpartition("#")[0] if holder else None,
+        "problem": "; ".join(filter(None, [state["problem"], *problems])) or None,
     }
 
 
-def _of_state(state: dict[str, str]) -> dict[str, Any]:
-    """What the keeper says of its line; None for what it has not said yet."""
+def _of_state(key: str, found: dict[bytes, bytes], problems: list[str]) -> dict[str, Any]:
+    """What the keeper says of its line; None for what it has not said yet, and for what makes no sense, which is a
+    problem: anybody who may write to Redis may have put it there."""
+
+    def said(field: str, read: Callable[[str], T], expected: str) -> T | None:
+        value = found.get(field.encode(), b"")
+        try:
+            return read(value.decode()) if value else None
+        except ValueError:  # of which UnicodeDecodeError is one
+            came = repr(value.decode(errors="backslashreplace"))[:80]
+            remedy = f"a worker writes it anew after HDEL {key} {field}"
+            problems.append(f"{field} in {key} is {came}, expected {expected}; {remedy}")
+            return None
+
+    def text(field: str) -> str | None:
+        return said(field, str, "text in UTF-8")
+
+    def number(field: str) -> float | None:
+        return said(field, _number, "a number")
+
     return {
-        "phase": state.get("phase"),
-        "model": state.get("model") or None,
-        "epoch": int(state["epoch"]) if "epoch" in state else None,
-        "applied_through": state.get("applied_through"),
-        "done_through": state.get("done_through"),
-        "threshold": _number(state.get("threshold")),
-        "provisional": state.get("provisional") == "1",
-        "false_positive_rate": _number(state.get("rate")),
-        "rate_interval": [float(bound) for bound in state.get("rate_interval", "").split()] or None,
-        "progress": state.get("progress") or None,
-        "outside_share": _number(state.get("outside_share")),
-        "subspace_change": _number(state.get("subspace_change")),
-        "quarantined": int(state.get("quarantined") or 0),
-        "drift": _number(state.get("drift")),
+        "phase": text("phase"),
+        "model": text("model"),
+        "epoch": said("epoch", int, "a whole number"),
+        "applied_through": text("applied_through"),
+        "done_through": text("done_through"),
+        "threshold": number("threshold"),
+        "provisional": text("provisional") == "1",
+        "false_positive_rate": number("rate"),
+        "rate_interval": said("rate_interval", lambda bounds: [_number(bound) for bound in bounds.split()], "numbers"),
+        "progress": text("progress"),
+        "outside_share": number("outside_share"),
+        "subspace_change": number("subspace_change"),
+        "quarantined": said("quarantined", int, "a whole number") or 0,
+        "drift": number("drift"),
+        "problem": text("problem"),
     }
 
 
@@ -110,12 +131,23 @@ def answered(client: Any, name: str) -> int | None:
     return added
 
 
-def _number(text: str | None) -> float | None:
-    return float(text) if text else None
+def _number(text: str) -> float:
+    """Raises ValueError, also for what JSON has not."""
+    if not math.isfinite(value := float(text)):
+        raise ValueError(text)
+    return value
 
 
-def command(client: Any, line: str, name: str, args: list[str], by: str, seconds: float) -> Reply:
-    """Send a command to a line's keeper and wait for what it says.
+def command(
+    client: Any,
+    line: str,
+    name: str,
+    args: list[str],
+    by: str,
+    seconds: float,
+    given_up: Callable[[], bool] = lambda: False,
+) -> Reply:
+    """Send a command to a line's keeper and wait for what it says, until `given_up` says that nobody waits any more.
 
     Raises:
         ConfigurationError: no such command, or other arguments than it takes.
@@ -133,12 +165,16 @@ def command(client: Any, line: str, name: str, args: list[str], by: str, seconds
         except ValueError:
             raise ConfigurationError(f"{arg} is {named[arg]!r}, expected a number") from None
     streams = LineStreams(client, line)
-    reply = wait_for_reply(streams, send(streams, name, named, by), seconds)
+    reply = wait_for_reply(streams, send(streams, name, named, by), seconds, given_up)
     if reply is None:
-        holder = client.get(streams.lease)
-        keeper = f"its keeper is {holder.decode().rpartition('#')[0]}" if holder else "it has no keeper: start a worker"
-        reply = Reply(False, f"no answer within {seconds:g} s; {keeper}. The command waits in {streams.control}")
+        why = "stopping, so not waited for" if given_up() else f"no answer within {seconds:g} s; {_keeper_of(streams)}"
+        reply = Reply(False, f"{why}. The command waits in {streams.control}")
     return reply
+
+
+def _keeper_of(streams: LineStreams) -> str:
+    holder = streams.client.get(streams.lease)
+    return f"its keeper is {holder.decode().rpartition('#')[0]}" if holder else "it has no keeper: start a worker"
 
 
 def results(

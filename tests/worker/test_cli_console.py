@@ -7,14 +7,17 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
+import redis
 
 from tests.worker.calling import Call
 from tests.worker.helpers import eventually
+from worker.streams.line_streams import LineStreams
 
 TOKEN = "ann-has-this-token"  # noqa: S105 - of these tests alone
 
@@ -69,6 +72,55 @@ def test_it_ends_at_once_and_quietly_while_somebody_looks(tmp_path: Path, redis_
                 pass
         assert process.wait(30) == 0
         assert output.read_text().count("\n") == 2, "no error"
+
+
+def test_who_waits_for_an_answer_is_told_when_it_stops_and_who_asked_is_in_the_log(
+    tmp_path: Path, redis_url: str, client: redis.Redis, line: str
+) -> None:
+    streams = LineStreams(client, line)
+    streams.ensure_groups()
+    tokens = tmp_path / "tokens"
+    tokens.write_text(f"ann {TOKEN}\n")
+    with (
+        console(tmp_path, "--redis", redis_url, MHPC_CONSOLE__TOKENS_FILE=str(tokens)) as (process, output),
+        ThreadPoolExecutor(1) as pool,
+    ):
+        url = output.read_text().split()[1]
+        asking = pool.submit(
+            httpx.post,
+            f"{url}lines/{line}/commands",
+            json={"name": "pause"},
+            headers={"authorization": f"Bearer {TOKEN}"},
+            timeout=60,
+        )
+        eventually(lambda: client.xlen(streams.control) == 1)
+        assert '"by": "ann", "event": "asking"' in output.read_text(), "known before it was sent, whatever comes then"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(15) == 0, "units allow no more"
+        assert asking.result().json() == {
+            "ok": False,
+            "text": f"stopping, so not waited for. The command waits in {streams.control}",
+            "by": "ann",
+        }
+        assert re.search('"by": "ann".*not waited for.*"event": "asked"', output.read_text())
+
+
+@pytest.mark.parametrize(
+    ("redis_table", "told"),
+    [
+        ({"PASSWORD_FILE": "/no/such/file"}, "redis.password_file /no/such/file cannot be read"),
+        ({"URL": "redis://127.0.0.1:port/0"}, "is not an address"),
+    ],
+)
+def test_a_redis_table_that_cannot_be_used_ends_in_one_line(
+    call: Call, monkeypatch: pytest.MonkeyPatch, redis_table: dict[str, str], told: str
+) -> None:
+    for name, value in redis_table.items():
+        monkeypatch.setenv(f"MHPC_REDIS__{name}", value)
+    ended = call("console", "--port", "0")
+    assert (ended.code, ended.out) == (2, "")
+    assert told in ended.err
+    assert ended.err.count("\n") == 1
 
 
 def test_it_starts_while_redis_is_away(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import hashlib
 import hmac
 import secrets
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -90,6 +91,8 @@ class Access:
             return ""
         users = request.headers.getlist(header)
         user = users[0].strip() if len(users) == 1 else ""  # of two, one is what the client itself has sent
+        with suppress(UnicodeDecodeError):  # a proxy sends UTF-8 as a rule, which Starlette reads as Latin-1
+            user = user.encode("latin-1").decode()
         return user if user.isprintable() and len(user) <= 128 else ""
 
     def _name_of_session(self, cookie: str) -> str | None:
@@ -98,7 +101,7 @@ class Access:
         for name, token in self._tokens.items():
             if _same(signature, _signed(token.encode(), f"session {ends}")):
                 found = name
-        return found if ends.isascii() and ends.isdigit() and time.time() < int(ends) else None
+        return found if found and time.time() < int(ends) else None  # a number, since the signature holds
 
 
 def same_site(request: Request) -> bool:

@@ -7,11 +7,11 @@ from typing import Any
 
 import redis
 from starlette.applications import Starlette
-from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
 
 from worker.console.access import Access
 from worker.console.asking import BadRequestError
@@ -28,16 +28,11 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 Handler = Callable[[Request, Exception], Awaitable[Response]]
 
 
-def make_app(settings: Settings, access: Access) -> Starlette:
-    """The page for these settings."""
-    console = Console(settings, access)
-    app = Starlette(
-        routes=_routes(console),
-        middleware=[Middleware(Guard, hosts=hosts_of(settings.console))],
-        exception_handlers=_handlers(console.pages),
-    )
-    app.state.lookers = console.lookers
-    return app
+def make_app(settings: Settings, access: Access, closing: Callable[[], bool] = lambda: False) -> ASGIApp:
+    """The page for these settings; once `closing` says that it is to end, it keeps nobody."""
+    console = Console(settings, access, closing)
+    app = Starlette(routes=_routes(console), exception_handlers=_handlers(console.pages))
+    return Guard(app, hosts_of(settings.console))  # outside of Starlette's own answer to what nobody thought of
 
 
 def _routes(console: Console) -> list[Route | Mount]:
@@ -79,9 +74,18 @@ def _handlers(pages: Pages) -> dict[Any, Any]:
 
     away = saying(503, "Nothing to see at the moment", why_unread, retry=True)
     return {
+        500: _broken,
         404: saying(404, "Nothing here", lambda _: "There is no such page."),
         RejectedError: saying(404, "No such line", lambda error: f"{error}."),
         BadRequestError: saying(400, "Not understood", str),
         redis.RedisError: away,
         **dict.fromkeys(AWAY, away),
     }
+
+
+async def _broken(request: Request, _: Exception) -> Response:
+    """Without a template: that may be what is broken. Starlette raises the error again, for the log."""
+    text = "The console failed at this. Its log says how."
+    if request.method == "POST":
+        return JSONResponse({"ok": False, "text": text}, 500)
+    return PlainTextResponse(f"{text}\n", 500)

@@ -1,6 +1,7 @@
 """What changes something: commands to a line, logging in, logging out."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import redis
@@ -49,21 +50,26 @@ async def asked(request: Request) -> tuple[str, list[str]]:
     name, args = (message.get("name"), message.get("args", [])) if isinstance(message, dict) else (None, None)
     if not isinstance(name, str) or not isinstance(args, list) or not all(isinstance(arg, str) for arg in args):
         raise BadRequestError('expected {"name": TEXT, "args": [TEXT, ...]}')
+    if any("\ud800" <= char <= "\udfff" for char in "".join((name, *args))):
+        raise BadRequestError("half of a surrogate pair is no text; expected UTF-8")
     return name, args
 
 
 class Asking:
     """Sends commands, some at a time, so that waiting for answers keeps nobody from looking."""
 
-    def __init__(self) -> None:
+    def __init__(self, closing: Callable[[], bool]) -> None:
         self._threads = CapacityLimiter(ASKING)
+        self._closing = closing
 
     async def tell(self, line: Watched, who: Who, name: str, args: list[str]) -> tuple[int, Reply]:
         """Send a command and wait for the keeper's answer; the status of the HTTP answer, and what it says."""
 
         def told() -> Reply:
-            return command(line.streams.client, line.name, name, args, who.name, ANSWER_SECONDS)
+            return command(line.streams.client, line.name, name, args, who.name, ANSWER_SECONDS, self._closing)
 
+        what = {"line": line.name, "name": name, "args": [cut(arg) for arg in args], "by": who.name}
+        log.info("asking", **what)  # now: whatever becomes of the console or of Redis, it is known who it was
         try:
             reply = await to_thread.run_sync(told, limiter=self._threads)
             status = 200
@@ -72,11 +78,8 @@ class Asking:
         except redis.exceptions.NoPermissionError as error:
             status, reply = 403, Reply(False, _right_missing(line, error))
         except (redis.RedisError, *AWAY) as error:
-            status, reply = (
-                503,
-                Reply(False, f"Redis did not take it, or its answer was lost: {error}"),
-            )
-        log.info("asked", line=line.name, name=name, args=[cut(arg) for arg in args], by=who.name, **reply._asdict())
+            status, reply = 503, Reply(False, f"Redis did not take it, or its answer was lost: {error}")
+        log.info("asked", **what, **reply._asdict())
         line.journal.forget()
         line.status.forget()
         return status, reply

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 import redis
 from anyio import CapacityLimiter, to_thread
@@ -36,14 +36,14 @@ GONE: dict[Kind, str] = {
 class Console:
     """All that the endpoints share."""
 
-    def __init__(self, settings: Settings, access: Access) -> None:
+    def __init__(self, settings: Settings, access: Access, closing: Callable[[], bool]) -> None:
         self.settings = settings
         self.access = access
         self.pages = Pages(access)
         self.source = Source(settings.redis)
         self.lines = Lines(self.source, [line.name for line in settings.lines])
-        self.lookers = Lookers()
-        self.asking = Asking()
+        self.lookers = Lookers(closing)
+        self.asking = Asking(closing)
         self.drawn = Drawn()
         self._reading = CapacityLimiter(12)
         self._drawing = CapacityLimiter(1)  # a picture of full size takes up to half of what the console may have
@@ -113,8 +113,6 @@ class Console:
         return self.stream(LineTurns(await self.watched(request)), TICK_SECONDS)
 
     def stream(self, turns: Any, seconds: float) -> Response:
-        if self.lookers.full:
-            return PlainTextResponse("too many look at once\n", 503)
         headers = {"x-accel-buffering": "no"}  # nginx is not to hold back what is live
         return StreamingResponse(self.lookers.stream(turns, seconds), media_type="text/event-stream", headers=headers)
 
@@ -211,6 +209,5 @@ def _largest_first(part: Reviewed) -> tuple[float, str]:
 
 def _within(path: str) -> str:
     """A page of this console to go on to; anything else would lead away."""
-    parts = urlsplit(path)
-    inside = path.startswith("/") and not path.startswith(("//", "/\\")) and not parts.scheme and not parts.netloc
+    inside = path.startswith("/") and not path.startswith(("//", "/\\"))
     return path if inside and path.isprintable() and path.isascii() else "/"

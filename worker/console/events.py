@@ -18,6 +18,8 @@ TICK_SECONDS, FLEET_SECONDS = 0.2, 1.0
 BEAT_SECONDS = 10.0  # of silence, after which a comment keeps the connection open
 FIRST_POINTS = 600
 LOOKERS = 64  # streams at a time
+FULL_MS = 15_000  # after which a browser asks again
+TOO_MANY = "Too many pages look at this console at once. This one goes on by itself when another was closed."
 
 Event = tuple[str, Any]
 
@@ -69,21 +71,20 @@ class LineTurns:
 class Lookers:
     """Everybody who looks, and the threads that read for them."""
 
-    def __init__(self) -> None:
+    def __init__(self, closing: Callable[[], bool]) -> None:
         self._threads = CapacityLimiter(12)
-        self.count = 0
-        self.closing: Callable[[], bool] = lambda: False  # nobody who looks hangs up because the console wants to end
-
-    @property
-    def full(self) -> bool:
-        return self.count >= LOOKERS
+        self._count = 0
+        self._closing = closing  # nobody who looks hangs up because the console wants to end
 
     async def stream(self, turns: Callable[[], Iterator[Event]], seconds: float) -> AsyncIterator[bytes]:
         """The events as they go over the wire, until the looker leaves; an outage is told, and outlasted."""
-        self.count += 1
+        if self._count >= LOOKERS:  # nothing else runs between this and the seat taken
+            yield f"retry: {FULL_MS}\n".encode() + encoded("away", TOO_MANY)
+            return
+        self._count += 1
         try:
             away, said_at = "", time.monotonic()
-            while not self.closing():
+            while not self._closing():
                 told, problem = await to_thread.run_sync(_turn, turns, limiter=self._threads)
                 if problem != away:
                     away = problem
@@ -96,7 +97,7 @@ class Lookers:
                     yield b": still here\n\n"
                 await anyio.sleep(seconds)
         finally:
-            self.count -= 1
+            self._count -= 1
 
 
 def _turn(turns: Callable[[], Iterator[Event]]) -> tuple[bytes, str]:

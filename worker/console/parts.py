@@ -91,7 +91,10 @@ def image_of(streams: LineStreams, part: Part, limits: LimitSettings) -> Image:
         entry = streams.entry(part.entry) if is_key(part.entry) else None
         if entry is None or entry.lost:
             raise RejectedError("lost", "not kept: only parts that were flagged or set aside keep their picture")
-        image = next(image for image in decode_batch(entry.batch, limits) if image.id == part.id)
+        found = [image for image in decode_batch(entry.batch, limits) if image.id == part.id]
+        if not found:
+            raise RejectedError("lost", "the entry that its result names has no picture of this id")
+        image = found[0]
     if not isinstance(image, Image):
         raise RejectedError(image.reason, image.error)
     return image

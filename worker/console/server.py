@@ -11,22 +11,25 @@ from worker.console.guard import is_loopback
 from worker.console.supervised import SupervisedServer
 from worker.http import bound
 from worker.settings import Settings
+from worker.streams.address import address
+from worker.streams.client import first_answer
 
-STOP_SECONDS = 3  # for lookers to be let go; who waits for a keeper's answer finds it in the log
+STOP_SECONDS = 3  # for lookers, and those who wait for a keeper's answer, to be told and let go
 
 
 def serve(settings: Settings) -> None:
     """Serve the page until SIGTERM or Ctrl-C; its address is printed, with a token where one was made.
 
     Raises:
-        ConfigurationError: the port is taken, or the tokens cannot be used.
+        ConfigurationError: the port is taken, or the tokens, redis.url or a file of [redis] cannot be used.
     """
+    with first_answer(settings.redis):  # which is not waited for: the page tells while Redis is away
+        address(settings.redis)
     listener = bound(settings.console, "console")
     port = listener.getsockname()[1]
     access = Access(settings.console, port)
-    app = make_app(settings, access)
     config = uvicorn.Config(
-        app,
+        make_app(settings, access, closing=lambda: server.should_exit),
         log_config=None,
         access_log=False,
         lifespan="off",
@@ -35,8 +38,7 @@ def serve(settings: Settings) -> None:
         timeout_graceful_shutdown=STOP_SECONDS,
     )
     server = SupervisedServer(config)
-    app.state.lookers.closing = lambda: server.should_exit
-    print(address(settings.console.host, port, access.one_time), flush=True)  # noqa: T201 - for the person who started it
+    print(where(settings.console.host, port, access.one_time), flush=True)  # noqa: T201 - for the person who started it
     before = {number: signal.signal(number, _pass) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         server.run([listener])  # at its end it raises the signal again, for the handlers set here
@@ -50,11 +52,11 @@ def _pass(_signal: int, _frame: FrameType | None) -> None:
     """uvicorn has ended by it already."""
 
 
-def address(host: str, port: int, one_time: str) -> str:
+def where(host: str, port: int, one_time: str) -> str:
     """Where the page is."""
     name = "127.0.0.1" if host in ("0.0.0.0", "::", "localhost") else f"[{host}]" if ":" in host else host  # noqa: S104
-    where = f"http://{name}:{port}/"
+    page = f"http://{name}:{port}/"
     if not one_time:
-        return f"Console: {where}"
-    told = f"Console: {where}?token={one_time}\nNo console.tokens are set: who has this link may press buttons"
+        return f"Console: {page}"
+    told = f"Console: {page}?token={one_time}\nNo console.tokens are set: who has this link may press buttons"
     return told if is_loopback(host) else f"{told}; others reach it, too: set console.tokens_file, and TLS before it"

@@ -1,6 +1,7 @@
 """Commands to a line and the keeper's answers to them. Imports no torch."""
 
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import msgpack
@@ -97,10 +98,12 @@ def encode_reply(command: Command, reply: Reply) -> bytes:
     return packed
 
 
-def wait_for_reply(streams: LineStreams, command: str, seconds: float) -> Reply | None:
-    """The keeper's answer to the command of that entry id, or None if none came in time."""
+def wait_for_reply(
+    streams: LineStreams, command: str, seconds: float, given_up: Callable[[], bool] = lambda: False
+) -> Reply | None:
+    """The keeper's answer to the command of that entry id, or None if none came in time, or before it was given up."""
     last, deadline = "0-0", time.monotonic() + seconds
-    while (left := deadline - time.monotonic()) > 0:
+    while (left := deadline - time.monotonic()) > 0 and not given_up():
         block = max(1, min(POLL_MS, int(left * 1000)))
         for _, entries in streams.client.xread({streams.replies: last}, count=100, block=block) or ():
             for entry, fields in entries:

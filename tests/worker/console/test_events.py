@@ -2,8 +2,12 @@
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
 from typing import Any
 
+import httpx
 import pytest
 import redis
 
@@ -12,6 +16,7 @@ from tests.worker.console.site import Filled, Site, first
 from tests.worker.helpers import encoded, eventually, picture
 from worker.console import events
 from worker.message import Image
+from worker.settings import LINE_NAME
 from worker.streams.control import Command, Reply, encode_reply, send
 
 
@@ -106,20 +111,50 @@ def test_who_is_behind_by_much_goes_on_at_the_newest(
         eventually(lambda: last in [point[0] for point in first(told, "points")])
 
 
-def test_too_many_lookers_are_refused_and_others_come_in_when_one_leaves(
+def test_too_many_lookers_are_told_so_and_come_in_when_one_leaves(
     open_site: Callable[..., Site], filled: Filled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(events, "LOOKERS", 1)
     site, path = open_site(), f"/lines/{filled.line}/events"
 
-    def status() -> int:
+    def beginning() -> str:
         with site.browser.stream("GET", path) as answer:
-            return answer.status_code
+            assert answer.status_code == 200, "a browser says of any other that the console does not answer"
+            return next(answer.iter_text())
 
     with site.events(path) as told:
         first(told, "points")
-        assert status() == 503
-    eventually(lambda: status() == 200)
+        assert beginning() == f'retry: 15000\nevent: away\ndata: "{events.TOO_MANY}"\n\n'
+    eventually(lambda: beginning().startswith("event: points"))
+
+
+def test_however_many_come_at_once_no_more_than_allowed_are_let_in(
+    open_site: Callable[..., Site], filled: Filled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "LOOKERS", 3)
+    monkeypatch.setattr("worker.console.lines.LINE_NAME", SlowName())
+    site, path = open_site(), f"/lines/{filled.line}/events"
+    all_here = Barrier(12)
+
+    def let_in(_: int) -> bool:
+        with httpx.stream("GET", site.url + path, timeout=60) as answer:
+            beginning = next(answer.iter_text())
+            all_here.wait(60)
+        return not beginning.startswith("retry")
+
+    with ThreadPoolExecutor(12) as pool:
+        assert sum(pool.map(let_in, range(12))) == 3
+
+
+class SlowName:
+    """LINE_NAME to whom all who ask come before the first is answered."""
+
+    def __init__(self) -> None:
+        self.asked = Barrier(12)
+
+    def match(self, name: str) -> Any:
+        self.asked.wait(60)
+        return LINE_NAME.match(name)
 
 
 def test_an_outage_is_told_and_outlasted(
@@ -147,3 +182,18 @@ def test_an_outage_is_told_and_outlasted(
         assert first(told, "points")[0][2] == "after"
     assert site.get("/").status_code == 200
     assert site.get("/readyz").text == "ok\n"
+
+
+def test_a_passwords_file_that_went_away_is_told_and_the_page_goes_on_when_it_is_there_again(
+    open_site: Callable[..., Site], private_redis: PrivateRedis, line: str, tmp_path: Path
+) -> None:
+    secret = tmp_path / "secret"
+    site = open_site(redis={"url": private_redis.url, "username": "default", "password_file": str(secret)})
+    with site.events("/events") as told:
+        assert "redis.password_file" in first(told, "away")
+        page = site.get("/")
+        assert (page.status_code, "cannot be read" in page.text) == (503, True)
+        assert site.get("/readyz").status_code == 503
+        secret.write_text("any: this server's default user needs none\n")
+        first(told, "fleet")
+    assert site.get("/").status_code == 200

@@ -195,3 +195,43 @@ def test_behind_tls_the_cookie_is_for_tls_alone(site: Site) -> None:
 
 def test_no_cookie_goes_with_a_page_that_was_not_asked_to_log_in(site: Site) -> None:
     assert "set-cookie" not in httpx.get(site.url).headers
+
+
+def test_an_answer_to_what_nobody_thought_of_leaves_no_room_for_mischief_either(
+    site: Site, filled: Filled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.console.endpoints.GONE", {})
+    answer = site.get(f"/lines/{filled.line}/review/1-1")
+    assert (answer.status_code, answer.text) == (500, "The console failed at this. Its log says how.\n")
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize("there", ["//[", "/[", "//]", "http://["])
+def test_an_address_that_is_none_leads_nowhere(site: Site, there: str) -> None:
+    assert site.get("/login", params={"next": there}).status_code == 200
+    assert site.browser.post("/login", data={"token": TOKEN, "next": there}).status_code == 303
+
+
+@pytest.mark.parametrize("cookie", ["9" * 5000 + ".x", "9" * 5000, ".", "x.x", "-1.x"])
+def test_a_forged_session_is_nobodys(site: Site, filled: Filled, cookie: str) -> None:
+    answer = site.get(f"/lines/{filled.line}", headers={"cookie": f"{site.access.cookie}={cookie}"})
+    assert answer.status_code == 200
+    assert 'id="read-only"' in answer.text
+
+
+def test_half_a_surrogate_pair_is_no_argument(site: Site, filled: Filled) -> None:
+    for name, argument in (("normal", "\\ud800"), ("\\udfff", "1-0")):
+        body = f'{{"name": "{name}", "args": ["{argument}", "x"]}}'.encode()
+        answer = site.browser.post(f"/lines/{filled.line}/commands", content=body, headers=BEARER)
+        assert (answer.status_code, answer.json()["ok"]) == (400, False)
+    assert filled.client.xlen(filled.streams.control) == 0
+
+
+@pytest.mark.parametrize(
+    ("sent", "known"), [("Zoë".encode(), "Zoë"), ("Zoë".encode("latin-1"), "Zoë"), ("Łukasz".encode(), "Łukasz")]
+)
+def test_a_proxys_user_is_named_as_he_spells_himself(open_site: Callable[..., Site], sent: bytes, known: str) -> None:
+    site = open_site({"tokens": {}, "user_header": "X-Forwarded-User"})
+    page = httpx.get(site.url, headers=[(b"x-forwarded-user", sent)])
+    assert f">{known}<" in page.text

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image as Pillow
 
 from tests.worker.console.site import MODEL, TOKEN, Filled, Site, first
-from tests.worker.helpers import encoded, picture
+from tests.worker.helpers import encoded, item, message, picture
 from worker.message import Image
 from worker.streams.control import COMMANDS
 
@@ -253,6 +253,13 @@ def test_a_picture_that_is_none_is_told(site: Site, filled: Filled) -> None:
     assert (answer.status_code, answer.text) == (404, "10 bytes that are not a png\n")
     bomb = filled.flagged("b", image=Image("b", "raw", b"", (100_000, 100_000, 3)))
     assert "at most 16384 a side" in site.get(f"/lines/{filled.line}/review/{bomb}/full.jpg").text
+
+
+def test_a_result_that_names_an_entry_without_its_picture_is_told(site: Site, filled: Filled) -> None:
+    entry = filled.put("images", batch=message(item("other")))
+    key = filled.result("a", entry=entry)
+    answer = site.get(f"/lines/{filled.line}/scores/{key}/full.jpg")
+    assert (answer.status_code, answer.text) == (404, "the entry that its result names has no picture of this id\n")
 
 
 def test_junk_in_the_streams_is_passed_over(site: Site, filled: Filled) -> None:

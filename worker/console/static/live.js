@@ -21,18 +21,20 @@ function tellAway(text) {
 export function follow(path, handlers, begun = () => {}) {
   let source = null;
   let hiding = null;
+  let told = ""; // why it is away, in the console's words
   const open = () => {
     if (source) return;
     source = new EventSource(path);
     source.onopen = () => { begun(); tellAway(""); };
     source.onerror = () => {
-      tellAway("The console does not answer. This page goes on by itself when it does.");
+      tellAway(told || "The console does not answer. This page goes on by itself when it does.");
+      told = "";
       if (source && source.readyState === EventSource.CLOSED) { close(); setTimeout(open, 2000); }
     };
     for (const [name, handler] of Object.entries(handlers)) {
       source.addEventListener(name, (event) => handler(JSON.parse(event.data)));
     }
-    source.addEventListener("away", (event) => tellAway(JSON.parse(event.data)));
+    source.addEventListener("away", (event) => { told = JSON.parse(event.data); tellAway(told); });
   };
   const close = () => {
     if (source) source.close();

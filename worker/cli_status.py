@@ -176,8 +176,8 @@ def _cells(row: Row) -> list[Text]:
     drift = row["drift"]
     return [
         Text(printable(row["line"])),
-        Text(phase, STYLES.get(phase, "")),
-        Text((row["progress"] or "-") + new),
+        Text(printable(phase), STYLES.get(phase, "")),
+        Text(printable(row["progress"] or "-") + new),
         Text(threshold + "?" * row["provisional"]),
         Text("-" if drift is None else f"{drift:.2f}", "yellow" if (drift or 0) > DRIFTING else ""),
         Text("-" if row["lag"] is None else str(row["lag"])),

@@ -70,6 +70,50 @@ def test_what_a_line_says_and_what_redis_says_of_its_keys_stand_together(client:
     assert problem.startswith(f"the stream ends too early; {streams.dead} holds something else")
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "shown", "expected"),
+    [
+        ("epoch", "abc", "'abc'", "a whole number"),
+        ("epoch", "9" * 5000, "'9999", "a whole number"),
+        ("quarantined", "1.5", "'1.5'", "a whole number"),
+        ("threshold", "nan", "'nan'", "a number"),
+        ("drift", "\x1b[2J", "'\\x1b[2J'", "a number"),
+        ("rate_interval", "0.1 -inf", "'0.1 -inf'", "numbers"),
+        ("phase", b"\xff\xfe", "'\\\\xff\\\\xfe'", "text in UTF-8"),
+    ],
+)
+def test_a_value_that_no_worker_writes_is_its_lines_problem_and_hides_no_other(
+    call: Call, config: Any, client: redis.Redis, line: str, field: str, value: Any, shown: str, expected: str
+) -> None:
+    odd, well = f"{line}-odd", f"{line}-well"
+    for name in (odd, well):
+        client.hset(LineStreams(client, name).state_key, mapping={"phase": "scoring", "progress": "3/7"})
+    key = f"mhpc:{{{odd}}}:state"
+    client.hset(key, field, value)
+    path = config(lines=f"[[lines]]\nname = '{odd}'\n[[lines]]\nname = '{well}'")
+    ended = call("status", "--config", path, "--json")
+    assert (ended.code, ended.err) == (0, "")
+    first, second = (json.loads(text, parse_constant=pytest.fail) for text in ended.out.splitlines())
+    assert first["problem"].startswith(f"{field} in {key} is {shown}")
+    assert first["problem"].endswith(f", expected {expected}; a worker writes it anew after HDEL {key} {field}")
+    assert first[field] == (0 if field == "quarantined" else None)
+    assert first["progress"] == "3/7"
+    assert (second["phase"], second["problem"]) == ("scoring", None)
+    table = call("status", "--config", path)
+    assert (table.code, table.err, "\x1b" in table.out) == (0, "", False)
+    assert f"HDEL {key}" in " ".join(table.out.split())
+
+
+@pytest.mark.parametrize("field", ["phase", "progress"])
+def test_a_text_with_a_terminals_commands_is_shown_as_text(
+    call: Call, config: Any, client: redis.Redis, line: str, field: str
+) -> None:
+    client.hset(LineStreams(client, line).state_key, mapping={"phase": "learning", field: "\x1b]0;owned\x07"})
+    ended = call("status", "--config", config())
+    assert (ended.code, ended.err, "\x1b" in ended.out) == (0, "", False)
+    assert "owned" in ended.out
+
+
 # -- the table ---------------------------------------------------------------------------------------------------------
 
 

@@ -1,3 +1,4 @@
+import inspect
 import signal
 from pathlib import Path
 from typing import Any
@@ -6,9 +7,12 @@ import msgpack
 import pytest
 import redis
 
+from tests.conftest import PrivateRedis
 from tests.worker.calling import Call
+from tests.worker.faults.proxy import Proxy
 from tests.worker.helpers import encoded, eventually, picture
 from tests.worker.terminal import Terminal
+from worker.cli_produce import produce
 from worker.producer import MAX_AHEAD
 from worker.streams.line_streams import LineStreams
 
@@ -53,6 +57,44 @@ def test_in_a_loop_each_round_has_fresh_ids_until_it_is_interrupted(
     assert len(set(ids)) == len(ids)
     assert f"{len(ids)} pictures sent to line {line}" in said
     assert said.count("left out") == 1
+
+
+def test_who_interrupts_an_entry_on_its_way_is_told_what_nobody_knows(
+    config: Any, client: redis.Redis, line: str, pictures: Path
+) -> None:
+    proxy = Proxy(client.connection_pool.connection_kwargs["port"])
+    options = ("-c", str(config(url=proxy.url)), "--batch", "1", "--rate", "0.3", "--max-ahead", "0")
+    try:
+        with Terminal("produce", str(pictures), *options) as terminal:
+            terminal.shows("1/3")
+            proxy.delay(60)
+            eventually(lambda: client.xlen(LineStreams(client, line).images) == 2)
+            terminal.process.send_signal(signal.SIGINT)
+            assert terminal.ended() == 1
+            said = terminal.written()
+    finally:
+        proxy.close()
+    assert f"1 pictures sent to line {line}" in said
+    assert "error: interrupted while more/b.png went out; nobody knows whether they arrived" in said
+
+
+def test_a_user_with_xadd_alone_plays_with_no_limit_of_entries_ahead(
+    call: Call, config: Any, private_redis: PrivateRedis, line: str, pictures: Path
+) -> None:
+    admin = redis.Redis(port=private_redis.port, protocol=2)
+    images = LineStreams(admin, line).images
+    admin.acl_setuser("camera", enabled=True, passwords=["+secret"], keys=[images], commands=["+xadd"])
+    arguments = ("produce", pictures, "--config", config(url=private_redis.url.replace("//", "//camera:secret@")))
+    ended = call(*arguments)
+    assert ended.code == 1
+    assert "error: Redis does not let this user see how far line" in ended.err
+    assert "mhpc-worker produce: --max-ahead 0" in ended.err
+    assert call(*arguments, "--max-ahead", "0").code == 0
+    assert sent(admin, line) == [["a.png", "more/b.png"]]
+
+
+def test_the_entries_that_may_wait_are_a_producers_unless_said() -> None:
+    assert inspect.signature(produce).parameters["max_ahead"].default == MAX_AHEAD
 
 
 @pytest.mark.parametrize(

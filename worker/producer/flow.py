@@ -155,7 +155,8 @@ class Flow:
         if isinstance(reply, redis.exceptions.NoPermissionError):
             raise WorkerError(
                 f"Redis does not let this user see how far line {self.line} is: {reply}; grant it +xlen and "
-                f"+xinfo|groups on {self._key}, or give max_ahead=None: then only a Redis that is full holds it up"
+                f"+xinfo|groups on {self._key}, or give max_ahead=None (mhpc-worker produce: --max-ahead 0): "
+                "then only a Redis that is full holds it up"
             )
         if isinstance(reply, redis.RedisError):
             raise WorkerError(f"Redis does not say how far line {self.line} is: {reply}")

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from worker.cli_options import ConfigOption, JsonFlag, LineOption, UrlOption, examples, line_of, printable, settings_of
-from worker.errors import AbsentError, ConfigurationError, ReplayError, WorkerError, one_line
+from worker.cli_options import ConfigOption, JsonFlag, LineOption, UrlOption, examples, line_of, settings_of
+from worker.errors import AbsentError, ConfigurationError, ReplayError, WorkerError, one_line, printable
 
 
 def complete_reason(incomplete: str) -> list[str]:

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from worker.cli_options import ConfigOption, JsonFlag, UrlOption, examples, printable, settings_of
+from worker.cli_options import ConfigOption, JsonFlag, UrlOption, examples, settings_of
 from worker.configuration import line_settings
-from worker.errors import AbsentError, ConfigurationError, WorkerError
+from worker.errors import AbsentError, ConfigurationError, WorkerError, printable
 from worker.settings import LINES_KEY, LineSettings
 
 SERVED = "workers with worker.fleet = true serve it within seconds"

@@ -71,8 +71,3 @@ def tell(settings: Settings, line: str, name: str, args: list[str], by: str, tim
 def examples(*lines: str) -> str:
     """The end of a command's help; it begins with an empty line, so that what follows keeps its indentation."""
     return "\n".join(["", "Examples:", *(f"  mhpc-worker {line}" for line in lines)])
-
-
-def printable(text: str) -> str:
-    """A text that came from outside: it may hold a terminal's commands."""
-    return text if text.isprintable() else repr(text)

@@ -19,11 +19,10 @@ from worker.cli_options import (
     UrlOption,
     examples,
     line_of,
-    printable,
     settings_of,
     tell,
 )
-from worker.errors import AbsentError, ModelError, SnapshotError, one_line
+from worker.errors import AbsentError, ModelError, SnapshotError, one_line, printable
 
 if TYPE_CHECKING:
     from worker.snapshots import SnapshotStore

@@ -18,8 +18,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from worker.cli_options import ConfigOption, JsonFlag, UrlOption, printable, settings_of
-from worker.errors import RedisUnreachableError, one_line
+from worker.cli_options import ConfigOption, JsonFlag, UrlOption, settings_of
+from worker.errors import RedisUnreachableError, one_line, printable
 from worker.settings import Settings
 
 WATCH_SECONDS = 1.0

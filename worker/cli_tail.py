@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from worker.cli_options import ConfigOption, JsonFlag, LineOption, UrlOption, line_of, settings_of
+from worker.errors import printable
 
 COLOURS = {True: typer.colors.RED, False: typer.colors.GREEN, None: typer.colors.BRIGHT_BLACK}  # by the verdict
 
@@ -23,7 +24,7 @@ def tail(
     A verdict is ANOMALOUS or ok, or - until the line is scoring. An anomalous
     part ends with its entry, for mhpc-worker control LINE normal ENTRY ID. With
     --json each result is one document with all that was published, the heat map
-    as nested lists.
+    as nested lists; bytes are base64, and what JSON has no number for is null.
     """
     from worker import views
 
@@ -51,4 +52,4 @@ def _coloured(result: dict[str, Any]) -> str:
 
 
 def _left_out(text: str) -> None:
-    typer.echo(f"left out: {text}", err=True)
+    typer.echo(f"left out: {printable(text)}", err=True)

@@ -8,6 +8,11 @@ def one_line(error: object, length: int = 1000) -> str:
     return " ".join(str(error).split())[:length]
 
 
+def printable(text: str) -> str:
+    """A text that came from outside, for a terminal: it may hold a terminal's commands."""
+    return text if text.isprintable() else repr(text)
+
+
 class WorkerError(Exception):
     """Anything that ends a command; `exit_code` is the process's."""
 

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import msgpack
 import redis
 
-from worker.errors import ConfigurationError
-from worker.message import decode_result
+from worker.errors import ConfigurationError, one_line, printable
+from worker.message import ID_LENGTH, decode_result
 from worker.settings import Settings
 from worker.streams.client import connect as _connect
 from worker.streams.control import COMMANDS, Reply, send, wait_for_reply
@@ -180,7 +180,8 @@ def _keeper_of(streams: LineStreams) -> str:
 def results(
     client: Any, line: str, from_start: bool, left_out: Callable[[str], None] = lambda text: None
 ) -> Iterator[dict[str, Any]]:
-    """A line's results as they come, each as the map that was published; the heat map becomes nested lists.
+    """A line's results as they come, each as the map that was published, in JSON's kinds of values: the heat map is
+    nested lists, bytes are base64, and what is no number is null.
 
     What is no result, whoever put it there, is not given; `left_out` is told.
     """
@@ -195,7 +196,7 @@ def results(
                 try:
                     result = _result(fields[b"result"])
                 except NO_RESULT as error:
-                    told = f"{type(error).__name__}: {error}"
+                    told = f"{type(error).__name__}: {one_line(error, 200)}"
                     left_out(f"entry {entry.decode()} of {streams.scores} is no result: {told}")
                     continue
                 yield result
@@ -206,21 +207,43 @@ def _result(value: bytes) -> dict[str, Any]:
     result = decode_result(value)
     if result.get("map") is not None:
         result["map"] = result["map"].round(3).tolist()
-    result_text(result)  # has all that people are shown
-    return result
+    plain: dict[str, Any] = _plain(result)
+    result_text(plain)  # has all that people are shown
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    """In JSON's kinds of values; msgpack has more of them, and those who publish are of any kind."""
+    if isinstance(value, dict):
+        return {key if isinstance(key, str) else str(_plain(key)): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str | int) else str(value)  # a msgpack.Timestamp
 
 
 def result_json(result: dict[str, Any]) -> str:
-    """A result as one JSON document; bytes in its meta are given as base64."""
-    return json.dumps(result, default=lambda value: base64.b64encode(value).decode())
+    """A result as one JSON document."""
+    return json.dumps(result, allow_nan=False)
 
 
 def result_text(result: dict[str, Any]) -> str:
     """A result on one line of a terminal; an anomalous one ends with its entry, which commands ask for."""
     verdict = {None: "-", True: "ANOMALOUS", False: "ok"}[result["anomalous"]]
-    score = "-" if result["score"] is None else f"{result['score']:.3f}"
-    threshold = "-" if result["threshold"] is None else f"{result['threshold']:.3f}"
-    latency = f"{result['latency_ms']:.0f} ms"
-    identity = result["id"] if result["id"].isprintable() else repr(result["id"])  # it may hold a terminal's commands
-    entry = f"  {result['entry']}" if result["anomalous"] else ""
-    return f"{verdict:<9} {score:>8} / {threshold:<8} {latency:>9}  {result['phase']:<11} {identity}{entry}"
+    score, threshold = _figure(result["score"]), _figure(result["threshold"])
+    latency = f"{_figure(result['latency_ms'], 0)} ms"
+    phase, identity = _shown(result["phase"]), _shown(result["id"])
+    entry = f"  {_shown(result['entry'])}" if result["anomalous"] else ""
+    return f"{verdict:<9} {score:>8} / {threshold:<8} {latency:>9}  {phase:<11} {identity}{entry}"
+
+
+def _figure(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}" if abs(value) < 1e6 else f"{value:.3g}"
+
+
+def _shown(text: str) -> str:
+    """No longer than an id can be that a worker takes."""
+    return printable(text if len(text) <= ID_LENGTH else f"{text[:ID_LENGTH]}...")

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from typing import Any
 
+import msgpack
 import numpy as np
 import pytest
 import redis
@@ -26,6 +27,10 @@ def publish(client: Any, line: str, *identities: str) -> None:
     for identity in identities:
         value = encode_result(dataclasses.replace(RESULT, id=identity))
         client.xadd(LineStreams(client, line).scores, {"result": value})
+
+
+def nested(depth: int) -> list[Any]:
+    return [nested(depth - 1)] if depth else []
 
 
 class AddsInBetween(redis.Redis):
@@ -138,19 +143,63 @@ def test_a_result_stands_on_one_line_of_a_terminal() -> None:
     assert views.result_text(early).split()[:4] == ["-", "-", "/", "-"]
 
 
-@pytest.mark.parametrize("identity", ["two\nlines", "\x1b[31mred", "tab\there", "bell\x07"])
-def test_an_id_cannot_write_to_the_terminal_as_it_likes(identity: str) -> None:
-    text = views.result_text({**decode_result(encode_result(RESULT)), "id": identity})
+@pytest.mark.parametrize("field", ["id", "phase", "entry"])
+@pytest.mark.parametrize("value", ["two\nlines", "\x1b[31mred", "tab\there", "\x1b]0;owned\x07", "x" * 1_000_000])
+def test_a_result_cannot_write_to_the_terminal_as_it_likes(field: str, value: str) -> None:
+    text = views.result_text({**decode_result(encode_result(RESULT)), "anomalous": True, field: value})
     assert text.isprintable()
+    assert len(text) < 700  # an id that a worker takes is there as a whole
 
 
-@pytest.mark.parametrize("meta", [None, {"thumbnail": b"\xff\x00"}, {"nested": [{"deep": b"x"}], "none": None}])
-def test_any_meta_can_be_written_as_json(meta: Any) -> None:
-    result = decode_result(encode_result(dataclasses.replace(RESULT, meta=meta, map=None)))
-    again = json.loads(views.result_json(result))
-    assert again["id"] == "part 7"
-    if meta and "thumbnail" in meta:
-        assert again["meta"] == {"thumbnail": "/wA="}
+def test_numbers_that_are_none_and_that_are_beyond_measure_stand_on_one_line() -> None:
+    result = decode_result(encode_result(RESULT))
+    text = views.result_text({**result, "score": 1e308, "threshold": None, "latency_ms": -1e300})
+    assert text.split()[:6] == ["ok", "1e+308", "/", "-", "-1e+300", "ms"]
+
+
+@pytest.mark.parametrize(
+    ("meta", "written"),
+    [
+        (None, None),
+        ({"thumbnail": b"\xff\x00"}, {"thumbnail": "/wA="}),
+        (
+            {"nested": [{"deep": b"x"}], "none": None, "yes": True},
+            {"nested": [{"deep": "eA=="}], "none": None, "yes": True},
+        ),
+        ({"nan": [float("nan"), float("-inf")]}, {"nan": [None, None]}),
+        ({b"\xff": 1, "when": msgpack.Timestamp(1)}, {"/w==": 1, "when": "Timestamp(seconds=1, nanoseconds=0)"}),
+    ],
+)
+def test_any_meta_can_be_written_as_json(client: redis.Redis, line: str, meta: Any, written: Any) -> None:
+    packed = {**msgpack.unpackb(encode_result(RESULT)), "meta": meta}
+    client.xadd(LineStreams(client, line).scores, {"result": msgpack.packb(packed)})
+    result = next(views.results(client, line, from_start=True))
+    assert json.loads(views.result_json(result), parse_constant=pytest.fail)["meta"] == written
+
+
+def test_what_is_no_number_is_null_in_json_and_a_dash_in_text(client: redis.Redis, line: str) -> None:
+    nan = float("nan")
+    odd = {**msgpack.unpackb(encode_result(RESULT)), "score": nan, "latency_ms": nan}
+    odd["map"]["max"] = nan
+    client.xadd(LineStreams(client, line).scores, {"result": msgpack.packb(odd)})
+    result = next(views.results(client, line, from_start=True))
+    again = json.loads(views.result_json(result), parse_constant=pytest.fail)
+    assert (again["score"], again["map"][0]) == (None, [None] * 3)
+    assert views.result_text(result).split()[:6] == ["ok", "-", "/", "4.250", "-", "ms"]
+
+
+@pytest.mark.parametrize("odd", [{"anomalous": "\x1b[2J" * 100_000}, {"meta": nested(900)}], ids=["text", "nested"])
+def test_a_value_that_cannot_be_told_is_left_out_in_few_words(
+    client: redis.Redis, line: str, odd: dict[str, Any]
+) -> None:
+    packed = {**msgpack.unpackb(encode_result(RESULT)), **odd}
+    client.xadd(LineStreams(client, line).scores, {"result": msgpack.packb(packed)})
+    publish(client, line, "well")
+    told: list[str] = []
+    assert next(views.results(client, line, True, told.append))["id"] == "well"
+    assert len(told) == 1
+    assert "is no result: " in told[0]
+    assert len(told[0]) < 400
 
 
 def test_what_people_look_at_needs_no_torch() -> None:

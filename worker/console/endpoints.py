@@ -65,15 +65,17 @@ class Console:
 
     async def part(self, request: Request) -> Response:
         watched, kind, key = await self.watched(request), *_place(request)
+        page: Response = await self.read(lambda: self._part(request, watched, kind, key))
+        return page
+
+    def _part(self, request: Request, watched: Watched, kind: Kind, key: str) -> Response:
         order = request.query_params.get("order", ORDERS[0])
-        part, newer, older = await self.read(lambda: _beside(watched, kind, key, order))
+        part, newer, older = _beside(watched, kind, key, order)
         if part is None:
             return self.pages.message(request, 404, "This part is gone", GONE[kind])
-        seen = await self.read(watched.recent.get)
-        values = part_values(part, seen)
         return self.pages.page(
-            request, "part.html", line=watched.name, part=values, newer=newer, older=older, order=order,
-            state=(await self.read(lambda: row(watched)))["state"],
+            request, "part.html", line=watched.name, part=part_values(part, watched.recent.get()), newer=newer,
+            older=older, order=order, state=row(watched)["state"],
         )  # fmt: skip
 
     async def picture(self, request: Request) -> Response:
@@ -187,7 +189,7 @@ def _place(request: Request) -> tuple[Kind, str]:
 
 
 def _found(watched: Watched, kind: Kind, key: str) -> Part:
-    part = find_part(watched.streams, kind, key)
+    part = find_part(watched, kind, key)
     if part is None:
         raise RejectedError("lost", "too old: it is no longer kept")
     return part
@@ -195,7 +197,7 @@ def _found(watched: Watched, kind: Kind, key: str) -> Part:
 
 def _beside(watched: Watched, kind: Kind, key: str, order: str) -> tuple[Part | None, str | None, str | None]:
     """A part, and the keys of those that the arrows lead to: before it, after it."""
-    part = find_part(watched.streams, kind, key)
+    part = find_part(watched, kind, key)
     if kind == "review" and order == "largest":
         ranked = [p.key for p in sorted(watched.index.get().parts, key=_largest_first)]
         place = ranked.index(key) if key in ranked else len(ranked)

@@ -11,7 +11,7 @@ from starlette.responses import HTMLResponse, Response
 from worker.console.access import Access
 from worker.console.parts import Part
 from worker.console.recent import Seen
-from worker.console.text import NONE, cut, finite, meta_text, number, ratio, title
+from worker.console.text import NONE, cut, finite, meta_text, number, ratio, shortened, title
 from worker.message import ID_LENGTH
 
 ENVIRONMENT = Environment(
@@ -50,8 +50,8 @@ class Pages:
 def part_values(part: Part, seen: Seen) -> dict[str, Any]:
     """What a part's page shows of it."""
     result, kept = part.result or {}, part.in_review
-    score = kept.score if kept else part.point.score if part.point else None
-    threshold = kept.threshold if kept else part.point.threshold if part.point else None
+    judged = kept if kept and kept.score is not None else part.point or kept
+    score, threshold = (judged.score, judged.threshold) if judged else (None, None)
     anomalous = result.get("anomalous") if part.point else score is not None and threshold is not None
     why = kept.why if kept else ""
     model = (part.point.model if part.point else None) or (kept.model if kept else None)
@@ -62,7 +62,8 @@ def part_values(part: Part, seen: Seen) -> dict[str, Any]:
         "own": part.point.key if part.point else "",
         "entry": part.entry,
         "id": part.id,
-        "shown_id": cut(part.id, 48),
+        "known_id": cut(part.id, ID_LENGTH),
+        "shown_id": shortened(part.id, 48),
         "title": title(part.id),
         "why": why,
         "verdict": _verdict(why, anomalous),
@@ -108,9 +109,14 @@ def _facts(part: Part, result: dict[str, Any], model: str | None) -> list[tuple[
         *((label, _utc(at), at) for label, at in times if at is not None),
         ("From entry to answer", NONE if latency is None else f"{latency:,.0f} ms", None),
         ("Model version", cut(model or NONE, 40), None),
-        ("Phase", cut(str(result.get("phase") or NONE), 20), None),
+        ("Phase", _phase(result), None),
         ("Entry", cut(part.entry, 40) or NONE, None),
     ]
+
+
+def _phase(result: dict[str, Any]) -> str:
+    phase = result.get("phase")
+    return cut(phase, 20) if isinstance(phase, str) and phase else NONE
 
 
 def _utc(ms: int) -> str:
@@ -122,8 +128,8 @@ def _utc(ms: int) -> str:
 
 def _again(part: Part, seen: Seen) -> list[dict[str, Any]]:
     """Other results of the same id, the newest first."""
-    shown, own = cut(part.id), part.point.key if part.point else ""
-    same = [point for point in reversed(seen.points) if point.id == shown and point.key != own]
+    same_id, own = cut(part.id, ID_LENGTH), part.point.key if part.point else ""
+    same = [point for point in reversed(seen.points) if point.id == same_id and point.key != own]
     return [
         {"key": p.key, "ms": p.ms, "utc": _utc(p.ms), "score": number(p.score), "verdict": _verdict("", p.anomalous)}
         for p in same[:SEEN_AGAIN]

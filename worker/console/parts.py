@@ -3,10 +3,13 @@
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
-from worker.console.recent import Point, point_of, unpacked
+from worker.console.lines import Watched
+from worker.console.recent import Point, point_of
 from worker.console.review import Reviewed, reviewed
+from worker.console.text import cut
+from worker.console.unpacking import unpacked
 from worker.errors import RejectedError
-from worker.message import Image, decode_batch
+from worker.message import ID_LENGTH, Image, decode_batch
 from worker.settings import LimitSettings
 from worker.streams.line_streams import LineStreams, entry_key
 
@@ -40,8 +43,9 @@ class Part(NamedTuple):
         return self.in_review.id if self.in_review else sent if isinstance(sent, str) else ""
 
 
-def find_part(streams: LineStreams, kind: Kind, key: str) -> Part | None:
+def find_part(watched: Watched, kind: Kind, key: str) -> Part | None:
     """The part of an entry of scores or of review; None where that is gone, or holds none. Raises redis.RedisError."""
+    streams = watched.streams
     fields = fields_of(streams, kind, key)
     if fields is None:
         return None
@@ -53,11 +57,22 @@ def find_part(streams: LineStreams, kind: Kind, key: str) -> Part | None:
     point, result = _result(key, fields)
     if point is None or result is None:
         return None
-    in_review = None
+    of_it = (part for part in _in_review(watched, key, result) if (part.entry, part.id) == _names(result))
+    return Part(kind, key, point, result, next(of_it, None))
+
+
+def _in_review(watched: Watched, key: str, result: dict[str, Any]) -> Iterator[Reviewed]:
+    """Parts in review that a result may be of: one that is flagged comes with it, one that is set aside any time
+    later."""
+    streams = watched.streams
     if result.get("anomalous") is True:
-        parts = (reviewed(k, f) for k, f in _around(streams, "review", key))
-        in_review = next((p for p in parts if (p.entry, p.id) == _names(result)), None)
-    return Part(kind, key, point, result, in_review)
+        yield from (reviewed(k, fields) for k, fields in _around(streams, "review", key))
+        return
+    for known in reversed(watched.index.get().parts):
+        if (known.entry, known.id) == (result.get("entry"), cut(result["id"], ID_LENGTH)):
+            fields = fields_of(streams, "review", known.key)
+            if fields is not None:
+                yield reviewed(known.key, fields)
 
 
 def fields_of(streams: LineStreams, kind: Kind, key: str) -> dict[bytes, bytes] | None:

@@ -4,9 +4,9 @@ import time
 from collections import deque
 from typing import Any, NamedTuple
 
-import msgpack
-
 from worker.console.text import cut, number_of
+from worker.console.unpacking import unpacked
+from worker.message import ID_LENGTH
 from worker.streams.line_streams import FROM_START, LineStreams, entry_key
 
 KEPT = 2000  # points
@@ -128,15 +128,6 @@ class Recent:
                 self.total += 1
 
 
-def unpacked(packed: bytes | None) -> dict[str, Any] | None:
-    """The map of a `result` field as it was sent, or None where it holds none: anybody may write there."""
-    try:
-        result = msgpack.unpackb(packed or b"")
-    except (ValueError, msgpack.UnpackException, RecursionError, TypeError):
-        return None
-    return result if isinstance(result, dict) else None
-
-
 def point_of(key: str, result: dict[str, Any] | None) -> Point | None:
     """What a chart needs of a result; None of what is none. What has no sense in it is left out."""
     if result is None or not isinstance(result.get("id"), str):
@@ -146,7 +137,7 @@ def point_of(key: str, result: dict[str, Any] | None) -> Point | None:
     return Point(
         key,
         entry_key(key)[0],
-        cut(result["id"]),
+        cut(result["id"], ID_LENGTH),
         score,
         threshold,
         anomalous if isinstance(anomalous, bool) else None,

@@ -4,6 +4,7 @@ from collections import deque
 from typing import NamedTuple
 
 from worker.console.text import cut, number_of, title
+from worker.message import ID_LENGTH
 from worker.streams.line_streams import LineStreams, entry_key
 
 KEPT = 200  # parts
@@ -46,10 +47,12 @@ class Index:
         self.parts: deque[Reviewed] = deque(maxlen=KEPT)
         self.version = 0
         self._last: str | None = None
-        self._length = self._came = 0  # of the stream when it was last looked at, and what came since
+        self._first = b""  # key of the stream's oldest entry, and its length, when they were last looked at
+        self._length = 0
+        self._came = 0  # since then
 
     def refresh(self) -> Shown:
-        """Take what is new, and let go of what was trimmed. Raises redis.RedisError."""
+        """Take what is new, and let go of what is gone. Raises redis.RedisError."""
         before = [part.key for part in self.parts]
         if self._last is None:
             self._fill()
@@ -60,15 +63,26 @@ class Index:
         return Shown(tuple(self.parts), self.version)
 
     def _let_go(self) -> None:
-        """Of what was trimmed: looked for where the stream is shorter than what came would make it."""
+        """Of what was trimmed or taken out; looked for where the stream is shorter than what came would make it.
+
+        Trimming shortens it at its old end. Otherwise what is gone lay between, and all is read again.
+        """
         length = self.streams.client.xlen(self.streams.review)
         shorter, self._length, self._came = length < self._length + self._came, length, 0
         if not shorter:
             return
-        first = self.streams.client.xrange(self.streams.review, count=1)
-        oldest = entry_key(first[0][0].decode()) if first else (2**63, 0)
+        first = self._oldest()
+        trimmed, self._first = first != self._first, first
+        oldest = entry_key(first.decode()) if first else (2**63, 0)
         while self.parts and entry_key(self.parts[0].key) < oldest:
             self.parts.popleft()
+        has_all = not self.parts or self.parts[0].key == first.decode()
+        if not trimmed or (has_all and len(self.parts) != length):
+            self._fill()
+
+    def _oldest(self) -> bytes:
+        page = self.streams.client.xrange(self.streams.review, count=1)
+        return page[0][0] if page else b""
 
     def _fill(self) -> None:
         size, last = 0, "+"
@@ -80,13 +94,15 @@ class Index:
             newest += [_to_keep(key, fields) for key, fields in page]
             size += sum(len(fields.get(b"image", b"")) for _, fields in page)
             last = f"({page[-1][0].decode()}"
-        self.parts.extend(newest[::-1])
+        self.parts = deque(newest[::-1], maxlen=KEPT)
         self._last = newest[0].key if newest else "0-0"
+        self._first = self._oldest()
 
     def _follow(self) -> None:
         while page := self.streams.client.xrange(self.streams.review, min=f"({self._last}", count=PAGE):
             self.parts.extend(_to_keep(key, fields) for key, fields in page)
             self._came += len(page)
+            self._first = self._first or page[0][0]
             self._last = page[-1][0].decode()
 
 
@@ -112,7 +128,7 @@ def reviewed(key: str, fields: dict[bytes, bytes]) -> Reviewed:
 def _to_keep(key: bytes, fields: dict[bytes, bytes]) -> Reviewed:
     """What the index holds of an entry: anybody may have written texts of any length there."""
     part = reviewed(key.decode(), fields)
-    return part._replace(entry=cut(part.entry), id=cut(part.id), model=cut(part.model))
+    return part._replace(entry=cut(part.entry), id=cut(part.id, ID_LENGTH), model=cut(part.model))
 
 
 def _number(text: str) -> float | None:

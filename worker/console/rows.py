@@ -10,7 +10,7 @@ from worker.console.lines import Status, Watched
 from worker.console.recent import Point, Seen
 from worker.console.review import Reviewed
 from worker.console.source import AWAY, failed
-from worker.console.text import NONE, count, cut, finite, number, percent, ratio, seconds
+from worker.console.text import NONE, count, cut, finite, number, percent, ratio, seconds, shortened
 
 SPARK = 60  # points of a small chart
 PHASES = ("learning", "calibrating", "scoring", "paused")
@@ -141,7 +141,7 @@ def card(part: Reviewed) -> dict[str, Any]:
     return {
         "key": part.key,
         "ms": part.ms,
-        "id": cut(part.id),
+        "id": shortened(part.id),
         "title": part.title,
         "why": part.why,
         "score": number(part.score),

@@ -18,6 +18,13 @@ def cut(text: str, length: int = SHOWN) -> str:
     return shown if len(shown) <= length else shown[: length - 1] + "…"
 
 
+def shortened(identity: str, length: int = SHOWN) -> str:
+    """An id, cut in its middle: where it is a path, the file's name stands at its end."""
+    if len(identity) <= length:
+        return cut(identity, length)
+    return f"{cut(identity[: length // 2 - 1], length)}…{cut(identity[-(length // 2) :], length)}"
+
+
 def title(text: str) -> str:
     """What a pointer that rests on a cut text is told."""
     if len(text) <= SHOWN:

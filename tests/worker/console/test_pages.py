@@ -1,10 +1,13 @@
 """What a person sees, and what a page makes of what anybody may have put into Redis."""
 
+import asyncio
 import html
 import io
 import re
+import time
 from collections.abc import Callable
 from html.parser import HTMLParser
+from typing import Any
 
 import httpx
 import msgpack
@@ -14,6 +17,7 @@ from PIL import Image as Pillow
 
 from tests.worker.console.site import MODEL, TOKEN, Filled, Site, first
 from tests.worker.helpers import encoded, item, message, picture
+from worker.console.pages import part_values
 from worker.message import Image
 from worker.streams.control import COMMANDS
 
@@ -144,6 +148,45 @@ def test_the_same_part_seen_again_is_listed(site: Site, filled: Filled) -> None:
     again = page[page.index('id="again"') :]
     assert f"/scores/{later}" in again
     assert again.count("/scores/") == 1
+
+
+def test_another_part_whose_long_id_begins_alike_is_not_the_same(site: Site, filled: Filled) -> None:
+    path = "/mnt/cameras/left/2026-11-26/shift-2/batch-000000000000000000000017/"
+    key = filled.flagged(f"{path}part-1.png")
+    other = filled.result(f"{path}part-2.png", 1.0)
+    page = site.get(f"/lines/{filled.line}/review/{key}").text
+    assert f"/scores/{other}" not in page
+    assert f'data-id="{path}part-1.png"' in page, "by which the page knows it when it comes again"
+    assert "part-1.png</h1>" in page, "a long id is cut in its middle"
+    again = filled.result(f"{path}part-1.png", 1.0)
+    assert f"/scores/{again}" in site.get(f"/lines/{filled.line}/review/{key}").text
+    with site.events(f"/lines/{filled.line}/events") as told:
+        assert [point[2] for point in first(told, "points")[1:]] == [f"{path}part-2.png", f"{path}part-1.png"]
+
+
+def test_a_result_leads_to_its_part_that_was_set_aside_later(site: Site, filled: Filled) -> None:
+    site.log_in()
+    result = filled.result("odd", None, "7-0")
+    filled.reviewed(Image("odder", "png", encoded(picture())), None, "quarantined")
+    assert "not-in-review" in site.get(f"/lines/{filled.line}/scores/{result}").text
+    time.sleep(0.15)  # past the time within which a flagged part is looked for
+    filled.reviewed(Image("odd", "png", encoded(picture())), None, "quarantined")
+    page = site.get(f"/lines/{filled.line}/scores/{result}").text
+    assert "not-in-review" not in page
+    assert 'data-verdict="set aside"' in page
+    assert re.search(r'<button id="normal" data-command="release"  ', page)
+    assert site.get(f"/lines/{filled.line}/scores/{result}/full.jpg").status_code == 200
+
+
+def test_nobody_waits_while_a_parts_page_is_made(site: Site, filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
+    def made(*given: Any) -> dict[str, Any]:
+        with pytest.raises(RuntimeError, match="no running event loop"):
+            asyncio.get_running_loop()
+        return part_values(*given)
+
+    monkeypatch.setattr("worker.console.endpoints.part_values", made)
+    key = filled.result(meta={"note": "x" * 1_000_000})
+    assert site.get(f"/lines/{filled.line}/scores/{key}").status_code == 200
 
 
 @pytest.mark.parametrize("kind", ["scores", "review"])

@@ -4,7 +4,7 @@ import pytest
 
 from worker.console.pictures import Drawn
 from worker.console.rows import calibration
-from worker.console.text import count, cut, meta_text, number, percent, seconds, title
+from worker.console.text import count, cut, meta_text, number, percent, seconds, shortened, title
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,13 @@ def test_texts_from_outside_are_cut_and_show_what_cannot_be_seen() -> None:
     assert len(cut("x" * 10**6)) == 64
     assert title("short") == "short"
     assert title("x" * 1000).endswith("(1,000 characters, cut here)")
+
+
+def test_of_a_long_id_the_end_is_shown_too() -> None:
+    assert shortened("short") == "short"
+    assert shortened("x" * 64) == "x" * 64
+    long = shortened("/mnt/" + "x" * 100 + "/part\x1b.png")
+    assert (long[:5], long[-9:], len(long)) == ("/mnt/", "part�.png", 64)
 
 
 def test_meta_of_any_kind_is_text() -> None:

@@ -1,6 +1,6 @@
 // The scores of the newest parts, one beside the other, with the threshold that each was judged by.
 import { colour, drawer, fontOf, prepare } from "./drawing.js";
-import { number, when } from "./show.js";
+import { number, shortened, when } from "./show.js";
 
 const KEPT = 600; // points: what came before is let go
 const [KEY, MS, ID, SCORE, THRESHOLD, ANOMALOUS] = [0, 1, 2, 3, 4, 5];
@@ -53,7 +53,7 @@ export function scoreChart(canvas, tip, empty, open) {
     canvas.style.cursor = found ? "pointer" : "default";
     if (!found) return;
     const { point } = found;
-    tip.textContent = `${point[ID]}\n${number(point[SCORE])}${point[THRESHOLD] === null ? "" : ` of ${number(point[THRESHOLD])}`}\n${when(point[MS])}`;
+    tip.textContent = `${shortened(point[ID])}\n${number(point[SCORE])}${point[THRESHOLD] === null ? "" : ` of ${number(point[THRESHOLD])}`}\n${when(point[MS])}`;
     const left = Math.min(found.x + 12, canvas.clientWidth - tip.offsetWidth - 4);
     tip.style.transform = `translate(${Math.max(0, left)}px, ${Math.max(0, found.y - tip.offsetHeight - 10)}px)`;
   }

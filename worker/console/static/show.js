@@ -38,6 +38,11 @@ export function number(value) {
   return Math.abs(value) >= 1000 ? value.toFixed(0) : value.toPrecision(4);
 }
 
+// An id, cut in its middle: where it is a path, the file's name stands at its end.
+export function shortened(id) {
+  return id.length <= 64 ? id : `${id.slice(0, 31)}…${id.slice(-32)}`;
+}
+
 // Why there is no picture, in the console's words: an <img> is told only that there is none.
 export async function whyNone(src) {
   try {

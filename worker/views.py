@@ -4,7 +4,6 @@ import base64
 import json
 import math
 import re
-import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -61,7 +60,7 @@ def line_status(client: Any, name: str) -> dict[str, Any]:
         **state,
         "lag": lag,
         "pending": pending,
-        "oldest_pending_seconds": max(0.0, time.time() - entry_key(oldest)[0] / 1000) if oldest else None,
+        "oldest_pending_seconds": look("TIME", lambda: _age(client, oldest), None) if oldest else None,
         "results": look(streams.scores, lambda: client.xlen(streams.scores), 0),
         "dead": look(streams.dead, lambda: client.xlen(streams.dead), 0),
         "keeper": holder.decode(errors="replace").rpartition("#")[0] if holder else None,
@@ -106,6 +105,13 @@ def _of_state(key: str, found: dict[bytes, bytes], problems: list[str]) -> dict[
         "drift": number("drift"),
         "problem": text("problem"),
     }
+
+
+def _age(client: Any, entry: str) -> float:
+    """Seconds since an entry came, by the clock that gave it its id: this machine's may be another."""
+    seconds, microseconds = client.time()
+    now: float = seconds + microseconds / 1e6
+    return max(0.0, now - entry_key(entry)[0] / 1000)
 
 
 def _backlog(streams: LineStreams) -> Backlog:

@@ -137,3 +137,9 @@ class Filled:
     @property
     def lag(self) -> int:
         return int(self.streams.backlog(ANSWERING).pending)
+
+
+def unanswered(filled: Filled) -> None:
+    """An entry that somebody took and has not answered."""
+    filled.put("images", batch=b"")
+    assert filled.client.xreadgroup(ANSWERING, "somebody", {filled.streams.images: ">"})

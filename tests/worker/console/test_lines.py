@@ -1,13 +1,14 @@
 """Which lines there are costs little to know, whatever else lies in Redis."""
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import redis
 
-from tests.worker.console.site import Filled, Site, first
-from worker.views import known_lines
+from tests.worker.console.site import Filled, Site, first, unanswered
+from worker.views import known_lines, line_status
 
 FOREIGN = 3000
 
@@ -52,3 +53,14 @@ def test_no_key_is_looked_for_but_a_lines_own_once_its_name_is_asked_for(
         first(told, "fleet")
         first(told, "fleet")
     assert scans(filled.client) == before
+
+
+def test_what_waits_is_as_old_as_redis_says_whatever_this_machines_clock_says(
+    filled: Filled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unanswered(filled)
+    now = time.time()
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: now + 86_400)
+        oldest = line_status(filled.client, filled.line)["oldest_pending_seconds"]
+    assert 0 <= oldest < 3600

@@ -6,7 +6,7 @@ import pytest
 
 from tests.deploy.test_acl import Guarded
 from tests.servers import started
-from tests.worker.console.site import Filled, Site, first
+from tests.worker.console.site import Filled, Site, first, unanswered
 from tests.worker.helpers import eventually
 
 
@@ -36,10 +36,12 @@ def test_a_reader_looks_at_every_page_and_is_told_which_right_a_button_lacks(
     filled, site = Filled(guarded.client("admin"), line), site_of("reader")
     key = filled.flagged()
     result = filled.result()
+    unanswered(filled)
     part = f"/lines/{line}/review/{key}"
     for path in ("/", f"/lines/{line}", part, f"{part}?order=largest", f"{part}/thumb.jpg", f"{part}/heat.png"):
         assert site.get(path).status_code == 200, path
     assert site.get(f"/lines/{line}/scores/{result}").status_code == 200
+    assert 'data-state="scoring"' in site.get(f"/lines/{line}").text, "nothing of it is refused"
     assert site.get("/readyz").status_code == 200
     with site.events(f"/lines/{line}/events") as told:
         for name in ("points", "status", "calibration", "review", "journal"):

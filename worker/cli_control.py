@@ -47,7 +47,8 @@ def control(
     rollback [VERSION]     go on with the content of an earlier version
     resync                 go on where the stream lost entries
 
-    Exit code 1 where the keeper refuses, or does not answer in time.
+    Exit code 1 where the keeper refuses, or does not answer in time. Who no
+    longer waits (Ctrl-C) takes nothing back: the command is sent by then.
 
     A paused line goes on answering by the version that it has. Its threshold
     stands still and drift is not watched; parts that come meanwhile are not

@@ -8,7 +8,7 @@ from typing import Annotated
 import redis as redis_py
 import typer
 
-from worker.errors import ConfigurationError, WorkerError
+from worker.errors import ConfigurationError, WorkerError, printable
 from worker.settings import LINE_NAME, Settings
 
 
@@ -63,7 +63,7 @@ def tell(settings: Settings, line: str, name: str, args: list[str], by: str, tim
     from worker import views
 
     reply = views.command(views.connect(settings), line, name, args, by, timeout)
-    typer.echo(json.dumps(reply._asdict()) if as_json else reply.text)
+    typer.echo(json.dumps(reply._asdict()) if as_json else printable(reply.text))
     if not reply.ok:
         raise typer.Exit(1)
 

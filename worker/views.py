@@ -155,9 +155,26 @@ def command(
 ) -> Reply:
     """Send a command to a line's keeper and wait for what it says, until `given_up` says that nobody waits any more.
 
+    Who interrupts that is told what becomes of the command: it is in the stream by then.
+
     Raises:
         ConfigurationError: no such command, or other arguments than it takes.
     """
+    named, streams, sent = _arguments(name, args), LineStreams(client, line), ""
+    try:
+        sent = send(streams, name, named, by)
+        reply = wait_for_reply(streams, sent, seconds, given_up)
+    except KeyboardInterrupt:
+        was = "was" if sent else "may have been"
+        return Reply(False, f"interrupted, but the command {was} sent: a keeper obeys what waits in {streams.control}")
+    if reply is None:
+        why = "stopping, so not waited for" if given_up() else f"no answer within {seconds:g} s; {_keeper_of(streams)}"
+        reply = Reply(False, f"{why}. The command waits in {streams.control}")
+    return reply
+
+
+def _arguments(name: str, args: list[str]) -> dict[str, Any]:
+    """By their names, as the command wants them."""
     if name not in COMMANDS:
         raise ConfigurationError(f"command {name!r} is unknown; expected one of {', '.join(COMMANDS)}")
     known = COMMANDS[name]
@@ -170,17 +187,14 @@ def command(
             named[arg] = float(named[arg])
         except ValueError:
             raise ConfigurationError(f"{arg} is {named[arg]!r}, expected a number") from None
-    streams = LineStreams(client, line)
-    reply = wait_for_reply(streams, send(streams, name, named, by), seconds, given_up)
-    if reply is None:
-        why = "stopping, so not waited for" if given_up() else f"no answer within {seconds:g} s; {_keeper_of(streams)}"
-        reply = Reply(False, f"{why}. The command waits in {streams.control}")
-    return reply
+    return named
 
 
 def _keeper_of(streams: LineStreams) -> str:
     holder = streams.client.get(streams.lease)
-    return f"its keeper is {holder.decode().rpartition('#')[0]}" if holder else "it has no keeper: start a worker"
+    if not holder:
+        return "it has no keeper: start a worker"
+    return f"its keeper is {holder.decode(errors='replace').rpartition('#')[0]}"
 
 
 def results(

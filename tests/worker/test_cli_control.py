@@ -1,4 +1,7 @@
 import json
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,11 +11,12 @@ import pytest
 import redis
 
 from tests.worker.calling import Call
-from tests.worker.helpers import patches
+from tests.worker.helpers import eventually, patches
 from tests.worker.keeping import MakeKeeper, opened
 from worker.keeper import Keeper
 from worker.logs import configure_logs
 from worker.looking import Look
+from worker.streams.control import Reply, encode_reply, read_commands
 from worker.streams.line_streams import LineStreams
 
 
@@ -82,3 +86,28 @@ def test_control_says_who_should_have_answered(call: Call, config: Any, client: 
     assert f"waits in mhpc:{{{line}}}:control" in ended.out
     LineStreams(client, line).acquire("station-9#ab", 0)
     assert "its keeper is station-9" in call("control", line, "pause", "--timeout", "0.2", "--config", config()).out
+
+
+def test_who_no_longer_waits_is_told_that_the_command_was_sent(redis_url: str, client: redis.Redis, line: str) -> None:
+    command = [sys.executable, "-m", "worker", "control", line, "pause", "--redis", redis_url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        eventually(lambda: client.xlen(LineStreams(client, line).control))
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (1, "")
+    assert out.startswith("interrupted, but the command ")
+    assert out.endswith(f" sent: a keeper obeys what waits in mhpc:{{{line}}}:control\n")
+
+
+def test_a_replys_text_cannot_write_to_the_terminal(call: Call, config: Any, client: redis.Redis, line: str) -> None:
+    streams = LineStreams(client, line)
+
+    def answer() -> None:
+        (command,) = eventually(lambda: read_commands(streams, "0-0"))
+        client.xadd(streams.replies, {"reply": encode_reply(command, Reply(True, "\x1b]0;owned\x07"))})
+
+    keeper = threading.Thread(target=answer)
+    keeper.start()
+    ended = call("control", line, "pause", "--config", config())
+    keeper.join()
+    assert (ended.code, ended.out) == (0, "'\\x1b]0;owned\\x07'\n")

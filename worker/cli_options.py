@@ -2,6 +2,7 @@
 
 import getpass
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +27,14 @@ def complete_line(context: typer.Context, incomplete: str) -> list[str]:
     return [name for name in names if name.startswith(incomplete)]
 
 
+def user_name() -> str:
+    """Of who runs this; a container's users may have none."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # the latter from Python 3.13 on
+        return f"uid {os.getuid()}"
+
+
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="TOML file; see config.example.toml.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON document per line instead of text.")]
 LineOption = Annotated[
@@ -33,7 +42,7 @@ LineOption = Annotated[
     typer.Option("--line", "-l", help="The line; may be left out if there is but one.", autocompletion=complete_line),
 ]
 ByOption = Annotated[
-    str, typer.Option("--by", default_factory=getpass.getuser, help="Who asks; it is logged with the command.")
+    str, typer.Option("--by", default_factory=user_name, help="Who asks; it is logged with the command.")
 ]
 TimeoutOption = Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds to wait for the keeper's answer.")]
 UrlOption = Annotated[str | None, typer.Option("--redis", help="Address of Redis, instead of the configuration's.")]

@@ -1,4 +1,5 @@
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -86,6 +87,20 @@ def test_control_says_who_should_have_answered(call: Call, config: Any, client: 
     assert f"waits in mhpc:{{{line}}}:control" in ended.out
     LineStreams(client, line).acquire("station-9#ab", 0)
     assert "its keeper is station-9" in call("control", line, "pause", "--timeout", "0.2", "--config", config()).out
+
+
+@pytest.mark.parametrize("command", [["control", "LINE", "pause"], ["snapshots", "rollback", "1-1"]])
+def test_a_user_without_a_name_asks_by_number(
+    call: Call, config: Any, client: redis.Redis, line: str, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 1_234_567)
+    arguments = [line if part == "LINE" else part for part in command]
+    ended = call(*arguments, "--timeout", "0.2", "--config", config())
+    assert (ended.code, ended.err) == (1, "")
+    (sent,) = read_commands(LineStreams(client, line), "0-0")
+    assert sent.by == "uid 1234567"
 
 
 def test_who_no_longer_waits_is_told_that_the_command_was_sent(redis_url: str, client: redis.Redis, line: str) -> None:

@@ -213,11 +213,11 @@ class Worker:
 
     def _turn(self) -> None:
         """Answer what is there, then learn a little: learning never keeps an answer waiting for long."""
-        for name in self.refusals.tried_again():
-            self._guarded(self.keepers[name], self._rewind)
-        if self.fleet.look():
+        if self.fleet.look(self._usable()):
             self._change_lines()
             self.manager.tell(f"STATUS={self._served}")
+        for name in self.refusals.tried_again():
+            self._guarded(self.keepers[name], self._rewind)
         for name in self.fleet.surplus(self._usable()):
             self._let_go(name)
         self.fleet.keep(self._usable(), self._guarded)

@@ -26,6 +26,7 @@ NO_LINES = (
     'no lines: add a table [[lines]] with a name, such as name = "press-3", or set worker.fleet = true and declare '
     "some by mhpc-worker lines add"
 )
+WIPED = "it is gone, as is what this worker said of itself: Redis lost them; the lines go on, declare them again"
 OTHERWISE = (
     "a worker of the fleet is another release, or configured otherwise: a line is as its keeper is told; let all have "
     "the same [model], [learning], [calibration] and [scoring]"
@@ -81,7 +82,10 @@ def announced(found: Mapping[bytes, bytes]) -> dict[str, dict[str, Any]]:
 
 def _digest(settings: Settings) -> str:
     """Of what lines take from the worker's own sections, and of the release: it should be alike in all the fleet."""
-    told = settings.model_dump_json(include={"model", "learning", "calibration", "scoring"})
+    told = settings.model_dump_json(
+        include={"model", "learning", "calibration", "scoring"},
+        exclude={"model": {"weights", "max_batch", "max_wait_ms"}},  # a machine's own
+    )
     return hashlib.sha256(f"{version('mhpc')} {told}".encode()).hexdigest()[:12]
 
 
@@ -103,11 +107,12 @@ class Fleet:
         self._look_at = self._announce_at = 0.0
         self._follow_at: dict[str, float] = {}
         self._orphan_since: dict[str, float] = {}
+        self._able = math.inf  # shared lines that this worker could keep
+        self._wiped = False  # Redis has lost what this worker said of itself
         self._others: dict[str, str] = {}  # those of workers that are configured otherwise
         self._live: Iterable[str] = ()
         if settings.worker.fleet:
-            self._read()
-            self.changed = False
+            self._found = self._declared() or {}
 
     # -- which lines -------------------------------------------------------------------------------------------------
 
@@ -140,19 +145,36 @@ class Fleet:
         self.problems = problems
         self.metrics.fleet_problems.set(len(problems))
 
-    def _read(self) -> None:
+    def _declared(self) -> dict[bytes, bytes] | None:
+        """What the hash holds; None where all stays as it is, which is told."""
         try:
-            found = self.client.hgetall(LINES_KEY)
-        except redis.ResponseError as error:  # a key of another type, a right that is missing: all stays as it is
+            found: dict[bytes, bytes] = self.client.hgetall(LINES_KEY)
+        except redis.ResponseError as error:  # a key of another type, a right that is missing
             self._tell({**self.problems, LINES_KEY: f"it cannot be read: {error}"})
-            return
-        if found != self._found or LINES_KEY in self.problems:
+            return None
+        if self._found and not found:  # the last was removed, or all is lost
+            self._announce_at = 0.0
+            self.announce()
+            if self._wiped:
+                self._tell({**self.problems, LINES_KEY: WIPED})
+                return None
+        self._wiped = False
+        return found
+
+    def _read(self) -> None:
+        found = self._declared()
+        if found is not None and (found != self._found or LINES_KEY in self.problems):
             self._found, self.changed = found, True
 
     # -- who keeps which ---------------------------------------------------------------------------------------------
 
-    def look(self) -> bool:
-        """Now and then, find out what is declared and who is there; whether other lines are wanted than before."""
+    def look(self, usable: Iterable[str]) -> bool:
+        """Now and then, find out what is declared and who is there; whether other lines are wanted than before.
+
+        Args:
+            usable: lines that nothing is wrong with.
+        """
+        self._able = len(self._spread.intersection(usable)) if self._live else math.inf
         if self.settings.worker.fleet and time.monotonic() >= self._look_at:
             self._look_at = time.monotonic() + LOOK_SECONDS
             self._read()
@@ -183,8 +205,9 @@ class Fleet:
     def _announced(self) -> tuple[int, dict[str, dict[str, Any]]]:
         """Redis's time, and what all workers said of themselves, this one just now."""
         now: int = self.client.time()[0]
-        about = {"at": now, "capacity": self.settings.worker.capacity, "settings": _digest(self.settings)}
-        self.client.hset(WORKERS_KEY, self.name, json.dumps(about))
+        capacity = min(self.settings.worker.capacity, self._able)
+        about = {"at": now, "capacity": capacity, "settings": _digest(self.settings)}
+        self._wiped |= bool(self.client.hset(WORKERS_KEY, self.name, json.dumps(about)) and self._live)
         return now, {**announced(self.client.hgetall(WORKERS_KEY)), self.name: about}
 
     def _compare(self, live: Mapping[str, Mapping[str, Any]]) -> None:

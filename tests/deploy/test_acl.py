@@ -131,6 +131,7 @@ def test_a_workers_life_uses_each_of_its_rights_and_is_refused_nothing(
     monkeypatch.setenv("MHPC_REDIS__PASSWORD_FILE", str(guarded.password_file("worker")))
     monkeypatch.setenv("MHPC_STREAMS__CLAIM_SECONDS", "0.1")
     monkeypatch.setenv("MHPC_STREAMS__UNIQUE_IDS", "8")
+    monkeypatch.setenv("MHPC_WORKER__FLEET", "true")
     admin = guarded.client("admin")
     with admin.monitor() as monitor:  # the server keeps what was not read yet
         live(guarded, config)

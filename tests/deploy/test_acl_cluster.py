@@ -42,6 +42,7 @@ def test_in_a_cluster_a_worker_is_refused_nothing(tmp_path: Path, monkeypatch: p
         worker_settings = add_user(cluster, "worker", tmp_path)
         monkeypatch.setenv("MHPC_REDIS__USERNAME", "worker")
         monkeypatch.setenv("MHPC_REDIS__PASSWORD_FILE", worker_settings.password_file)
+        monkeypatch.setenv("MHPC_WORKER__FLEET", "true")
         images = f"mhpc:{{{LINE}}}:images"
         with running_worker(write_config(tmp_path, cluster.url, LINE, tmp_path)) as worker:
             play(camera, LINE, 0, 40)

@@ -4,70 +4,23 @@ import json
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tests.conftest import PrivateRedis
+from tests.worker.faults.servers import private_cluster
 from tests.worker.helpers import eventually
 from tests.worker.playing import answered, in_phase, send
 from tests.worker.turning import Run, get, running
 from worker.daemon import Worker
 from worker.errors import ConfigurationError
-from worker.fleet import announced, declared, shares
 from worker.line import SCORING
-from worker.settings import LINES_KEY, WORKERS_KEY, Settings
+from worker.settings import LINES_KEY, WORKERS_KEY, RedisSettings, Settings
+from worker.streams.client import connect
 from worker.streams.line_streams import LineStreams
-
-# -- pure --------------------------------------------------------------------------------------------------------------
-
-CAPACITIES = st.dictionaries(st.text("abc", min_size=1), st.integers(0, 40) | st.just(1_000_000), min_size=1)
-
-
-@given(lines=st.integers(0, 200), capacities=CAPACITIES)
-def test_shares_are_all_lines_that_fit_and_within_one_of_even(lines: int, capacities: dict[str, int]) -> None:
-    found = shares(lines, capacities)
-    assert found.keys() == capacities.keys()
-    assert sum(found.values()) == min(lines, sum(capacities.values()))
-    assert all(0 <= found[name] <= capacities[name] for name in found)
-    most = max(found.values())
-    assert all(found[name] >= most - 1 for name in found if found[name] < capacities[name])
-
-
-def test_what_is_declared_is_read_and_what_cannot_be_used_is_told() -> None:
-    found = {
-        b"press-1": b"{}",
-        b"press-2": b'{"learning": {"images": 7}}',
-        b"press-3": b'{"learning": {"imags": 7}}',
-        b"press-4": b'{"learning": {"images": 0}, "weight": -1}',
-        b"press-5": b"\xff\x00",
-        b"press-6": b"[" * 100_000,
-        b"press-7": b'{"name": "press-8"}',
-        b"Press 8": b"{}",
-        b"\xff": b"{}",
-    }
-    good, problems = declared(found)
-    assert sorted(good) == ["press-1", "press-2"]
-    assert good["press-2"].learning is not None
-    assert good["press-2"].learning.images == 7
-    assert sorted(problems) == ["Press 8", "press-3", "press-4", "press-5", "press-6", "press-7", "\ufffd"]
-    assert "imags: unknown key; known here: converge, forgetting, images" in problems["press-3"]
-    assert "weight: " in problems["press-4"]
-    assert "(and 1 more)" in problems["press-4"]
-    assert [text for text in problems.values() if not text.startswith(f"declared in {LINES_KEY}: ")] == []
-
-
-def test_what_is_no_announcement_counts_for_nobody() -> None:
-    strange = [b"", b"[]", b"7", b"{}", b'{"at": "x", "capacity": 1}', b'{"at": 1, "capacity": -1}', b"[" * 100_000]
-    found = {str(number).encode(): value for number, value in enumerate(strange)}
-    assert announced({**found, b"\xff": b'{"at": 1, "capacity": 2}'}) == {}
-    assert announced({**found, b"a": b'{"at": 1, "capacity": 2}'}) == {"a": {"at": 1, "capacity": 2}}
-
-
-# -- workers -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(autouse=True)
@@ -245,6 +198,51 @@ def test_a_line_whose_version_is_not_at_hand_is_left_alone_and_the_others_go_on(
     time.sleep(0.5)
     assert server.xlen(LineStreams(server, "press-1").scores) == 0  # no answer by a model that it does not have
     assert keeper_of(server, "press-1") == ""
+
+
+def test_a_worker_that_can_load_no_version_leaves_all_lines_to_the_others(
+    run: Run, server: Any, member: Member
+) -> None:
+    names = {"press-1", "press-2"}
+    declare(server, *names)
+    first = run(member("w-1"))
+    for name in names:
+        send(server, name, 1, 8)
+        eventually(lambda name=name: LineStreams(server, name).state().get("model"))  # type: ignore[misc]
+    other = run(member("w-2", model={"input_shape": (32, 32)}))
+    text = eventually(lambda: text if (text := get(other, "/readyz")[1]).count("another backbone") == 2 else "")
+    assert text.count("its version cannot be loaded") == 2
+    eventually(lambda: other.fleet.share == 0 and kept(first) == names)
+    assert get(first, "/readyz") == (200, "ok\n")
+
+
+def test_a_redis_that_lost_all_leaves_the_lines_as_they_were_and_is_told(run: Run, server: Any, member: Member) -> None:
+    declare(server, "press-1", "press-2")
+    worker = run(member())
+    eventually(lambda: kept(worker) == {"press-1", "press-2"})
+    server.flushall()
+    eventually(lambda: "mhpc:lines: it is gone" in get(worker, "/readyz")[1])
+    send(server, "press-1", 1, 4)
+    answered(server, "press-1", 4)
+    declare(server, "press-2")  # what is declared again holds
+    eventually(lambda: kept(worker) == {"press-2"})
+    assert eventually(lambda: get(worker, "/readyz") == (200, "ok\n"))
+
+
+def test_a_fleet_works_on_a_cluster(run: Run, settings: Any, tmp_path: Path) -> None:
+    names = {f"press-{number}" for number in range(6)}  # on all of its nodes
+    with private_cluster(tmp_path / "nodes") as cluster:
+        client: Any = connect(RedisSettings.model_validate({"url": cluster.url}))
+        declare(client, *names)
+        with (
+            running(settings(url=cluster.url, worker={"name": "w-1", "fleet": True})) as first,
+            running(settings(url=cluster.url, worker={"name": "w-2", "fleet": True})) as second,
+        ):
+            eventually(lambda: len(kept(first)) == len(kept(second)) == 3)
+            assert kept(first) | kept(second) == names
+            for name in names:
+                send(client, name, 1, 4)
+                answered(client, name, 4)
 
 
 def test_a_worker_that_is_configured_otherwise_is_named(

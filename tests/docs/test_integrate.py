@@ -9,9 +9,11 @@ import tomllib
 from collections.abc import Iterator
 from typing import Any
 
+import msgpack
 import pytest
 import redis
 
+from tests.conftest import PrivateRedis
 from tests.docs.pages import ROOT, blocks
 from tests.docs.plant import LINE, Plant
 from tests.worker.faults.proxy import Proxy
@@ -146,6 +148,29 @@ def test_a_lost_reply_ends_a_program_that_sends_and_adds_nothing_twice(
     assert proxy.dropped == 1
     assert ended.returncode != 0
     assert plant.client.xlen(f"mhpc:{{{line}}}:images") == 1
+
+
+@pytest.mark.parametrize("program", READERS)
+def test_a_program_that_reads_goes_on_after_what_is_no_result_and_after_a_redis_that_restarts(
+    plant: Plant, private_redis: PrivateRedis, program: str
+) -> None:
+    def publish(fields: dict[str, bytes]) -> None:
+        client: Any = redis.Redis(port=private_redis.port)
+        client.xadd(f"mhpc:{{{LINE}}}:scores", fields)
+
+    def result(identity: str) -> dict[str, bytes]:
+        return {"result": msgpack.packb({"id": identity, "anomalous": False, "score": 1.5, "threshold": 2.5})}
+
+    for broken in ({"result": b"\xc1"}, {"result": b"\x07"}, {"other": b""}, result("before")):
+        publish(broken)
+    with plant.started(f"env REDIS_URL={private_redis.url} {command(program)} {LINE}") as (process, log):
+        eventually(lambda: "before: ok, score 1.5, threshold 2.5" in log.read_text())
+        private_redis.kill()
+        private_redis.start()
+        publish(result("after"))
+        eventually(lambda: process.poll() is not None or "after: ok" in log.read_text())
+        assert process.poll() is None, log.read_text()
+        assert len(re.findall(r"^\d+-\d+ is no result: ", log.read_text(), re.MULTILINE)) == 3
 
 
 def test_the_commands_of_redis_that_the_page_gives_are_taken_by_one(plant: Plant) -> None:

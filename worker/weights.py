@@ -46,7 +46,7 @@ def fetch(backbone: str, output: Path) -> Weights:
     and a SHA-256 over names, shapes and values.
 
     Raises:
-        ModelError: no such backbone, or its weights cannot be had.
+        ModelError: no such backbone, or its weights cannot be had, or the cache's are not those that their name says.
         ConfigurationError: the file cannot be written.
     """
     if backbone == BackboneName.tiny.value or ":" in backbone:
@@ -58,7 +58,8 @@ def fetch(backbone: str, output: Path) -> Weights:
     original = pretrained_file(BackboneName(backbone))
     taken = _sha256(original.read_bytes())
     begins = IN_ITS_NAME.search(original.name)
-    holds = begins is not None and taken.startswith(begins[1])
+    if begins is None or not taken.startswith(begins[1]):  # torch hub does not look again at what it has
+        raise ModelError(f"{original} is not what its name says: its SHA-256 is {taken}; delete it, and fetch again")
     source = _url(BackboneName(backbone))
     state = module.state_dict()
     about = {"backbone": backbone, "source": source, "source_sha256": taken, "sha256": hash_parameters(module)}
@@ -66,9 +67,8 @@ def fetch(backbone: str, output: Path) -> Weights:
     sha256 = _sha256(content)
     _write(output, content)
     _write(_beside(output), f"{sha256}  {output.name}\n".encode())
-    told = f"the SHA-256 of {original} {'begins' if holds else 'does not begin'} as its name says"
-    checked, missing = ([told], []) if holds else ([], [f"{told}: torch hub had it already, and does not look again"])
-    return Weights(str(output), backbone, len(state), len(content), sha256, source, checked, missing)
+    checked = [f"the SHA-256 of {original} begins as its name says"]
+    return Weights(str(output), backbone, len(state), len(content), sha256, source, checked, [])
 
 
 def verify(path: Path, backbone: str | None = None) -> Weights:

@@ -46,6 +46,7 @@ class Console:
         self.asking = Asking(closing)
         self.drawn = Drawn()
         self._reading = CapacityLimiter(12)
+        self._parts = CapacityLimiter(2)  # each reads a picture in full
         self._drawing = CapacityLimiter(1)  # a picture of full size takes up to half of what the console may have
 
     # -- looking -----------------------------------------------------------------------------------------------------
@@ -65,8 +66,7 @@ class Console:
 
     async def part(self, request: Request) -> Response:
         watched, kind, key = await self.watched(request), *_place(request)
-        page: Response = await self.read(lambda: self._part(request, watched, kind, key))
-        return page
+        return await to_thread.run_sync(lambda: self._part(request, watched, kind, key), limiter=self._parts)
 
     def _part(self, request: Request, watched: Watched, kind: Kind, key: str) -> Response:
         order = request.query_params.get("order", ORDERS[0])

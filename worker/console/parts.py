@@ -15,7 +15,7 @@ from worker.streams.line_streams import LineStreams, entry_key
 
 Kind = Literal["scores", "review"]
 NEAR_MS = 100  # the gate publishes a result and its part in review at once; older servers let their clock go on
-READ = {"scores": 100, "review": 4}  # entries in one reply
+READ = {"scores": 100, "review": 1}  # entries in one reply: one of review may hold tens of megabytes
 ONE_IMAGE = b"\x82\xa1v\x01\xa6images\x91"  # what stands in an entry before its only image
 SEARCHED = 2000  # entries looked through
 

@@ -8,7 +8,7 @@ from worker.message import ID_LENGTH
 from worker.streams.line_streams import LineStreams, entry_key
 
 KEPT = 200  # parts
-PAGE = 4  # entries read at once: each may hold tens of megabytes
+PAGE = 1  # entries read at once: each may hold tens of megabytes
 FILL_BYTES = 48 * 1024 * 1024  # of pictures passed when a line is first looked at
 WHYS = ("anomalous", "quarantined")
 

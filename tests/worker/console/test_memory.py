@@ -1,6 +1,7 @@
 """What the page takes of memory: it has 512 MiB in deploy/compose.yaml and under systemd."""
 
 import io
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -48,6 +49,27 @@ def test_the_largest_pictures_that_are_accepted_fit_the_memory_that_the_page_has
         with ThreadPoolExecutor(len(sizes)) as pool:
             assert list(pool.map(get, sizes)) == [(320, 200), (1280, 800)] * len(keys)
         assert largest_memory(process.pid) < ALLOWED
+
+
+def test_the_largest_entries_that_review_keeps_fit_it_too(tmp_path: Path, redis_url: str, filled: Filled) -> None:
+    whole = Image("a", "raw", bytes(4500 * 4500 * 3), (4500, 4500, 3))  # 61 MB
+    keys = [filled.flagged(image=whole) for _ in range(4)]
+    with console(tmp_path, "--redis", redis_url) as (process, output):
+        url = output.read_text().partition("?")[0].split()[1]
+        part = f"{url}lines/{filled.line}/review/{keys[0]}"
+        for path in (part, f"{part}/full.jpg"):
+            assert httpx.get(path, timeout=60).status_code == 200
+        with httpx.stream("GET", f"{url}lines/{filled.line}/events", timeout=60) as answer:
+            assert "event: review" in "".join(told_until("journal", answer.iter_lines()))
+        assert largest_memory(process.pid) < ALLOWED
+    filled.client.delete(filled.streams.review)
+
+
+def told_until(name: str, lines: Iterator[str]) -> Iterator[str]:
+    for text in lines:
+        yield text
+        if text == f"event: {name}":
+            return
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGB", "RGBA", "1", "I;16"])

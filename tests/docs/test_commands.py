@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.docs.listed import NOT_RUN, RUN
+from tests.docs.listed import EVERYWHERE, NOT_RUN, RUN
 from tests.docs.pages import PAGES, ROOT, SHELL, Block, blocks, commands, within_text
 from tests.docs.parsing import check, check_mention
 from tests.docs.plant import Plant
@@ -33,6 +33,12 @@ def test_every_command_is_on_a_list_and_every_list_is_of_commands_that_are_shown
     assert {*RUN, *NOT_RUN} <= {command for _, command in SHOWN}
     assert RUN.keys() & NOT_RUN.keys() == set()
     assert [command for command, reason in NOT_RUN.items() if len(reason) < 8] == []
+
+
+def test_a_command_that_needs_what_a_reader_may_not_have_says_so() -> None:
+    for command, run in RUN.items():
+        programs = {part.split()[0] for part in command.split(" | ")}
+        assert programs <= EVERYWHERE | {run.needs}, command
 
 
 @pytest.mark.parametrize("command", RUN)

@@ -221,7 +221,7 @@ class Keeper:
         self.metrics.images.labels(line.name, "learned").inc(taken.learned)
         self.metrics.images.labels(line.name, "quarantined").inc(taken.quarantined)
         if line.phase != phase:
-            log.info("phase", line=line.name, was=phase, now=line.phase, threshold=line.threshold)
+            log.info("phase", line=line.name, was=phase, now=line.phase, threshold=(at := line.threshold) and at.value)
 
     def _take_set_aside(self, usable: Usable) -> None:
         """What the end of learning set aside is committed with it."""

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 from redis import Redis
+from structlog.testing import capture_logs
 
 from tests.worker.commanding import limit, look, told, trained
 from tests.worker.keeping import MakeKeeper, opened
 from worker.keeper import Keeper
-from worker.line import PAUSED, SCORING
+from worker.line import CALIBRATING, LEARNING, PAUSED, SCORING
 from worker.looking import Look
 from worker.message import Result, encode_result
 from worker.streams.line_streams import LineStreams
@@ -188,3 +189,16 @@ def test_bins_are_few_whatever_the_scores(scores: torch.Tensor, count: int) -> N
     assert (sum(bins["counts"]), len(bins["counts"])) == (len(scores), count)
     assert bins["low"] < bins["high"]
     assert len(json.dumps(bins)) < 400
+
+
+def test_the_log_tells_a_change_of_phase_with_the_threshold_as_a_number(
+    make_keeper: MakeKeeper, streams: LineStreams
+) -> None:
+    with capture_logs() as logged:
+        keeper = trained(make_keeper, streams)
+    phases = [(event["was"], event["now"], event["threshold"]) for event in logged if event["event"] == "phase"]
+    assert keeper.line.threshold is not None
+    assert phases == [
+        (LEARNING, CALIBRATING, None),
+        (CALIBRATING, SCORING, keeper.line.threshold.value),
+    ]

@@ -89,9 +89,13 @@ def test_a_line_that_is_configured_otherwise_goes_on_from_what_it_learned(
     eventually(lambda: configured.worker.keepers[name].line.learner.images_seen_ == 8)
     now = settings(name, f"{line}-b")
     configured.reload(now.model_copy(update={"learning": now.learning.model_copy(update={"images": 12})}))
-    keepers = configured.worker.keepers  # the one before is there for a moment more
-    keeper = eventually(lambda: (k := keepers.get(name)) and k.line.config.learning.images == 12 and k.epoch and k)
-    assert keeper.line.learner.images_seen_ == 8
+
+    def reopened() -> bool:  # the keeper before is there for a moment more
+        keeper = configured.worker.keepers.get(name)
+        return keeper is not None and keeper.line.config.learning.images == 12 and bool(keeper.epoch)
+
+    eventually(reopened)
+    assert configured.worker.keepers[name].line.learner.images_seen_ == 8
 
 
 def test_a_configuration_that_cannot_be_read_leaves_all_as_it_is(

@@ -1,5 +1,6 @@
 """docs/operate.md does what it says: files are installed, alerts are sent on, a backup brings a line back."""
 
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import redis
 import yaml
 
 from tests.conftest import PrivateRedis
+from tests.deploy.composing import composed, with_secrets
 from tests.deploy.test_prometheus import FOLDER, told
 from tests.docs.pages import ROOT, blocks, commands
 from tests.worker.helpers import eventually, small_settings
@@ -46,11 +48,28 @@ def test_all_that_the_units_name_is_installed(tmp_path: Path) -> None:
         assert (tmp_path / etc / name).read_text() == "sesame\n"
     named = {
         word.replace("%i", "station-1")
-        for unit in (tmp_path / units).iterdir()
+        for unit in (tmp_path / units).rglob("*.*")
+        if unit.is_file()
         for word in unit.read_text().replace(":", " ").split()
         if word.startswith("/etc/mhpc/") and not word.endswith(",")
     }
     assert {f"/{path}" for path in installed if path.parent == etc} == named
+
+
+def test_a_drop_in_is_followed_by_what_makes_it_hold() -> None:
+    (block,) = (commands(block) for block in blocks(PAGE) if "gpu.conf" in block.text)
+    assert [command.split()[:2] for command in block[1:]] == [["systemctl", "daemon-reload"], ["systemctl", "restart"]]
+    assert block[2].split()[2] in block[0]
+
+
+def test_each_command_names_the_worker_that_its_profile_has(tmp_path: Path) -> None:
+    named = re.findall(
+        r"`docker compose -f deploy/compose.yaml (?:--profile (\w+) )?\w+ .*?\b(worker[a-z-]*)", PAGE.read_text()
+    )
+    assert set(named) == {("", "worker"), ("gpu", "worker-gpu")}
+    deploy = with_secrets(tmp_path)
+    for profile, service in named:
+        assert service in composed(deploy, profile)["services"]
 
 
 def test_prometheus_takes_the_alertmanager_that_is_shown(tmp_path: Path) -> None:

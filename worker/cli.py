@@ -32,9 +32,9 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 @app.callback(
     epilog=examples(
         "demo                         see it work; nothing else is needed",
-        "check --config config.toml   what a worker needs: there, or the remedy",
+        "check --config config.toml   what a worker needs, with remedies",
         "run --config config.toml     the worker itself",
-        "control --help               each command has help, with examples",
+        "control --help               each command has help and examples",
     )
 )
 def mhpc_worker() -> None:
@@ -188,7 +188,10 @@ app.command(
 )(produce)
 app.add_typer(config_commands, name="config", rich_help_panel=PREPARE)
 app.add_typer(weights, name="weights", rich_help_panel=PREPARE)
-app.command(rich_help_panel=PREPARE)(bench)
+app.command(
+    rich_help_panel=PREPARE,
+    epilog=examples("bench --json bench.json", "bench --backbone resnet18 --weights random:0 --lines 1,8,64"),
+)(bench)
 app.command(
     "plan",
     rich_help_panel=PREPARE,

@@ -21,16 +21,18 @@ def bench(
 ) -> None:
     """Measure a real worker against the bare backbone loop, on this machine.
 
-    A private Redis, a worker in its own process, and JPEG parts of 224 x 224 at quality 90. One run measures the bare
-    loop (the fastest forward pass: cut after the last layer, channels last, float32 or bfloat16, the best batch and
-    threads, pictures decoded before), then the worker learning and scoring flat out, then the latency of single images
-    at half load. With more lines also their throughput together, and a light line's latency beside a flooded one.
+    A private Redis, a worker in its own process, and JPEG parts of 224 x 224 at
+    quality 90. One run measures the bare loop (the fastest forward pass: cut
+    after the last layer, channels last, float32 or bfloat16, the best batch and
+    threads, pictures decoded before), then the worker learning and scoring flat
+    out, then the latency of single images at half load. With more lines also
+    their throughput together, and a light line's latency beside a flooded one.
 
-    ratio: images per second to those of the bare loop. Redis and the producer take their CPU time from the worker's
-    cores; "alone" is images / (seconds - their CPU seconds / cores), to the bare loop, too. "of floor" is to the least
-    time that an image can take here: forward pass, decoding, and the products that cannot be left out.
-
-    Example: mhpc-worker bench --backbone resnet18 --weights random:0 --lines 1,8,64 --json bench.json
+    ratio     images per second to those of the bare loop
+    alone     the same without what Redis and the producer take of the worker's
+              cores: images / (seconds - their CPU seconds / cores)
+    of floor  to the least time that an image can take here: forward pass,
+              decoding, and the products that cannot be left out
     """
     set_unless_set(HUGE_PAGES)  # for the bare loop as for the worker
     from worker.bench.run import run_bench

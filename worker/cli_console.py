@@ -17,8 +17,8 @@ def console(
 ) -> None:
     """Serve the live page: every line, its scores and flagged parts, and buttons for feedback.
 
-    It speaks to Redis alone and can run anywhere. Everybody may look; to press a button takes the printed link, or a
-    token of the configuration.
+    It speaks to Redis alone and can run anywhere. Everybody may look; to press a
+    button takes the printed link, or a token of the configuration.
     """
     from worker.configuration import load_settings
     from worker.console.server import serve

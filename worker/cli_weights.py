@@ -37,9 +37,9 @@ def fetch(
     """Download torchvision's weights once, and write them as safetensors.
 
     The download is checked by the hash in its name, and so is what torch hub's
-    cache has already, which is taken from there. Beside the file goes FILE.sha256, which
-    sha256sum --check reads. Carry both to the plant, verify them there, and
-    say weights = "FILE" in the configuration.
+    cache has already, which is taken from there. Beside the file goes
+    FILE.sha256, which sha256sum --check reads. Carry both to the plant, verify
+    them there, and say weights = "FILE" in the configuration.
     """
     from worker.weights import fetch
 

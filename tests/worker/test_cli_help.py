@@ -47,11 +47,19 @@ def test_help_fits_into_80_columns(call: Call, monkeypatch: pytest.MonkeyPatch, 
     assert max(map(len, ended.out.splitlines())) <= 80
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_lines_of_a_help_are_not_broken_once_more(path: str) -> None:
+    """Those of a paragraph stay as they are; what is longer than a terminal leaves a few words on the next."""
+    command = dict(commands())[tuple(path.split())]
+    paragraphs = [text for text in (command.help or "").split("\n\n") if "\n" in text]
+    lines = "\n".join([*paragraphs, command.epilog or ""]).splitlines()
+    assert [line for line in lines if len(line) > 78] == []
+
+
 @pytest.mark.parametrize("path", [" ".join(path) for path, command in commands() if not hasattr(command, "commands")])
 def test_a_command_has_examples_and_takes_each_of_them(path: str) -> None:
     command = dict(commands())[tuple(path.split())]
-    text = f"{command.help}\n{command.epilog}"
-    examples = re.findall(r"^(?:\s+|Example: )mhpc-worker (.*?)(?:   .*| > .*)?$", text, re.MULTILINE)
+    examples = re.findall(r"^ +mhpc-worker (.*?)(?:   .*| > .*)?$", command.epilog or "", re.MULTILINE)
     assert examples
     for example in examples:
         assert example.startswith(path)

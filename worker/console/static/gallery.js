@@ -1,5 +1,5 @@
 // The flagged parts: pictures with the heat map over them.
-import { element, timeOf, whyNone } from "./show.js";
+import { bothEnds, element, timeOf, whyNone } from "./show.js";
 
 const PAGE = 18; // parts, about: shown at first, and as many more with each press, in whole rows
 const REFRESH_MS = 1000;
@@ -95,7 +95,7 @@ function itemOf(line, part) {
   const first = element("b");
   const times = part.ratio === null ? part.times : `${part.ratio.toFixed(part.ratio < 10 ? 2 : 0)} ×`;
   first.append(element("span", times, { title: part.times }), timeOf(part.ms));
-  caption.append(first, element("span", part.id || "(no id)", { class: "soft" }));
+  caption.append(first, bothEnds(element("span", "", { class: "soft" }), part.id || "(no id)"));
   link.append(stack, caption);
   item.append(link);
   return item;

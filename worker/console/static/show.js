@@ -1,6 +1,7 @@
 // Puts texts into a page. Never markup: what comes from a stream is text, whatever it looks like.
 const TODAY = { hour: "2-digit", minute: "2-digit", second: "2-digit" };
 const OTHER = { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit" };
+const TAIL = 16; // characters
 
 export function when(ms) {
   const date = new Date(ms);
@@ -41,6 +42,15 @@ export function number(value) {
 // An id, cut in its middle: where it is a path, the file's name stands at its end.
 export function shortened(id) {
   return id.length <= 64 ? id : `${id.slice(0, 31)}…${id.slice(-32)}`;
+}
+
+// The same, to the width that there is.
+export function bothEnds(node, id) {
+  node.classList.add("ends");
+  const shown = shortened(id);
+  const parts = shown.length > 2 * TAIL ? [shown.slice(0, -TAIL), shown.slice(-TAIL)] : [shown];
+  node.append(...parts.map((part) => element("span", part)));
+  return node;
 }
 
 // Why there is no picture, in the console's words: an <img> is told only that there is none.

@@ -1,5 +1,5 @@
 // The newest results, and what the line was told.
-import { element, number, shortened, timeOf, verdict } from "./show.js";
+import { bothEnds, element, number, timeOf, verdict } from "./show.js";
 
 const KEPT = 600;
 const SHOWN = 12;
@@ -35,7 +35,7 @@ export function resultsTable(line) {
 function rowOf(line, point) {
   const row = element("tr");
   const id = element("td");
-  id.append(element("a", shortened(point[ID]) || "(no id)", { href: `/lines/${line}/scores/${point[KEY]}`, title: point[ID] }));
+  id.append(bothEnds(element("a", "", { href: `/lines/${line}/scores/${point[KEY]}`, title: point[ID] }), point[ID] || "(no id)"));
   const time = element("td");
   time.append(timeOf(point[MS]));
   const said = element("td");

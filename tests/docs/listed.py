@@ -1,4 +1,7 @@
-"""How each command of the docs' blocks is tried. One that stands in none of these lists fails a test."""
+"""How each command of the docs is tried. One that stands in none of these lists fails a test.
+
+Of this project's own commands only those in blocks are listed; within the text their own parsers try them all.
+"""
 
 from typing import NamedTuple
 
@@ -33,10 +36,13 @@ RUN = {
     "mhpc-worker snapshots list --config config.toml": Run("000000"),
     "mhpc-worker console --config config.toml": Run("http://127.0.0.1:", goes_on=True),
     "curl -s 127.0.0.1:9108/metrics": Run("mhpc_images_total{", needs="curl"),
+    "curl 127.0.0.1:9108/readyz": Run("ok", needs="curl"),
+    "openssl rand -hex 32": Run("", needs="openssl"),
     r"printf '\x82\xa1v\x01\xa6images\x91\x84\xa2id\xa9part-0001\xa6format\xa3raw\xa4data\xc4\x04\x00\x40\x80\xff"
     r"\xa5shape\x93\x02\x02\x01' | redis-cli -x XADD 'mhpc:{press-3}:images' '*' batch": Run("-", needs="redis-cli"),
     "install -D -m 0644 config.example.toml /etc/mhpc/station-1.toml": Run(""),
     "install -D -m 0644 config.example.toml /etc/mhpc/console.toml": Run(""),
+    "install -D -m 0644 deploy/systemd/gpu.conf /etc/systemd/system/mhpc-worker@station-1.service.d/gpu.conf": Run(""),
     "install -m 0600 /dev/stdin /etc/mhpc/redis-password": Run(""),
     "install -m 0600 /dev/stdin /etc/mhpc/redis-password-console": Run(""),
     "install -m 0600 /dev/stdin /etc/mhpc/console-tokens": Run(""),
@@ -71,11 +77,31 @@ NOT_RUN = {
     "deploy/secrets.sh": "it writes into deploy/; tests/deploy runs a copy",
     "docker compose -f deploy/compose.yaml up --build --wait": ENGINE,
     "docker compose -f deploy/compose.yaml --profile gpu up --build --wait": ENGINE,
+    "docker compose -f deploy/compose.yaml kill -s HUP worker": ENGINE,
+    "docker compose -f deploy/compose.yaml --profile gpu kill -s HUP worker-gpu": ENGINE,
+    "docker compose -f deploy/compose.yaml ps": ENGINE,
+    "docker compose -f deploy/compose.yaml cp worker:/var/lib/mhpc/snapshots snapshots": ENGINE,
+    "docker compose -f deploy/compose.yaml --profile gpu cp worker-gpu:/var/lib/mhpc/snapshots snapshots": ENGINE,
+    "docker compose ps": ENGINE,
+    "docker compose config": "tests/deploy/test_compose.py runs it on both profiles",
+    "kubectl kustomize": "the one with its folder is run",
+    "/opt/mhpc/bin/pip install -c constraints.txt .": "as the one above, for an update",
     "python3 -m venv /opt/mhpc && /opt/mhpc/bin/pip install -c constraints.txt .": "as the one above",
     "systemctl daemon-reload": SYSTEMD,
+    "systemctl restart mhpc-worker@station-1": SYSTEMD,
+    "systemctl status": SYSTEMD,
+    "systemctl stop": SYSTEMD,
+    "systemd-analyze verify": "tests/deploy/test_systemd.py runs it on each unit",
+    "systemd-analyze security --offline=yes": "likewise",
     "systemctl enable --now mhpc-worker@station-1 mhpc-console": SYSTEMD,
     "systemctl reload mhpc-worker@station-1": SYSTEMD,
     "journalctl -u mhpc-worker@station-1 -o cat -f": SYSTEMD,
+    "npm install redis @msgpack/msgpack": "docs/examples/node/package.json names the same; CI installs it",
+    "pytest tests/worker": "it is a part of make test",
+    "FUZZ_EXAMPLES=100000 pytest --timeout 6000 tests/worker/test_message_fuzz.py": "make test runs fewer of them",
+    "python -m worker.demo.render discs": "tests/worker/demo/test_render.py writes such a folder, of fewer parts",
+    "python -m worker.demo.render discs && mhpc coverage discs --output pictures --images 100 --top-k 20 "
+    "--pca-variance-ratio 0.9": "it takes minutes; both parts are tried by the tests of each",
     "mhpc evaluate FOLDER": "tests/mhpc/evaluation runs it; so the others of mhpc",
     "mhpc evaluate FOLDER --sampler approx_greedy_coreset -p 0.1": "likewise",
     "mhpc ablate FOLDER": "likewise",

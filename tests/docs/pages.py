@@ -10,7 +10,13 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SHELL = {"", "bash", "sh", "console", "shell"}
 FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
 COMMENT = re.compile(r"(?:^|\s{2,})#.*$|^#.*$")
-WITHIN = re.compile(r"(?<!`)`((?:mhpc-worker|mhpc|make) [^`\n]+)`(?!`)")
+OWN = ("mhpc-worker", "mhpc", "make", "control")  # the last stands for `mhpc-worker control` in tables of its commands
+PROGRAMS = (
+    *OWN, "cp", "curl", "docker", "git", "install", "journalctl", "kubectl", "node", "npm", "openssl", "pip", "printf",
+    "promtool", "pytest", "python", "python3", "redis-cli", "redis-server", "sed", "systemctl", "systemd-analyze",
+    "tar",
+)  # fmt: skip
+WITHIN = re.compile(rf"(?<!`)`((?:[A-Z_]+=\S+ )*(?:/\S+/)?(?:{'|'.join(PROGRAMS)}) [^`\n]+)`(?!`)")
 
 
 class Block(NamedTuple):
@@ -41,5 +47,5 @@ def commands(block: Block) -> list[str]:
 
 
 def within_text(page: Path) -> list[str]:
-    """The commands between backquotes outside of blocks."""
+    """The commands between backquotes outside of blocks, each with what it is given."""
     return WITHIN.findall(FENCE.sub("", page.read_text(encoding="utf-8")))

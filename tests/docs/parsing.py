@@ -19,15 +19,18 @@ ASSIGNMENT = re.compile(r"[A-Z]+=\S+")
 
 def check(command: str) -> None:
     """Raises where a subcommand, option, argument, make target or variable of make is not one."""
-    words = shlex.split(command.replace("[", "").replace("]", ""))
-    if words[0] == "make":
-        check_make(words[1:])
-    elif words[0] in APPS:
-        parse(APPS[words[0]], words[1:])
+    for part in command.replace("[", "").replace("]", "").split(" && "):
+        words = shlex.split(part)
+        if words[0] == "make":
+            check_make(words[1:])
+        elif words[0] in APPS:
+            parse(APPS[words[0]], words[1:])
 
 
 def check_mention(command: str) -> None:
     """As `check`, of a command within a text: it may leave out what it takes, and name several by "a | b | c"."""
+    if command.startswith("control "):
+        command = f"mhpc-worker {command}"
     first, *others = command.removesuffix(" ...").split(" | ")
     program = first.rsplit(" ", 1)[0]
     for alternative in [first, *(f"{program} {other}" for other in others)]:

@@ -9,13 +9,15 @@ import pytest
 import yaml
 
 from tests.docs.listed import EVERYWHERE, NOT_RUN, RUN
-from tests.docs.pages import PAGES, ROOT, SHELL, Block, blocks, commands, within_text
+from tests.docs.pages import OWN, PAGES, PROGRAMS, ROOT, SHELL, Block, blocks, commands, within_text
 from tests.docs.parsing import check, check_mention
 from tests.docs.plant import Plant
 from worker.configuration import load_settings
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 SHOWN = [(block.where, command) for block in BLOCKS if block.language in SHELL for command in commands(block)]
+MENTIONED = [(page.name, command) for page in PAGES for command in within_text(page)]
+LISTED = [*SHOWN, *(mention for mention in MENTIONED if mention[1].split()[0] not in OWN)]
 LANGUAGES = {"js", "mermaid", "python", "redis", "text", "toml", "yaml"}
 
 
@@ -28,9 +30,9 @@ def test_every_block_is_of_a_language_that_is_tried() -> None:
 
 
 def test_every_command_is_on_a_list_and_every_list_is_of_commands_that_are_shown() -> None:
-    unlisted = [f"{where}: {command}" for where, command in SHOWN if command not in {**RUN, **NOT_RUN}]
+    unlisted = [f"{where}: {command}" for where, command in LISTED if command not in {**RUN, **NOT_RUN}]
     assert unlisted == [], "run it in the plant by tests/docs/listed.py, or say there why not"
-    assert {*RUN, *NOT_RUN} <= {command for _, command in SHOWN}
+    assert {*RUN, *NOT_RUN} <= {command for _, command in LISTED}
     assert RUN.keys() & NOT_RUN.keys() == set()
     assert [command for command, reason in NOT_RUN.items() if len(reason) < 8] == []
 
@@ -52,8 +54,13 @@ def test_a_command_does_what_it_is_shown_for(plant: Plant, command: str) -> None
     assert says in (plant.run_until(command, says) if goes_on else plant.run(command))
 
 
-@pytest.mark.parametrize("command", sorted({command for _, command in SHOWN}))
-def test_the_words_of_a_command_in_a_block_are_known(command: str) -> None:
+def test_a_program_that_a_block_shows_is_found_within_the_text_too() -> None:
+    programs = {command.split()[0] for _, command in SHOWN}
+    assert {program for program in programs if "/" not in program} <= {*PROGRAMS}
+
+
+@pytest.mark.parametrize("command", sorted({command for _, command in LISTED}))
+def test_the_words_of_a_command_are_known(command: str) -> None:
     check(command)
 
 

@@ -213,7 +213,7 @@ class Worker:
 
     def _turn(self) -> None:
         """Answer what is there, then learn a little: learning never keeps an answer waiting for long."""
-        if self.fleet.look(self._usable()):
+        if self.fleet.look(self.refusals.unloadable):
             self._change_lines()
             self.manager.tell(f"STATUS={self._served}")
         for name in self.refusals.tried_again():

@@ -99,7 +99,7 @@ class Fleet:
         self.metrics = metrics
         self.changed = False  # other lines are wanted than when `wanted` was asked
         self.problems: dict[str, str] = {}  # "line NAME" or a key -> why what it declares does not hold here
-        self.share = 0
+        self.share = settings.worker.capacity  # until it is known who else is there
         self._found: dict[bytes, bytes] = {}
         self._used: dict[str, LineSettings] = {}  # as last declared so that it could be used
         self._spread: set[str] = set()  # lines that the fleet shares out
@@ -168,13 +168,13 @@ class Fleet:
 
     # -- who keeps which ---------------------------------------------------------------------------------------------
 
-    def look(self, usable: Iterable[str]) -> bool:
+    def look(self, unloadable: Iterable[str]) -> bool:
         """Now and then, find out what is declared and who is there; whether other lines are wanted than before.
 
         Args:
-            usable: lines that nothing is wrong with.
+            unloadable: lines whose version this worker cannot load.
         """
-        self._able = len(self._spread.intersection(usable)) if self._live else math.inf
+        self._able = len(self._spread.difference(unloadable)) if self._live else math.inf
         if self.settings.worker.fleet and time.monotonic() >= self._look_at:
             self._look_at = time.monotonic() + LOOK_SECONDS
             self._read()
@@ -192,14 +192,14 @@ class Fleet:
             self._tell({**self.problems, WORKERS_KEY: f"it cannot be used: {error}"})
             return
         self.changed |= WORKERS_KEY in self.problems
-        live = {name: about for name, about in workers.items() if now - about["at"] < GONE_SECONDS}
+        live = {name: about for name, about in workers.items() if abs(now - about["at"]) < GONE_SECONDS}
         share = shares(len(self._found), {name: about["capacity"] for name, about in live.items()})[self.name]
         if (share, live.keys()) != (self.share, self._live):
             log.info("fleet", workers=sorted(live), lines=len(self._found), share=share)
         self.share, self._live = share, live.keys()
         self.metrics.fleet_workers.set(len(live))
         self._compare(live)
-        for name in [name for name, about in workers.items() if now - about["at"] > FORGOTTEN_SECONDS]:
+        for name in [name for name, about in workers.items() if abs(now - about["at"]) > FORGOTTEN_SECONDS]:
             self.client.hdel(WORKERS_KEY, name)
 
     def _announced(self) -> tuple[int, dict[str, dict[str, Any]]]:

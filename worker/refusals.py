@@ -40,6 +40,11 @@ class Refusals:
         self._lines.pop(name, None)
 
     @property
+    def unloadable(self) -> list[str]:
+        """The lines whose version is missing, or of another backbone."""
+        return [name for name, (problem, _) in self._lines.items() if problem.startswith(VERSION)]
+
+    @property
     def problems(self) -> dict[str, str]:
         """What is to be said of each; asked for on other threads."""
         return {name: problem for name, (problem, _) in dict(self._lines).items()}

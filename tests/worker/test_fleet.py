@@ -135,7 +135,8 @@ def test_a_line_that_nobody_keeps_though_another_should_is_taken_after_a_while(
 ) -> None:
     monkeypatch.setattr("worker.fleet.ORPHAN_SECONDS", 0.5)
     declare(server, "press-1", "press-2", "press-3")
-    server.hset(WORKERS_KEY, "ghost", json.dumps({"at": 2**40, "capacity": 5}))  # as one that can load no version
+    soon = server.time()[0] + 15  # it counts for longer than the test takes
+    server.hset(WORKERS_KEY, "ghost", json.dumps({"at": soon, "capacity": 5}))  # it keeps none, whatever the reason
     worker = run(member())
     for name in ("press-1", "press-2", "press-3"):
         eventually(lambda name=name: int(LineStreams(server, name).state().get("epoch", 0)) > 0)  # type: ignore[misc]
@@ -165,6 +166,14 @@ def test_what_is_declared_otherwise_than_the_file_says_or_cannot_be_used_is_told
     declare(server, "own")
     assert eventually(lambda: get(worker, "/readyz") == (200, "ok\n"))
     assert kept(worker) == {"own"}
+
+
+def test_a_worker_that_cannot_learn_who_else_is_there_keeps_what_it_can(run: Run, server: Any, member: Member) -> None:
+    server.set(WORKERS_KEY, "in the way")
+    declare(server, "press-1", "press-2")
+    worker = run(member())
+    eventually(lambda: kept(worker) == {"press-1", "press-2"})
+    assert "mhpc:workers: it cannot be used: WRONGTYPE" in get(worker, "/readyz")[1]
 
 
 @pytest.mark.parametrize("key", [LINES_KEY, WORKERS_KEY])

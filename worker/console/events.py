@@ -12,7 +12,6 @@ from anyio import CapacityLimiter, to_thread
 from worker.console.lines import Lines, Watched
 from worker.console.rows import calibration, card, point_row, row
 from worker.console.source import AWAY, failed, why_unread
-from worker.errors import RejectedError
 
 TICK_SECONDS, FLEET_SECONDS = 0.2, 1.0
 BEAT_SECONDS = 10.0  # of silence, after which a comment keeps the connection open
@@ -106,8 +105,6 @@ def _turn(turns: Callable[[], Iterator[Event]]) -> tuple[bytes, str]:
     try:
         for event in turns():
             told += encoded(*event)
-    except RejectedError as error:
-        return told, str(error)
     except (redis.RedisError, *AWAY) as error:
         return told, why_unread(error)
     except Exception as error:

@@ -7,6 +7,7 @@ from typing import Any
 import redis
 import structlog
 
+from worker.console.text import cut
 from worker.errors import ConfigurationError, RedisUnreachableError
 from worker.settings import RedisSettings
 from worker.streams.client import CONNECTION_ERRORS, connect
@@ -47,7 +48,7 @@ def why_unread(error: Exception) -> str:
 
 def failed(error: Exception) -> str:
     """What a person is told of an error that nobody thought of; the log has where it came from."""
-    told = f"the console cannot make sense of what Redis holds: {type(error).__name__}: {error}"
+    told = f"the console cannot make sense of what Redis holds: {type(error).__name__}: {cut(str(error), 200)}"
     log_once(told)
     return told
 

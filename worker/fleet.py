@@ -12,7 +12,7 @@ import redis
 import structlog
 
 from worker.configuration import line_settings
-from worker.errors import ConfigurationError, one_line
+from worker.errors import ConfigurationError, one_line, printable
 from worker.keeper import Keeper
 from worker.metrics import Metrics
 from worker.settings import LINES_KEY, WORKERS_KEY, LineConfig, LineSettings, Settings, line_configs
@@ -133,7 +133,7 @@ class Fleet:
             if own[name] != found[name]:
                 problems[name] = f"this worker's own configuration and {LINES_KEY} differ; its own holds here"
         self._spread = {name for name in found if own.get(name, found[name]) == found[name]}
-        self._tell({f"line {name if name.isprintable() else repr(name)}": what for name, what in problems.items()})
+        self._tell({f"line {printable(name)}": what for name, what in problems.items()})
         return list((found | own).values())
 
     def _tell(self, problems: dict[str, str]) -> None:

@@ -1,14 +1,13 @@
 """What the commands share: their options, and what these stand for."""
 
-import getpass
 import json
-import os
 from pathlib import Path
 from typing import Annotated
 
 import redis as redis_py
 import typer
 
+from worker.environment import user_name
 from worker.errors import ConfigurationError, WorkerError, printable
 from worker.settings import LINE_NAME, Settings
 
@@ -25,14 +24,6 @@ def complete_line(context: typer.Context, incomplete: str) -> list[str]:
     except (WorkerError, redis_py.RedisError):  # a shell has no place for an error; the command itself tells it
         return []
     return [name for name in names if name.startswith(incomplete)]
-
-
-def user_name() -> str:
-    """Of who runs this; a container's users may have none."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # the latter from Python 3.13 on
-        return f"uid {os.getuid()}"
 
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="TOML file; see config.example.toml.")]

@@ -1,5 +1,6 @@
-"""What the environment says to libraries, which look there as they load: before NumPy and torch do. Imports neither."""
+"""Who runs a process, and what libraries find in its environment as they load. Imports neither NumPy nor torch."""
 
+import getpass
 import os
 
 # torch's tensors of 2 MiB and more on huge pages: fresh memory, of which learning takes a lot, costs half as much time.
@@ -14,3 +15,11 @@ def set_unless_set(variables: dict[str, str]) -> None:
     """Whoever starts the process has the last word."""
     for name, value in variables.items():
         os.environ.setdefault(name, value)
+
+
+def user_name() -> str:
+    """Of who runs this; a container's users may have none."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # the latter from Python 3.13 on
+        return f"uid {os.getuid()}"

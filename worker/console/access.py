@@ -1,6 +1,5 @@
 """Who asks: by a token, by a session that a token began, or by what a reverse proxy says of its user."""
 
-import getpass
 import hashlib
 import hmac
 import secrets
@@ -11,6 +10,7 @@ from typing import Literal, NamedTuple
 
 from starlette.requests import Request
 
+from worker.environment import user_name
 from worker.errors import ConfigurationError
 from worker.settings import ConsoleSettings, check_token
 
@@ -39,7 +39,7 @@ class Access:
         self.one_time = ""
         if not self._tokens and not settings.user_header:
             self.one_time = secrets.token_urlsafe(24)
-            self._tokens = {getpass.getuser(): self.one_time}
+            self._tokens = {user_name(): self.one_time}
         self._secret = secrets.token_bytes(32)
 
     def who(self, request: Request) -> Who | None:

@@ -1,6 +1,5 @@
 """`mhpc-worker demo --serve`: the live page, and parts that go on coming."""
 
-import getpass
 import itertools
 import re
 import secrets
@@ -16,6 +15,7 @@ from rich.console import Console
 from worker.demo.parts import Part
 from worker.demo.play import LINE, Player, Result, images_of, progress_bars
 from worker.demo.processes import Child, free_port, started_console, wait_until_ready
+from worker.environment import user_name
 from worker.message import Image
 from worker.settings import ConsoleSettings
 
@@ -33,7 +33,7 @@ class Page(NamedTuple):
     @classmethod
     def of_this_run(cls) -> "Page":
         """On the page's usual port, if that is free."""
-        user = re.sub(r"[^\w.@-]", "-", getpass.getuser())[:64]
+        user = re.sub(r"[^\w.@-]", "-", user_name())[:64]
         return cls(_free(ConsoleSettings().port) or free_port(), user, secrets.token_urlsafe(24))
 
     @property

@@ -36,10 +36,11 @@ def fetch(
 ) -> None:
     """Download torchvision's weights once, and write them as safetensors.
 
-    The download is checked by the hash in its name, and so is what torch hub's
-    cache has already, which is taken from there. Beside the file goes
-    FILE.sha256, which sha256sum --check reads. Carry both to the plant, verify
-    them there, and say weights = "FILE" in the configuration.
+    The download is checked by the hash in its name; what torch hub's cache has
+    already is taken from there, and where its hash is another, that is noted.
+    Beside the file goes FILE.sha256, which sha256sum --check reads. Carry both
+    to the plant, verify them there, and say weights = "FILE" in the
+    configuration.
     """
     from worker.weights import fetch
 

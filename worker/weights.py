@@ -46,7 +46,7 @@ def fetch(backbone: str, output: Path) -> Weights:
     and a SHA-256 over names, shapes and values.
 
     Raises:
-        ModelError: no such backbone, or its weights cannot be had, or the cache's are not those that their name says.
+        ModelError: no such backbone, or its weights cannot be had.
         ConfigurationError: the file cannot be written.
     """
     if backbone == BackboneName.tiny.value or ":" in backbone:
@@ -58,17 +58,17 @@ def fetch(backbone: str, output: Path) -> Weights:
     original = pretrained_file(BackboneName(backbone))
     taken = _sha256(original.read_bytes())
     begins = IN_ITS_NAME.search(original.name)
-    if begins is None or not taken.startswith(begins[1]):  # torch hub does not look again at what it has
-        raise ModelError(f"{original} is not what its name says: its SHA-256 is {taken}; delete it, and fetch again")
-    source = _url(BackboneName(backbone))
+    holds = begins is not None and taken.startswith(begins[1])  # torch hub does not look again at what it has
+    source = _url(BackboneName(backbone)) if holds else ""
     state = module.state_dict()
     about = {"backbone": backbone, "source": source, "source_sha256": taken, "sha256": hash_parameters(module)}
     content = save(state, {"mhpc": json.dumps(about)})  # one key: safetensors writes several in any order
     sha256 = _sha256(content)
     _write(output, content)
     _write(_beside(output), f"{sha256}  {output.name}\n".encode())
-    checked = [f"the SHA-256 of {original} begins as its name says"]
-    return Weights(str(output), backbone, len(state), len(content), sha256, source, checked, [])
+    told = f"the SHA-256 of {original} {'begins' if holds else 'does not begin'} as its name says"
+    checked, missing = ([told], []) if holds else ([], [f"{told}: if it is not your own, delete it and fetch again"])
+    return Weights(str(output), backbone, len(state), len(content), sha256, source, checked, missing)
 
 
 def verify(path: Path, backbone: str | None = None) -> Weights:
@@ -99,6 +99,10 @@ def verify(path: Path, backbone: str | None = None) -> Weights:
     else:
         missing.append("its metadata hold no SHA-256 of its values: mhpc-worker weights fetch did not write it")
     tensors, source = len(module.state_dict()), about.get("source", "")
+    if "source_sha256" in about and not source:
+        missing.append(
+            "it was made of a file in torch hub's cache whose hash was not its name's: not torchvision's own"
+        )
     return Weights(str(path), name, tensors, len(content), sha256, source, checked, missing)
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from itertools import islice
 
@@ -44,6 +44,14 @@ def pick_device(name: str) -> torch.device:
         problem = str(error).splitlines()[0]
         raise DeviceError(f'worker.device {name!r} cannot be used ({problem}); set "auto", "cpu" or "cuda"') from None
     return device
+
+
+def faster(seconds: Mapping[torch.dtype, float], learned_in: torch.dtype | None) -> torch.dtype:
+    """The precision whose trial took less, or what is served already was learned in, unless that is out of place."""
+    if learned_in is None:
+        return torch.bfloat16 if seconds[torch.float32] > WORTH * seconds[torch.bfloat16] else torch.float32
+    least = min(seconds, key=lambda dtype: seconds[dtype])
+    return learned_in if seconds[learned_in] <= OTHERWISE * seconds[least] else least
 
 
 class Engine:
@@ -103,13 +111,10 @@ class Engine:
                 began = time.perf_counter()
                 self._features(images, dtype)[0].sum().item()  # GPU sync
                 seconds[dtype] = min(seconds[dtype], time.perf_counter() - began)
-        if learned_in is None:
-            return torch.bfloat16 if seconds[torch.float32] > WORTH * seconds[torch.bfloat16] else torch.float32
-        faster = min(seconds, key=lambda dtype: seconds[dtype])
-        if seconds[learned_in] <= OTHERWISE * seconds[faster]:
-            return learned_in
-        log.warning("scores shift by some percent: calibrate anew", learned_in=str(learned_in), now=str(faster))
-        return faster
+        found = faster(seconds, learned_in)
+        if learned_in not in (None, found):
+            log.warning("scores shift by some percent: calibrate anew", learned_in=str(learned_in), now=str(found))
+        return found
 
     def prepare(self, pixels: Pixels) -> Tensor:
         """Pixels [h, w, 3] uint8, squashed to input_shape (antialiased): [3, H, W] uint8.

@@ -49,6 +49,7 @@ def test_in_a_loop_each_round_has_fresh_ids_until_it_is_interrupted(
 ) -> None:
     with Terminal("produce", str(pictures), "--config", str(config()), "--loop", "--batch", "1") as terminal:
         eventually(lambda: client.xlen(LineStreams(client, line).images) == MAX_AHEAD)  # nobody answers: it waits
+        terminal.shows(f"{MAX_AHEAD}/?")  # and it has heard of the last one
         terminal.process.send_signal(signal.SIGINT)
         assert terminal.ended() == 0
         said = terminal.written()

@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 
 from mhpc.core.backbones import load_backbone
 from tests.worker.helpers import picture, small_settings
-from worker.engine import Engine, FeatureCache, pick_device
+from worker.engine import Engine, FeatureCache, faster, pick_device
 from worker.errors import DeviceError, ModelError
 from worker.metrics import Metrics
 
@@ -177,15 +177,16 @@ def slowed_down(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, seconds: fl
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_what_was_learned_in_is_kept_unless_the_other_is_far_faster(
-    monkeypatch: pytest.MonkeyPatch, precision: torch.dtype
-) -> None:
+def test_what_was_learned_in_is_kept_unless_the_other_is_far_faster(precision: torch.dtype) -> None:
+    (other,) = {torch.float32, torch.bfloat16} - {precision}
+    assert faster({precision: 2.9, other: 1.0}, precision) is precision
+    assert faster({precision: 3.1, other: 1.0}, precision) is other
+
+
+def test_an_engine_keeps_to_the_precision_that_was_learned_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    slowed_down(monkeypatch, torch.bfloat16, 0.3)
     model = small_settings(model={"precision": "auto"}).model
-    slowed_down(monkeypatch, precision, 0.3)
-    assert Engine(model, CPU, Metrics(), learned_in=precision).precision is precision
-    monkeypatch.undo()
-    slowed_down(monkeypatch, precision, 1.2)
-    assert Engine(model, CPU, Metrics(), learned_in=precision).precision is not precision
+    assert Engine(model, CPU, Metrics(), learned_in=torch.bfloat16).precision is torch.bfloat16
 
 
 def test_a_backbone_of_the_users_own_keeps_its_precision() -> None:

@@ -201,7 +201,8 @@ def test_an_answer_to_what_nobody_thought_of_leaves_no_room_for_mischief_either(
     site: Site, filled: Filled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("worker.console.endpoints.GONE", {})
-    answer = site.get(f"/lines/{filled.line}/review/1-1")
+    closing = {"connection": "close"}  # the server ends it then, as it may; who asks next would meet a reset
+    answer = site.get(f"/lines/{filled.line}/review/1-1", headers=closing)
     assert (answer.status_code, answer.text) == (500, "The console failed at this. Its log says how.\n")
     assert "default-src 'none'" in answer.headers["content-security-policy"]
     assert answer.headers["x-content-type-options"] == "nosniff"

@@ -16,7 +16,7 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 FOLDER = DEPLOY / "prometheus"
 REQUIRED = {  # that a plant is to be told of
     "MhpcLag", "MhpcOldestPending", "MhpcSnapshotStale", "MhpcNoKeeper", "MhpcEntriesLost", "MhpcDeadLetters",
-    "MhpcDrift", "MhpcWorkerAbsent",
+    "MhpcDrift", "MhpcWorkerAbsent", "MhpcFleetProblems",
 }  # fmt: skip
 
 Document = dict[str, Any]

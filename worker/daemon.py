@@ -22,7 +22,7 @@ from worker.lines import Lines, needing_a_restart
 from worker.metrics import Metrics
 from worker.notify import Notifier
 from worker.refusals import REFUSED_SECONDS, VERSION, Refusals
-from worker.resync import Resync
+from worker.resync import Resync, lost_meanwhile
 from worker.settings import LineConfig, Settings
 from worker.snapshots import SnapshotStore
 from worker.streams.client import CONNECTION_ERRORS, connect
@@ -49,7 +49,7 @@ class Worker:
         self.metrics = Metrics()
         self.manager = Notifier()
         self.holder = f"{settings.worker.name}#{secrets.token_hex(4)}"
-        self.stopping, self.reloading = threading.Event(), threading.Event()
+        self.stopping, self.reloading, self.redialled = (threading.Event() for _ in range(3))
         self.resync, self.refusals = Resync(), Refusals()
         self.connected = False
         self.turn_at = time.monotonic()
@@ -61,7 +61,7 @@ class Worker:
     def startup(self) -> None:
         """Connect, load the backbone, bind the port; each failure is a WorkerError with its exit code."""
         configured(self.settings)
-        self.client = connect(self.settings.redis)
+        self.client = connect(self.settings.redis, redialled=self.redialled.set)
         self.fleet = Fleet(self.client, self.settings, self.holder, self.metrics)
         wanted = self.fleet.wanted()
         self.engine = Engine(
@@ -125,7 +125,7 @@ class Worker:
         self.beat()
         while not self.stopping.is_set():
             try:
-                if not self.connected:
+                if self.redialled.is_set() or not self.connected:
                     self._recover()
                     self.metrics.redis_reconnects.inc(lost)
                     if lost:
@@ -168,6 +168,7 @@ class Worker:
 
     def _recover(self) -> None:
         """Groups first, then own pending entries: a lost reply may have left some behind what is read next."""
+        self.redialled.clear()
         with suppress(*CONNECTION_ERRORS):  # of the outage that is over
             self.answering.settle()
         for keeper in self.keepers.values():
@@ -175,8 +176,8 @@ class Worker:
 
     def _rewind(self, keeper: Keeper) -> None:
         keeper.streams.ensure_groups()
-        if keeper.epoch and (keeper.streams.state().get("model", "") != keeper.model or keeper.regression()):
-            log.error("Redis lost writes: it has another version, or fewer entries", line=keeper.line.name)
+        if keeper.epoch and (lost := lost_meanwhile(keeper)):
+            log.error(lost, line=keeper.line.name)
             keeper.lose("Redis lost writes; the line is loaded again as Redis has it")
         keeper.reading.rewind()
         self.answering.rewind([keeper.line.name])

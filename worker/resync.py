@@ -1,15 +1,32 @@
-"""A line that was stopped, because its stream has gone back behind what it learned: how it goes on."""
+"""Redis has another state than its keeper knows: what became of it, and how a line that was stopped for it goes on."""
 
 import time
 
 import structlog
 
+from worker.errors import FencedError
 from worker.keeper import Keeper
 from worker.streams.control import Command, Reply, encode_reply, read_commands
 
 LOOK_SECONDS = 1.0
 
 log = structlog.get_logger()
+
+
+def lost_meanwhile(keeper: Keeper) -> str:
+    """What Redis lacks of what this keeper wrote there; "" for nothing.
+
+    Raises:
+        FencedError: another keeper took over.
+    """
+    state = keeper.streams.state()
+    epoch, holder = int(state.get("epoch", 0)), state.get("holder", "")
+    if epoch > keeper.epoch or (epoch == keeper.epoch and holder not in ("", keeper.streams.holder)):
+        name = holder.partition("#")[0] or "another worker"
+        raise FencedError(f"line {keeper.line.name}: {name} took over meanwhile, under epoch {epoch}")
+    if epoch < keeper.epoch or state.get("model", "") != keeper.model or keeper.regression():
+        return "Redis lost writes: it has an older epoch, another version, or fewer entries"
+    return ""
 
 
 class Resync:

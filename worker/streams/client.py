@@ -1,6 +1,6 @@
 """The connection: no silent retries, one protocol."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from typing import Any
@@ -13,6 +13,7 @@ from worker.errors import ConfigurationError, RedisUnreachableError
 from worker.settings import RedisSettings
 from worker.streams.address import Address, address, shown
 from worker.streams.cluster import Cluster
+from worker.streams.redial import Redial
 
 OLDEST_VERSION = (6, 2)  # XAUTOCLAIM, XTRIM MINID
 
@@ -20,7 +21,9 @@ CONNECTION_ERRORS = (redis.ConnectionError, redis.TimeoutError)
 NO_MASTER = (MasterNotFoundError, AsyncMasterNotFoundError)
 
 
-def connect(settings: RedisSettings, only_adds: bool = False) -> redis.Redis:
+def connect(
+    settings: RedisSettings, only_adds: bool = False, redialled: Callable[[], object] | None = None
+) -> redis.Redis:
     """A client that has been answered once.
 
     redis-py retries writes by default, so that one lost reply would add an entry twice: here nothing is retried, and
@@ -28,12 +31,16 @@ def connect(settings: RedisSettings, only_adds: bool = False) -> redis.Redis:
 
     Args:
         only_adds: whether the user may lack the right to PING, as a producer's does; to be told so is an answer.
+        redialled: is called when a connection was made in the place of one that ended, on the thread that wants it.
 
     Raises:
         RedisUnreachableError, ConfigurationError: with the address, less its password.
     """
     with first_answer(settings, only_adds):
-        client: redis.Redis = _client(address(settings))  # a Cluster has the same commands
+        to = address(settings)
+        if redialled is not None:
+            to.options["redis_connect_func"] = Redial(redialled, greet=not to.cluster)
+        client: redis.Redis = _client(to)  # a Cluster has the same commands
         client.ping()
     return client
 

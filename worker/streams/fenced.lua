@@ -1,5 +1,5 @@
--- What a keeper does, if its epoch still stands: else an error that begins with FENCED.
--- KEYS: state, images, lease, replies, review.  ARGV: epoch, what, then by what:
+-- What a keeper does, if its epoch still stands, and was given to it: else an error that begins with FENCED.
+-- KEYS: state, images, lease, replies, review.  ARGV: epoch and holder, a space between them; what; then by what:
 --   renew   holder, milliseconds
 --   read    group, consumer, count, id ('>' or where to go on in the pending entries)
 --   commit  reply or '', cap of replies, group to be moved or '', to which entry, cap of review, most bytes in review,
@@ -11,8 +11,13 @@
 --   lost    group                              see lost.lua
 --   consumers  group, idle milliseconds        delete those that have been idle for longer and have nothing pending
 --   release holder
-if redis.call('HGET', KEYS[1], 'epoch') ~= ARGV[1] then
-  return redis.error_reply('FENCED epoch ' .. ARGV[1] .. ' is no longer the line\'s')
+local epoch, holder = string.match(ARGV[1], '^(%d+) ?(.*)$')
+if redis.call('HGET', KEYS[1], 'epoch') ~= epoch then
+  return redis.error_reply('FENCED epoch ' .. epoch .. ' is no longer the line\'s')
+end
+local given = redis.call('HGET', KEYS[1], 'holder')  -- none by a release before this
+if given and holder ~= '' and given ~= holder then
+  return redis.error_reply('FENCED epoch ' .. epoch .. ' was given to ' .. given .. ', too')
 end
 local what = ARGV[2]
 if what == 'renew' then

@@ -116,7 +116,7 @@ class LineStreams:
 
     def __init__(self, client: redis.Redis, line: str) -> None:
         self.client: Any = client  # redis-py's annotations mix its two clients; replies are checked by the tests
-        self.line = line
+        self.line, self.holder = line, ""  # who was given an epoch last, here
         prefix = f"mhpc:{{{line}}}:"
         self.images, self.scores, self.dead = prefix + "images", prefix + "scores", prefix + "dead"
         self.state_key, self.lease = prefix + "state", prefix + "lease"
@@ -219,6 +219,7 @@ class LineStreams:
         `take_over` is a name whose earlier process is known to be gone: what it held is taken at once.
         """
         reply = self._acquire(keys=[self.lease, self.state_key], args=[holder, LEASE_MS, epoch_on_disk, take_over])
+        self.holder = holder if reply[0] else self.holder
         return int(reply[0]), reply[1].decode()
 
     def renew(self, epoch: int, holder: str) -> None:
@@ -271,7 +272,7 @@ class LineStreams:
         """One of the commands of fenced.lua."""
         keys = [self.state_key, self.images, self.lease, self.replies, self.review]
         try:
-            return self._fenced(keys=keys, args=[epoch, what, *args])
+            return self._fenced(keys=keys, args=[f"{epoch} {self.holder}", what, *args])
         except redis.ResponseError as error:
             if str(error).startswith("FENCED"):
                 raise FencedError(f"line {self.line}: {error}") from None

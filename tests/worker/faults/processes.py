@@ -23,6 +23,7 @@ LEARN, CALIBRATE = 48, 24
 IMAGES, BATCH = 100, 4
 POISONED = {10, 30, 55, 90}  # in each phase
 PHASES = (20, 60, 88)  # images sent by the time that a worker learns, calibrates, scores
+SAID = 6000  # characters of a worker's log that a test shows which fails
 COUNTS = ("images_learned", "images_quarantined", "images_calibrated", "rows", "phase")
 
 
@@ -69,7 +70,7 @@ name = "{line}"
 
 @contextmanager
 def running_worker(config: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """The worker; killed at the end if the test has not ended it."""
+    """The worker; killed at the end if the test has not ended it. A test that fails shows what it said last."""
     log = config.with_suffix(".log").open("ab")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
@@ -77,6 +78,9 @@ def running_worker(config: Path) -> Iterator[subprocess.Popen[bytes]]:
     )
     try:
         yield process
+    except BaseException as error:
+        error.add_note(f"{config.stem}: {config.with_suffix('.log').read_text(errors='replace')[-SAID:]}")
+        raise
     finally:
         process.kill()
         process.wait()

@@ -117,6 +117,17 @@ def test_a_producer_sends_to_lines_on_any_node(cluster: PrivateCluster, three: l
         assert producer.ahead() == 1
 
 
+def test_a_node_whose_connection_is_made_again_is_told(cluster: PrivateCluster, line: str) -> None:
+    told, name = list[bool](), cluster.lines(line)[0]
+    client: Any = connect(settings(cluster.url), redialled=lambda: told.append(True))
+    streams, node = LineStreams(client, name), cluster.holder(f"mhpc:{{{name}}}:images")
+    streams.state()
+    assert told == []
+    node.ask("CLIENT KILL TYPE normal SKIPME yes")
+    streams.state()
+    assert told == [True]
+
+
 def test_reading_asks_no_server_where_a_keys_slot_is(
     cluster: PrivateCluster, client: Any, three: list[LineStreams]
 ) -> None:

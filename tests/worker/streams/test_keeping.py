@@ -71,7 +71,7 @@ def test_who_lost_the_lease_reads_commits_acknowledges_and_trims_nothing(streams
     deliver(streams)
     publish(streams, answer("1-0", b"r"), answer("2-0", b"r"))
     streams.read_learning(epoch, 1)
-    before = {**streams.state(), "epoch": str(epoch + 1)}
+    before = {**streams.state(), "epoch": str(epoch + 1), "holder": "station-1#new"}
     streams.acquire("station-1#new", 0, take_over="station-1")
     for attempt in (
         lambda: streams.read_learning(epoch, 10),
@@ -90,6 +90,25 @@ def test_who_lost_the_lease_reads_commits_acknowledges_and_trims_nothing(streams
     assert [entry.id for entry in streams.read_learning(epoch + 1, 10)] == ["2-0"]
 
 
+def test_an_epoch_that_is_given_twice_is_the_last_holders_alone(streams: LineStreams, epoch: int) -> None:
+    """By a replica, say, that was promoted without the first time."""
+    add(streams, "1-0")
+    streams.client.hset(streams.state_key, "epoch", epoch - 1)
+    streams.client.delete(streams.lease)
+    other = LineStreams(streams.client, streams.line)
+    assert other.acquire("station-2#b", 0) == (epoch, "")
+    for attempt in (
+        lambda: streams.read_learning(epoch, 10),
+        lambda: streams.commit(epoch, {"phase": "scoring", "model": "x"}),
+        lambda: streams.acknowledge(epoch, ["1-0"]),
+        lambda: streams.trim(epoch, [ANSWERING]),
+        lambda: streams.release(epoch, HOLDER),
+    ):
+        with pytest.raises(FencedError, match=f"{streams.line}: FENCED epoch {epoch} was given to station-2#b, too"):
+            attempt()
+    assert [entry.id for entry in other.read_learning(epoch, 10)] == ["1-0"]
+
+
 def test_a_keeper_of_a_wiped_server_is_fenced(streams: LineStreams, epoch: int) -> None:
     streams.client.delete(streams.state_key)
     with pytest.raises(FencedError):
@@ -102,7 +121,8 @@ def test_a_keeper_of_a_wiped_server_is_fenced(streams: LineStreams, epoch: int) 
 def test_a_commit_sets_all_its_fields_and_leaves_the_others(streams: LineStreams, epoch: int) -> None:
     streams.commit(epoch, {"phase": "learning", "model": "m1", "threshold": ""})
     streams.commit(epoch, {"phase": "scoring", "threshold": "0.1"})
-    assert streams.state() == {"epoch": "1", "phase": "scoring", "model": "m1", "threshold": "0.1"}
+    told = {"phase": "scoring", "model": "m1", "threshold": "0.1"}
+    assert streams.state() == {"epoch": "1", "holder": HOLDER, **told}
 
 
 def test_the_learner_pages_through_its_history_then_reads_on(streams: LineStreams, epoch: int) -> None:

@@ -151,7 +151,8 @@ def test_a_sentinels_password_is_for_sentinels_alone(redis_url: str) -> None:
 
 
 def test_a_replica_that_was_the_master_is_left(watched: Watched) -> None:
-    client: Any = connect(settings(f"redis+sentinel://127.0.0.1:{watched.sentinel}/{MASTER}"))
+    told, url = list[bool](), f"redis+sentinel://127.0.0.1:{watched.sentinel}/{MASTER}"
+    client: Any = connect(settings(url), redialled=lambda: told.append(True))
     assert client.xadd("stream", {"a": "1"})
     eventually(lambda: failed_over(watched))
 
@@ -163,6 +164,7 @@ def test_a_replica_that_was_the_master_is_left(watched: Watched) -> None:
         return bool(client.connection_pool.master_address == ("127.0.0.1", watched.ports[1]))
 
     eventually(moved)
+    assert told
 
 
 def test_a_master_that_no_sentinel_knows_is_told(watched: Watched) -> None:

@@ -1,4 +1,4 @@
-"""A way to a Redis server that breaks when it is told to: cut, silent, slow, or losing the reply to one command."""
+"""A way to a Redis server that breaks when it is told to: cut, silent, slow, late, losing the reply to a command."""
 
 import queue
 import socket
@@ -9,12 +9,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import BinaryIO
 
-PASSES, CUT, HALF_OPEN = "passes", "cut", "half open"
+PASSES, CUT, HALF_OPEN, HELD = "passes", "cut", "half open", "held"
 
 
 @dataclass
 class Loss:
-    """Replies that are to be lost: to `command`, where each of `containing` is one of its arguments."""
+    """So many of a command, where each of `containing` is one of its arguments, whose replies are to be lost."""
 
     command: bytes
     containing: frozenset[bytes]
@@ -51,6 +51,8 @@ class Proxy:
         self.dropped = self.refused = self.accepted = 0
         self._mode, self._delay = PASSES, 0.0
         self._losses: list[Loss] = []
+        self._hold: Loss | None = None  # what begins it
+        self._mended = threading.Event()
         self._links: set[Link] = set()
         self._lock = threading.Lock()
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -66,7 +68,8 @@ class Proxy:
     def mend(self) -> None:
         """Pass all on, at once; a connection that something was swallowed of ends."""
         with self._lock:
-            self._mode, self._delay, self._losses = PASSES, 0.0, []
+            self._mode, self._delay, self._losses, self._hold = PASSES, 0.0, [], None
+            self._mended.set()
             links = [link for link in self._links if link.swallowed]
         _close(links)
 
@@ -82,6 +85,17 @@ class Proxy:
         with self._lock:
             self._mode = HALF_OPEN
 
+    def hold(self, command: bytes, *containing: bytes) -> None:
+        """From the next such command on keep what comes on its way; `mend` delivers it, late, whoever still waits."""
+        with self._lock:
+            self._hold = Loss(command.upper(), frozenset(containing), 1)
+            self._mended.clear()
+
+    @property
+    def holds(self) -> bool:
+        """Whether the command came that it waits for."""
+        return self._mode == HELD
+
     def delay(self, seconds: float) -> None:
         """Hold each reply back for so long, until `mend`."""
         self._delay = seconds
@@ -96,6 +110,7 @@ class Proxy:
 
     def close(self) -> None:
         self.cut()
+        self._mended.set()
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -135,6 +150,12 @@ class Proxy:
                     if self._mode == HALF_OPEN:
                         link.swallowed = True
                         continue
+                    if self._hold is not None and self._hold.wants(arguments):
+                        self._mode = HELD
+                    held = self._mode == HELD
+                if held:
+                    self._mended.wait()
+                with self._lock:
                     loss = next((loss for loss in self._losses if loss.wants(arguments)), None)
                     if loss is not None:
                         loss.times -= 1

@@ -73,12 +73,13 @@ def test_what_the_replica_has_is_answered_once_and_learned_once(
 
 
 def test_a_replica_that_took_over_between_two_commands_is_noticed_all_the_same(
-    private_redis: PrivateRedis, replica: PrivateRedis, way: Proxy, line: str, settings: Any
+    private_redis: PrivateRedis, replica: PrivateRedis, way: Proxy, line: str, settings: Any, tmp_path: Path
 ) -> None:
     """No command meets the cut: redis-py makes the connection anew, and says nothing."""
     master, follower = (redis.Redis(port=server.port, protocol=2) for server in (private_redis, replica))
     at_work, mended = threading.Event(), threading.Event()
-    with running(settings(line, url=way.url, learning={"images": 1000})) as worker:
+    no_version = {"directory": tmp_path / "snapshots", "every_images": 1000, "every_seconds": 1000}
+    with running(settings(line, url=way.url, learning={"images": 1000}, snapshots=no_version)) as worker:
         send(master, line, 1, 20)
         answered(follower, line, 20)
         eventually(lambda: progress(follower, line) == 20)

@@ -115,3 +115,19 @@ def test_a_delay_holds_replies_back(proxy: Proxy, through: redis.Redis) -> None:
     proxy.delay(30)
     with pytest.raises(redis.TimeoutError):
         through.ping()
+
+
+def test_what_is_held_arrives_late_also_where_nobody_waits_for_it_any_more(
+    proxy: Proxy, through: redis.Redis, server: redis.Redis
+) -> None:
+    proxy.hold(b"rpush", b"chosen")
+    assert through.rpush("l", "before") == 1
+    with pytest.raises(redis.TimeoutError):
+        through.rpush("l", "chosen")
+    assert proxy.holds
+    with pytest.raises(redis.TimeoutError):
+        through.ping()
+    assert server.lrange("l", 0, -1) == [b"before"]
+    proxy.mend()
+    assert eventually(lambda: server.lrange("l", 0, -1) == [b"before", b"chosen"])
+    assert through.rpush("l", "after") == 3

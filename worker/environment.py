@@ -1,5 +1,6 @@
-"""Who runs a process, and what libraries find in its environment as they load. Imports neither NumPy nor torch."""
+"""Who runs a process, what libraries find in it as they load, how it keeps memory. Imports neither NumPy nor torch."""
 
+import ctypes
 import getpass
 import os
 
@@ -10,11 +11,39 @@ HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
 # core: on two cores `tiny` scores a third more images so (docs/performance.md).
 OF_A_WORKER = {"OPENBLAS_NUM_THREADS": "1", "GOMP_SPINCOUNT": "10000", **HUGE_PAGES}
 
+MIB = 1024 * 1024
+# How glibc's malloc keeps memory: the variable by which the environment may say so, mallopt's number, a worker's value.
+MALLOC = {
+    # By default each thread that decodes or publishes has a heap of its own, which keeps the most that it ever held: a
+    # burst larger than those before it, on any thread, adds to resident memory for good, and such come for months. The
+    # one heap that all share has room for it, since it is laid out for a batch's tensors.
+    "MALLOC_ARENA_MAX": (-8, 1),
+    # The most that malloc gets to by itself, by what it sees freed. Until then it gives back what the next batch wants
+    # again, and a small block that lies above it holds it up another time: resident memory went up and down by steps of
+    # MiBs. Less than this is no remedy: a batch's tensors would be mapped anew each time, which costs CPU time.
+    "MALLOC_MMAP_THRESHOLD_": (-3, 32 * MIB),
+    "MALLOC_TRIM_THRESHOLD_": (-1, 64 * MIB),
+}
+
 
 def set_unless_set(variables: dict[str, str]) -> None:
     """Whoever starts the process has the last word."""
     for name, value in variables.items():
         os.environ.setdefault(name, value)
+
+
+def steady_memory() -> None:
+    """Have malloc keep memory as MALLOC says, where the environment says nothing; before there are threads.
+
+    An allocator other than glibc's has ways of its own, and is left alone.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    for name, (parameter, value) in MALLOC.items():
+        if name not in os.environ and f"glibc.malloc.{name[7:].strip('_').lower()}=" not in tunables:
+            mallopt(parameter, value)
 
 
 def user_name() -> str:

@@ -177,11 +177,13 @@ def _argmin(rows: Tensor) -> Tensor:
 
 
 def blocks(x: Tensor, columns: int = 0) -> tuple[Tensor, ...]:
-    """x [N, D] in parts of at most ROWS_PER_BLOCK rows; fewer where each makes a row of many `columns`."""
+    """x [N, D] in parts of at most ROWS_PER_BLOCK rows; where each makes a row of many `columns`, of as many rows as
+    make about CPU_BLOCK entries, but no more, or on a GPU GPU_BLOCK."""
     rows = ROWS_PER_BLOCK
-    if columns:
-        entries = CPU_BLOCK if x.device.type == "cpu" else GPU_BLOCK
-        rows = min(rows, max(LEAST_ROWS, entries // columns))
+    if columns and x.device.type == "cpu":
+        rows = min(rows, max(LEAST_ROWS, CPU_BLOCK // columns))
+    elif columns:
+        rows = max(LEAST_ROWS, GPU_BLOCK // columns)
     parts: tuple[Tensor, ...] = x.split(rows)
     return parts
 

@@ -1,30 +1,30 @@
 """Answering: every image of every line gets its result or its dead letter, through the gate."""
 
 import math
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from itertools import groupby
+from functools import partial
 from typing import Any
 
 import redis
 import structlog
 import torch
-from torch import Tensor
 
 from worker.alone import GivesUpLaterError, judge_alone
-from worker.answers import Judged, Opened
-from worker.batching import Batcher, Picture
-from worker.engine import Engine, FeatureCache
-from worker.errors import RejectedError
+from worker.answers import Opened
+from worker.batching import Batcher
+from worker.decoding import decoding_threads
+from worker.engine import Engine
 from worker.failpoints import failpoint
+from worker.features import FeatureCache, cache_on
 from worker.intake import Intake, Read
+from worker.judging import Judging
 from worker.keeper import Keeper
-from worker.message import Image, Rejected
+from worker.message import Image
 from worker.metrics import Metrics
 from worker.opening import Opening
-from worker.publishing import Published, Publisher
+from worker.publishing import Publisher, count
 from worker.settings import Settings
 from worker.streams.client import CONNECTION_ERRORS
 from worker.streams.line_streams import LineStreams, entry_key
@@ -36,35 +36,37 @@ log = structlog.get_logger()
 class Answering:
     """Reads the answering group of all lines, judges in batches across them, and publishes.
 
-    A turn 1. reads, 2. has images decoded ahead, 3. judges one batch, 4. sends what is finished by it, which goes on
-    while the next turn judges. What is in hand is pending in Redis: who drops it reads it again.
+    A turn 1. reads, 2. has images decoded ahead, 3. begins to judge one batch, 4. takes the verdicts of that batch, or
+    of the one before where a GPU computes meanwhile, 5. sends what is finished by it, which goes on while the next turn
+    judges. What is in hand is pending in Redis: who drops it reads it again.
     """
 
     def __init__(
         self,
         settings: Settings,
         engine: Engine,
-        cache: FeatureCache,
         metrics: Metrics,
         streams: Mapping[str, LineStreams],
         weights: Mapping[str, float],
+        cache: FeatureCache | None = None,
     ) -> None:
         self.settings = settings
         self.engine = engine
-        self.cache = cache
+        self.cache = cache_on(engine.device) if cache is None else cache
         self.metrics = metrics
-        self.opening = Opening(settings, engine, cache, metrics, streams)
+        self.opening = Opening(settings, engine, self.cache, metrics, streams)
         self.intake = Intake(settings.streams, settings.worker.name, metrics)
         self.batcher = Batcher(
             self.opening.decode,
             engine.max_batch,
             settings.model.max_wait_ms / 1000,
-            len(os.sched_getaffinity(0)),
+            decoding_threads(),
             weights,
         )
         self.publisher = Publisher(streams, settings.streams, review_caps(settings))
         self.refused: dict[str, str] = {}  # what Redis said to the last turn, by line
         self._hand: list[Opened] = []  # entries in hand that are not sent yet, in the order that they were read
+        self.judging = Judging(self.opening, self.cache, self._blamed_on)
 
     def turn(self, client: Any, keepers: Mapping[str, Keeper], block_ms: int | None) -> int:
         """Judge one batch and send what it finishes; returns the number of entries that were in hand.
@@ -87,7 +89,8 @@ class Answering:
             self._open(parts)
             waits = block_ms is not None and self.batcher.patience() > 0
             batch = [] if waits else self.batcher.take()
-        self._judge(batch, keepers)
+        self.judging.launch(batch, keepers)
+        self.judging.land(self._hand, self.judging.may_stay_under_way(keepers) if batch else 0)
         self._publish(client, keepers)
         return in_hand
 
@@ -110,7 +113,8 @@ class Answering:
         deadline = time.monotonic() + seconds
         self.rewind([part.name for part in self._hand if part.name not in keepers])
         while self._hand and time.monotonic() < deadline:
-            self._judge(self.batcher.take(), keepers)
+            self.judging.launch(self.batcher.take(), keepers)
+            self.judging.land(self._hand)
             self._publish(client, keepers)
         self.settle()
 
@@ -147,26 +151,6 @@ class Answering:
             part.left = len(images)
         self.batcher.put(opened)
 
-    def _judge(self, batch: list[Picture], keepers: Mapping[str, Keeper]) -> None:
-        """Judge a batch; where something fails that nobody expected, a line's entries come again, one by one."""
-        batch = sorted(batch, key=lambda picture: picture.part.name)  # stable: a line's images stay in order
-        taken: list[tuple[Opened, Image]] = []
-        pixels: list[Tensor] = []
-        for name, run in groupby(batch, key=lambda picture: picture.part.name):
-            of_line = list(run)
-            with self._blamed_on(name) as well:
-                ready = [(picture, x) for picture in of_line if (x := self._pixels(picture)) is not None]
-            if well:
-                taken += [(picture.part, picture.image) for picture, _ in ready]
-                pixels += [x for _, x in ready]
-        if pixels:
-            with self._blamed_on(*{part.name for part, _ in taken}) as well:
-                features = self.engine.forward(pixels)
-            if well:
-                self._fill_in(taken, features, keepers)
-        for picture in batch:
-            picture.part.left -= 1
-
     @contextmanager
     def _blamed_on(self, *lines: str) -> Iterator[list[bool]]:
         """What fails within has the lines' entries come again; what is given is empty then.
@@ -192,50 +176,11 @@ class Answering:
         self.rewind([line])
         self.intake.rewind([line], alone=True)
 
-    def _pixels(self, picture: Picture) -> Tensor | None:
-        part, image = picture.part, picture.image
-        try:
-            x = picture.pixels.result()
-        except RejectedError as error:
-            part.rejected.append(Rejected(image.id, error.reason, str(error), image.data))
-            return None
-        return x if self.opening.is_first(part.name, image, part.entry, picture.place) else None
-
-    def _fill_in(self, images: list[tuple[Opened, Image]], features: Tensor, keepers: Mapping[str, Keeper]) -> None:
-        """Verdicts on images, by their features [B, P, D]; those of a line, and of an entry, stand together."""
-        start = 0
-        for name, run in groupby(images, key=lambda item: item[0].name):
-            of_line = list(run)
-            of_images = features[start : start + len(of_line)]
-            start += len(of_line)
-            with self._blamed_on(name):
-                self._verdicts(keepers[name], of_line, of_images)
-
-    def _verdicts(self, keeper: Keeper, images: list[tuple[Opened, Image]], features: Tensor) -> None:
-        line = keeper.line
-        with self.metrics.stage("score"):
-            verdicts = line.judge(features, self.engine.grid)
-        for (part, image), verdict in zip(images, verdicts, strict=True):
-            part.judged.append(Judged(image, verdict, line.serving))
-        if line.learns and keeper.epoch:
-            self._keep_features([part for part, _ in images], features)
-
-    def _keep_features(self, parts: list[Opened], features: Tensor) -> None:
-        """For learning, which then needs no forward pass, as far as there is room."""
-        kept = sum(kept.nbytes for part in self._hand for kept in part.features)
-        start = 0
-        for part, run in groupby(parts):
-            count = len(list(run))
-            of_part = features[start : start + count]
-            if kept + self.cache.size + of_part.nbytes <= self.cache.capacity:
-                part.features.append(of_part if count == len(features) else of_part.clone())  # a view holds them all
-                kept += of_part.nbytes
-            start += count
-
     def _turn_alone(self, client: Any, keepers: Mapping[str, Keeper], part: Opened) -> int:
+        self.judging.land(self._hand)
         self.settle()
         try:
-            judge_alone(self.opening, part, lambda *judged: self._verdicts(keepers[part.name], *judged))
+            judge_alone(self.opening, part, partial(self.judging.judge, keepers[part.name]))
         except redis.ResponseError as error:  # the mark is refused: it stays pending
             self.refused[part.name] = str(error)
         except GivesUpLaterError:  # it comes again, with one more mark
@@ -252,7 +197,7 @@ class Answering:
         self._hand = [part for part in self._hand if part.left]
         if finished:
             for part in finished:
-                self._cache(part, keepers)
+                self._leave(part, keepers)
             self.publisher.send(client, finished)
         if not self._hand:  # nothing that could be judged meanwhile
             self.settle()
@@ -268,26 +213,11 @@ class Answering:
         self.refused |= refused
         for each in published:
             if each.once:
-                self._count(each)
+                count(each, self.metrics)
 
-    def _cache(self, part: Opened, keepers: Mapping[str, Keeper]) -> None:
-        # Where repeats are left out, learning finds its own: it may see the parts in another order.
-        whole = part.features and sum(map(len, part.features)) == len(part.judged)
-        if not whole or self.settings.streams.unique_ids or part.name not in keepers:
+    def _leave(self, part: Opened, keepers: Mapping[str, Keeper]) -> None:
+        """Its features to learning. Where repeats are left out it finds its own: it may see parts in another order."""
+        if self.settings.streams.unique_ids or part.name not in keepers:
             return
         if entry_key(part.entry.id) > entry_key(keepers[part.name].line.applied_through):
-            self.cache.put(part.name, part.entry.id, torch.cat(part.features))
-
-    def _count(self, published: Published) -> None:
-        part, name = published.part, published.part.name
-        seconds = max(0.0, published.now_ms - entry_key(part.entry.id)[0]) / 1000
-        for _, verdict, serving in part.judged:
-            self.metrics.images.labels(name, "unscored" if verdict.score is None else "scored").inc()
-            self.metrics.end_to_end_seconds.labels(name).observe(seconds)
-            if verdict.score is not None and serving.threshold:
-                self.metrics.score_to_threshold.labels(name).observe(verdict.score / serving.threshold)
-                self.metrics.anomalies.labels(name).inc(verdict.score > serving.threshold)
-        for rejected in part.rejected:
-            self.metrics.images.labels(name, "dead").inc()
-            self.metrics.dead_letters.labels(name, rejected.reason).inc()
-            self.metrics.entries_lost.labels(name).inc(rejected.reason == "lost")
+            self.cache.take(part)

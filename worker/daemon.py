@@ -11,7 +11,7 @@ import structlog
 
 from worker.answering import Answering
 from worker.crashes import CrashFile
-from worker.engine import Engine, FeatureCache, pick_device
+from worker.engine import Engine, pick_device
 from worker.errors import AbsentError, ConfigurationError, FencedError, ModelError
 from worker.fleet import Fleet, configured
 from worker.http import HttpServer, make_app
@@ -77,7 +77,7 @@ class Worker:
         for config in wanted:
             self.lines.open(config)
         streams, weights = self.lines.streams, self.lines.weights
-        self.answering = Answering(self.settings, self.engine, FeatureCache(), self.metrics, streams, weights)
+        self.answering = Answering(self.settings, self.engine, self.metrics, streams, weights)
         self.learning = Learning(self.answering, self.lines, self.holder, self._in_a_turn)
         self.crash_file = CrashFile(self.settings.snapshots.directory, self.settings.worker.name)
         if self.crash_file.open():

@@ -15,18 +15,18 @@ from mhpc.core.backbones import BackboneError, hash_parameters, load_backbone
 from mhpc.core.patch_features import PatchFeatures
 from worker.errors import DeviceError, ModelError, one_line
 from worker.failpoints import failpoint
+from worker.graphs import Replayed
 from worker.message import Pixels
 from worker.metrics import Metrics
 from worker.settings import ModelSettings
-from worker.streams.line_streams import entry_key
 
 MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]  # ImageNet's, which the backbones were trained with
 DEVIATION = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
 MAX_BATCH = {"cpu": 8, "cuda": 64}  # images: larger ones gain nothing there, and keep answers waiting
-TRIAL_SHAPE, TRIALS = (2, 3, 224, 224), 3  # of the forward passes that choose the precision
+TRIAL_IMAGES = {"cpu": 2, "cuda": 64}  # of a forward pass that chooses the precision: a GPU is slow by launches below
+TRIAL_SIZE, TRIALS = (224, 224), 3
 WORTH = 1.2  # times float32's speed; native products give about 2
 OTHERWISE = 3.0  # times as fast must be what a line did not learn in: that is another machine, no noise of a busy one
-CACHE_BYTES = 256 * 1024 * 1024
 
 log = structlog.get_logger()
 
@@ -86,10 +86,13 @@ class Engine:
         self.metrics = metrics
         self.beat = beat  # called after each batch: a sign of life within a long turn
         self.fingerprint = self._fingerprint()
-        self.precision = self._precision(learned_in)
         self.max_batch = settings.max_batch or MAX_BATCH.get(device.type, 32)
         self._scale = (255 * DEVIATION).reciprocal().to(device)
         self._shift = (-MEAN / DEVIATION).to(device)
+        # NVIDIA's float32 convolutions are of 10 bits (TF32) unless told otherwise.
+        torch.backends.cudnn.allow_tf32 = False
+        self.precision = self._precision(learned_in)
+        self._extract = Replayed(self._extracted, device) if device.type == "cuda" else self._extracted
 
     def _fingerprint(self) -> str:
         """Hash of what decides a feature's meaning, the precision left out: a bank is of use with equal ones only."""
@@ -105,7 +108,8 @@ class Engine:
             return torch.bfloat16 if self.settings.precision == "bfloat16" else torch.float32
         if ":" in self.settings.backbone:
             return torch.float32
-        images, seconds = torch.zeros(TRIAL_SHAPE), dict.fromkeys((torch.float32, torch.bfloat16), float("inf"))
+        images = torch.zeros(TRIAL_IMAGES.get(self.device.type, 2), 3, *TRIAL_SIZE)
+        seconds = dict.fromkeys((torch.float32, torch.bfloat16), float("inf"))
         for _ in range(TRIALS):
             for dtype in seconds:  # alternating: other work on the machine falls on both
                 began = time.perf_counter()
@@ -145,9 +149,10 @@ class Engine:
     def _halved(self, images: list[Tensor]) -> Tensor:
         try:
             failpoint("forward", str(len(images)))
-            pixels = torch.stack([image.permute(1, 2, 0) for image in images])  # [B, H, W, 3], as they lie in memory
-            x = pixels.to(self.device).permute(0, 3, 1, 2)  # [B, 3, H, W], channels last
-            return self._features(torch.addcmul(self._shift, x.float(), self._scale), self.precision)[0]
+            H, W = self.settings.input_shape
+            pixels = torch.empty(len(images), H, W, 3, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+            torch.stack([image.permute(1, 2, 0) for image in images], out=pixels)  # as they lie in memory
+            return self._extract(pixels)
         except torch.OutOfMemoryError as error:
             if len(images) == 1:
                 raise
@@ -157,40 +162,14 @@ class Engine:
         half = len(images) // 2
         return torch.cat([self._halved(images[:half]), self._halved(images[half:])])
 
+    @torch.inference_mode()
+    def _extracted(self, pixels: Tensor) -> Tensor:
+        """Features [B, P, D] of pixels [B, H, W, 3] uint8."""
+        x = pixels.to(self.device).permute(0, 3, 1, 2)  # [B, 3, H, W], channels last
+        return self._features(torch.addcmul(self._shift, x.float(), self._scale), self.precision)[0]
+
     def _features(self, images: Tensor, dtype: torch.dtype) -> tuple[Tensor, tuple[int, int]]:
         """Features of normalised images [B, 3, H, W], the backbone under autocast where that is asked for."""
         autocast = torch.autocast(self.device.type, dtype) if dtype is not torch.float32 else nullcontext()
         with autocast:
             return self.features(images)
-
-
-class FeatureCache:
-    """Features of recent entries, so that learning need not repeat the forward pass of answering; bounded in bytes."""
-
-    def __init__(self, capacity: int = CACHE_BYTES) -> None:
-        self.capacity = capacity
-        self.size = 0
-        self._lines: dict[str, dict[str, Tensor]] = {}
-
-    def put(self, line: str, entry: str, features: Tensor) -> None:
-        """Keep an entry's features if there is room: those kept longest are the next that learning wants."""
-        self.pop(line, entry)
-        if self.size + features.nbytes <= self.capacity:
-            self._lines.setdefault(line, {})[entry] = features
-            self.size += features.nbytes
-
-    def holds(self, line: str) -> bool:
-        """Whether features of an entry of a line are kept."""
-        return bool(self._lines.get(line))
-
-    def drop(self, line: str, through: str = "") -> None:
-        """Let go of what is kept for a line: all of it, or the entries up to `through`, which are learned."""
-        for entry in list(self._lines.get(line, ())):
-            if not through or entry_key(entry) <= entry_key(through):
-                self.pop(line, entry)
-
-    def pop(self, line: str, entry: str) -> Tensor | None:
-        features = self._lines.get(line, {}).pop(entry, None)
-        if features is not None:
-            self.size -= features.nbytes
-        return features

@@ -11,8 +11,10 @@ from mhpc.core.drift import DriftMonitor
 from mhpc.core.learner import STEP, OnePassLearner
 from mhpc.core.scorer import Scorer
 from mhpc.core.whitening import ZSpace
+from mhpc.linalg import all_finite
 from worker.errors import ModelError
-from worker.records import Serving, SetAside, Source, Taken, Verdict
+from worker.fetching import fetch
+from worker.records import Scores, Serving, SetAside, Source, Taken, Verdict
 from worker.settings import LineConfig
 from worker.streams.line_streams import FROM_START, entry_key
 
@@ -78,20 +80,36 @@ class Line:
         return len(self.calibration_scores), self.config.calibration.images
 
     def judge(self, features: Tensor, grid: tuple[int, int]) -> list[Verdict]:
-        """Verdicts on images by their features [B, P, D]; the drift monitor watches, unless the line is paused."""
+        """Verdicts on images by their features [B, P, D]."""
+        return self.verdicts(self.score(features, grid))
+
+    def score(self, features: Tensor, grid: tuple[int, int]) -> Scores:
+        """Begin to score images by their features [B, P, D]; a GPU computes while other things are done."""
         B, _, _ = features.shape
-        scorer = self.serving.scorer
+        on_gpu = features.device.type != "cpu"  # there `verdicts` finds out whether they are finite
+        serving, scorer = self.serving, self.serving.scorer
         if scorer is None:
-            return [Verdict(None, None)] * B
-        z = scorer.whiten(features)
-        heat_map = self.config.scoring.heat_map
-        scores, patches = scorer.score_maps(z, self.serving.threshold if heat_map else None)
-        if self.monitor is not None and not self.relearning and not self.paused:
-            self.monitor.update(scores, z.mean(1))  # GPU sync
-        if not heat_map:
-            return [Verdict(score, None) for score in scores.tolist()]  # GPU sync
-        maps = patches.reshape(B, *grid).cpu().numpy()  # GPU sync
-        return [Verdict(score, heat) for score, heat in zip(scores.tolist(), maps, strict=True)]
+            return Scores(serving, B, None)
+        z, heat_map = scorer.whiten(features, finite=on_gpu), self.config.scoring.heat_map
+        scores, patches = scorer.score_maps(z, serving.threshold if heat_map else None)
+        maps = (patches.reshape(B, *grid),) if heat_map else ()
+        return Scores(serving, B, fetch(scores, z.mean(1), *maps))
+
+    def verdicts(self, scored: Scores) -> list[Verdict]:
+        """Verdicts once the scores are there; the drift monitor watches those of its version, unless paused.
+
+        Raises:
+            ValueError: the features were not finite.
+        """
+        if scored.arrived is None:
+            return [Verdict(None, None)] * scored.images
+        scores, means, *maps = scored.arrived()
+        if not all_finite(means):
+            raise ValueError("features hold NaN or infinite values; is the backbone's output sound?")
+        if self.monitor is not None and scored.serving is self.serving and not self.relearning and not self.paused:
+            self.monitor.update(scores, means)
+        heats = list(maps[0].numpy()) if maps else [None] * scored.images
+        return [Verdict(score, heat) for score, heat in zip(scores.tolist(), heats, strict=True)]
 
     def apply(self, entry: str, features: Iterable[Tensor], guard: bool = True) -> Taken:
         """Learn from, or calibrate on, an entry's images, given as chunks [B, P, D]; then switch if it is time.

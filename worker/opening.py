@@ -5,10 +5,12 @@ from collections.abc import Iterator, Mapping
 import msgpack
 from torch import Tensor
 
-from worker.engine import Engine, FeatureCache
+from worker.decoding import decode
+from worker.engine import Engine
 from worker.errors import RefusedError, RejectedError
 from worker.failpoints import failpoint
-from worker.message import Image, Rejected, decode_batch, decode_pixels, encode_map
+from worker.features import FeatureCache
+from worker.message import Image, Rejected, decode_batch, encode_map
 from worker.metrics import Metrics
 from worker.settings import Settings
 from worker.streams.line_streams import Entry, LineStreams
@@ -50,7 +52,7 @@ class Opening:
             RejectedError: the image cannot be decoded, or is beyond the limits.
         """
         failpoint("decode", image.id)
-        return self.engine.prepare(decode_pixels(image, self.settings.limits))
+        return self.engine.prepare(decode(image, self.settings.limits))
 
     def is_first(self, line: str, image: Image, entry: Entry, place: int, learns: bool = False) -> bool:
         """Whether no image of its id came before; what cannot be decoded has no claim on it: it may be sent again."""

@@ -9,8 +9,9 @@ import redis
 
 from worker.answers import Opened, answer_of
 from worker.failpoints import failpoint
+from worker.metrics import Metrics
 from worker.settings import StreamSettings
-from worker.streams.line_streams import LineStreams, ReviewCaps
+from worker.streams.line_streams import LineStreams, ReviewCaps, entry_key
 
 
 class Published(NamedTuple):
@@ -65,3 +66,19 @@ class Publisher:
 
     def close(self) -> None:
         self._thread.shutdown()
+
+
+def count(published: Published, metrics: Metrics) -> None:
+    """Count what came of an entry."""
+    part, name = published.part, published.part.name
+    seconds = max(0.0, published.now_ms - entry_key(part.entry.id)[0]) / 1000
+    for _, verdict, serving in part.judged:
+        metrics.images.labels(name, "unscored" if verdict.score is None else "scored").inc()
+        metrics.end_to_end_seconds.labels(name).observe(seconds)
+        if verdict.score is not None and serving.threshold:
+            metrics.score_to_threshold.labels(name).observe(verdict.score / serving.threshold)
+            metrics.anomalies.labels(name).inc(verdict.score > serving.threshold)
+    for rejected in part.rejected:
+        metrics.images.labels(name, "dead").inc()
+        metrics.dead_letters.labels(name, rejected.reason).inc()
+        metrics.entries_lost.labels(name).inc(rejected.reason == "lost")

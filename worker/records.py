@@ -1,9 +1,11 @@
 """What a line says of the version that answers, and of the parts that it took."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from mhpc.core.scorer import Scorer
 
@@ -16,6 +18,15 @@ class Serving(NamedTuple):
     threshold: float | None
     provisional: bool = False
     scorer: Scorer | None = None
+
+
+class Scores(NamedTuple):
+    """What a version makes of B images, and how to wait for it: scores [B], patch scores [B, h, w] if maps are wanted,
+    and means of the whitened patches [B, d + 1]. There is nothing to wait for while there is no model."""
+
+    serving: Serving
+    images: int
+    arrived: Callable[[], tuple[Tensor, ...]] | None
 
 
 class Verdict(NamedTuple):

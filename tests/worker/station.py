@@ -8,7 +8,8 @@ from torch import Tensor
 
 from tests.worker.helpers import encoded, picture, small_settings
 from worker.answering import Answering
-from worker.engine import Engine, FeatureCache
+from worker.engine import Engine
+from worker.features import FeatureCache
 from worker.keeper import Keeper
 from worker.line import Line
 from worker.message import decode_result
@@ -41,7 +42,7 @@ class Station:
             for config in line_configs(settings)
         }
         streams = {name: keeper.streams for name, keeper in self.keepers.items()}
-        self.answering = Answering(settings, engine, self.cache, self.metrics, streams, {})
+        self.answering = Answering(settings, engine, self.metrics, streams, {}, self.cache)
         for keeper in self.keepers.values():
             keeper.streams.ensure_groups()
             keeper.epoch = 1  # it keeps the line, as far as answering is concerned

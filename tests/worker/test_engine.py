@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 
 from mhpc.core.backbones import load_backbone
 from tests.worker.helpers import picture, small_settings
-from worker.engine import Engine, FeatureCache, faster, pick_device
+from worker.engine import Engine, faster, pick_device
 from worker.errors import DeviceError, ModelError
 from worker.metrics import Metrics
 
@@ -132,6 +132,18 @@ def test_images_are_taken_only_as_they_are_needed() -> None:
     assert len(taken) == 8
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("bfloat16", 1e-2)])
+def test_on_a_gpu_an_images_features_do_not_depend_on_its_batch(precision: str, tolerance: float) -> None:
+    settings = small_settings(model={"precision": precision, "backbone": "resnet18", "weights": "random:0"}).model
+    engine = Engine(settings, torch.device("cuda"), Metrics())
+    images = prepared(engine, 21)
+    together, alone = engine.forward(images), torch.cat([engine.forward([x]) for x in images])
+    assert float((together - alone).norm() / together.norm()) < tolerance
+    on_cpu = Engine(settings.model_copy(update={"precision": "float32"}), CPU, Metrics()).forward(images)
+    assert float((together.cpu() - on_cpu).norm() / on_cpu.norm()) < tolerance
+
+
 def test_an_images_features_do_not_depend_on_its_batch(engine: Engine) -> None:
     images = prepared(engine, 5)
     together = torch.cat(list(engine.batches(images)))
@@ -203,53 +215,3 @@ def test_the_fingerprint_tells_what_decides_a_features_meaning(engine: Engine) -
         {"input_shape": (64, 96)},
     ]
     assert len({engine.fingerprint, *(engine_of(**other).fingerprint for other in others)}) == 5
-
-
-# -- features of recent entries ----------------------------------------------------------------------------------------
-
-
-def test_features_that_were_put_are_given_once() -> None:
-    cache = FeatureCache()
-    features = torch.ones(2, 3, 4)
-    cache.put("a", "1-0", features)
-    assert cache.pop("b", "1-0") is None
-    assert cache.pop("a", "1-0") is features
-    assert cache.pop("a", "1-0") is None
-    assert cache.size == 0
-
-
-def test_the_oldest_features_stay_where_room_is_short_since_learning_wants_them_next() -> None:
-    cache = FeatureCache(capacity=1000)
-    for number in range(5):
-        cache.put("a", f"{number}-0", torch.zeros(100))  # 400 bytes
-        assert cache.size <= 1000
-    assert [cache.pop("a", f"{number}-0") is not None for number in range(5)] == [True, True, False, False, False]
-    assert cache.size == 0
-
-
-def test_a_line_that_learns_no_more_frees_its_room_alone() -> None:
-    cache = FeatureCache(capacity=1000)
-    cache.put("a", "1-0", torch.zeros(100))
-    cache.put("b", "1-0", torch.zeros(100))
-    cache.drop("a")
-    assert cache.pop("a", "1-0") is None
-    assert cache.pop("b", "1-0") is not None
-
-
-def test_features_larger_than_the_room_are_not_kept_and_push_nothing_out() -> None:
-    cache = FeatureCache(capacity=1000)
-    cache.put("a", "1-0", torch.zeros(100))
-    cache.put("a", "2-0", torch.zeros(1000))
-    assert cache.pop("a", "2-0") is None
-    assert cache.pop("a", "1-0") is not None
-
-
-def test_features_put_again_take_the_place_of_the_old_ones() -> None:
-    cache = FeatureCache()
-    cache.put("a", "1-0", torch.zeros(100))
-    cache.put("a", "1-0", torch.ones(50))
-    assert cache.size == 200
-    cache.put("a", "1-0", torch.ones(10))
-    again = cache.pop("a", "1-0")
-    assert again is not None
-    assert len(again) == 10

@@ -23,13 +23,13 @@ from worker.bench.figures import Bare, Trial
 from worker.bench.pictures import as_images, read_parts
 from worker.bench.probe import machine_seconds, memory_bytes
 from worker.configuration import load_settings
+from worker.decoding import decode, decoding_threads
 from worker.engine import DEVIATION, MEAN, pick_device
 from worker.errors import ModelError, WorkerError, one_line
-from worker.message import decode_pixels
 from worker.settings import LimitSettings, Settings
 
 BATCHES: dict[str, tuple[int, ...]] = {"cpu": (1, 8, 16, 32), "cuda": (8, 32, 64, 128)}
-FIRST_BATCH = 8  # at which precisions are compared
+FIRST_BATCH = {"cpu": 8, "cuda": 64}  # at which precisions are compared: a GPU is slow by launches at small ones
 TRIAL_SHARE = 0.05  # of the loop's own length
 GEMM_ROWS = 6272  # patches of eight pictures
 MIN_CALLS = 3
@@ -70,14 +70,14 @@ def _wait_for_device() -> None:
 
 
 def fastest(
-    rate: Callable[[Trial], float], batches: Sequence[int], threads: Sequence[int]
+    rate: Callable[[Trial], float], batches: Sequence[int], threads: Sequence[int], first: int
 ) -> list[tuple[Trial, float]]:
-    """Find the fastest variant: the precision first, then the batch, then the threads. The last of the list is it."""
-    tried = {Trial(p, FIRST_BATCH, threads[-1]): 0.0 for p in ("float32", "bfloat16")}
+    """Find the fastest variant: the precision at the first batch, then the batch, then the threads. The last is it."""
+    tried = {Trial(p, first, threads[-1]): 0.0 for p in ("float32", "bfloat16")}
     for trial in tried:
         tried[trial] = rate(trial)
     best = max(tried, key=lambda trial: tried[trial])
-    others = [Trial(best.precision, batch, threads[-1]) for batch in batches if batch != FIRST_BATCH]
+    others = [Trial(best.precision, batch, threads[-1]) for batch in batches if batch != first]
     tried |= {trial: rate(trial) for trial in others}
     best = max(tried, key=lambda trial: tried[trial])
     tried |= {trial: rate(trial) for trial in (Trial(best.precision, best.batch, n) for n in threads[:-1])}
@@ -100,12 +100,10 @@ def gemm_flops(width: int, device: torch.device, seconds: float) -> float:
 
 
 def decoded_per_second(parts: list[bytes], limits: LimitSettings, seconds: float) -> float:
-    """Pictures per second from JPEG to pixels, on all cores."""
+    """Pictures per second from JPEG to pixels, on as many threads as a worker has for it."""
     images = as_images(parts)
-    with ThreadPoolExecutor(cores()) as pool:
-        return len(images) * calls_per_second(
-            lambda: list(pool.map(lambda i: decode_pixels(i, limits), images)), seconds
-        )
+    with ThreadPoolExecutor(decoding_threads()) as pool:
+        return len(images) * calls_per_second(lambda: list(pool.map(lambda i: decode(i, limits), images)), seconds)
 
 
 def cores() -> int:
@@ -122,7 +120,7 @@ def measure(settings: Settings, parts: list[bytes], seconds: float) -> Bare:
     """
     model, device = settings.model, pick_device(settings.worker.device)
     parts = parts[: max(BATCHES[device.type])]
-    pixels = torch.stack([torch.from_numpy(decode_pixels(i, settings.limits)) for i in as_images(parts)])
+    pixels = torch.stack([torch.from_numpy(decode(i, settings.limits)) for i in as_images(parts)])
     pictures = ((pixels.permute(0, 3, 1, 2) / 255 - MEAN) / DEVIATION).to(device)
     try:
         features = PatchFeatures(load_backbone(model.backbone, model.weights_source), model.layers, device=device)
@@ -131,7 +129,8 @@ def measure(settings: Settings, parts: list[bytes], seconds: float) -> Bare:
         raise ModelError(f"model: {error}") from None
     loop = Loop(features, pictures)
     threads = sorted({1, torch.get_num_threads()}) if device.type == "cpu" else [torch.get_num_threads()]
-    tried = fastest(lambda trial: loop.rate(trial, TRIAL_SHARE * seconds), BATCHES[device.type], threads)
+    first, batches = FIRST_BATCH[device.type], BATCHES[device.type]
+    tried = fastest(lambda trial: loop.rate(trial, TRIAL_SHARE * seconds), batches, threads, first)
     best, width = tried[-1][0], maps.shape[-1]
     rate, others = with_others(lambda: loop.rate(best, seconds))
     torch.set_num_threads(threads[-1])

@@ -12,7 +12,7 @@ from worker.errors import ModelError
 def test_the_fastest_variant_is_found_one_choice_after_the_other() -> None:
     speeds = {Trial("float32", 8, 2): 90.0, Trial("bfloat16", 8, 2): 150.0}
     speeds |= {Trial("bfloat16", 1, 2): 60.0, Trial("bfloat16", 32, 2): 170.0, Trial("bfloat16", 32, 1): 100.0}
-    tried = fastest(speeds.__getitem__, (1, 8, 32), (1, 2))
+    tried = fastest(speeds.__getitem__, (1, 8, 32), (1, 2), 8)
     assert tried[-1] == (Trial("bfloat16", 32, 2), 170.0)
     assert dict(tried) == speeds
 

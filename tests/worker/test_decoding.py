@@ -1,0 +1,62 @@
+import io
+import os
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image as Pillow
+
+from tests.worker.helpers import encoded, picture
+from worker.decoding import THREADS, decode, decoding_threads
+from worker.errors import RejectedError
+from worker.message import Image, Pixels, decode_pixels
+from worker.settings import LimitSettings
+
+LIMITS = LimitSettings()
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "300"))
+JPEGS = [
+    encoded(picture(0, 12, 16), "JPEG"),
+    encoded(picture(1, 33, 47), "JPEG", progressive=True),
+    encoded(picture(2, 40, 24), "JPEG", subsampling=0, quality=95),
+    encoded(picture(3, 12, 16), "JPEG", "L"),
+    encoded(picture(4, 12, 16), "JPEG", "CMYK"),
+]
+
+
+def outcome(decoder: Any, data: bytes) -> Pixels | str:
+    try:
+        pixels: Pixels = decoder(Image("a", "jpeg", data), LIMITS)
+    except RejectedError as error:
+        return error.reason
+    return pixels
+
+
+@pytest.mark.parametrize("data", JPEGS)
+def test_a_jpeg_has_the_pixels_that_pillow_gives_it(data: bytes) -> None:
+    np.testing.assert_array_equal(outcome(decode, data), np.array(Pillow.open(io.BytesIO(data)).convert("RGB")))
+
+
+@given(st.sampled_from(JPEGS), st.lists(st.tuples(st.integers(0, 2**16), st.binary(max_size=6)), max_size=4))
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_of_a_damaged_jpeg_becomes_what_pillow_alone_would_make_of_it(data: bytes, hits: Any) -> None:
+    damaged = bytearray(data)
+    for at, new in hits:
+        damaged[at % len(damaged) : at % len(damaged) + len(new)] = new
+    np.testing.assert_array_equal(outcome(decode, bytes(damaged)), outcome(decode_pixels, bytes(damaged)))
+
+
+def test_png_and_raw_pictures_are_decoded_as_before() -> None:
+    pixels = picture(0, 6, 8)
+    np.testing.assert_array_equal(decode(Image("a", "png", encoded(pixels)), LIMITS), pixels)
+    np.testing.assert_array_equal(decode(Image("a", "raw", pixels.tobytes(), (6, 8, 3)), LIMITS), pixels)
+
+
+def test_a_jpeg_beyond_the_limits_reaches_no_decoder() -> None:
+    with pytest.raises(RejectedError, match="12 x 20 pixels"):
+        decode(Image("a", "jpeg", encoded(picture(0, 20, 12), "JPEG")), LimitSettings(image_side=16))
+
+
+def test_there_is_a_thread_for_each_core_of_this_process_within_a_bound() -> None:
+    assert 1 <= decoding_threads() <= min(THREADS, len(os.sched_getaffinity(0)))

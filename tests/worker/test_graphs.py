@@ -1,0 +1,69 @@
+"""On a GPU alone: what is replayed is what would be computed."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from worker.fetching import fetch
+from worker.graphs import Replayed
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+CUDA = torch.device("cuda")
+
+
+def images(count: int, seed: int = 0) -> Tensor:
+    values = torch.randint(0, 256, (count, 4, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    return values.pin_memory()
+
+
+def doubled(x: Tensor) -> Tensor:
+    return x.to(CUDA).float() * 2 + 1
+
+
+def test_what_is_replayed_is_what_would_be_computed_for_any_number_of_images() -> None:
+    replayed = Replayed(doubled, CUDA)
+    for count in (1, 3, 4, 5, 8, 3):
+        x = images(count, count)
+        torch.testing.assert_close(replayed(x).cpu(), x * 2.0 + 1, rtol=0, atol=0)
+
+
+def test_a_result_outlives_the_next_replay() -> None:
+    replayed = Replayed(doubled, CUDA)
+    first, x = replayed(images(4, 1)), images(4, 1)
+    replayed(images(4, 2))
+    torch.testing.assert_close(first.cpu(), x * 2.0 + 1, rtol=0, atol=0)
+
+
+def test_one_graph_is_recorded_for_each_power_of_two() -> None:
+    calls = []
+
+    def counted(x: Tensor) -> Tensor:
+        calls.append(len(x))
+        return doubled(x)
+
+    replayed = Replayed(counted, CUDA)
+    for count in (5, 6, 7, 8):
+        replayed(images(count))
+    assert set(calls) == {8}
+    recorded = len(calls)
+    replayed(images(8))
+    assert len(calls) == recorded
+
+
+def test_what_cannot_be_recorded_is_computed_all_the_same() -> None:
+    def looks(x: Tensor) -> Tensor:
+        y = doubled(x)
+        return y if float(y.sum()) > 0 else -y  # waits for the device, which a recording may not
+
+    replayed, x = Replayed(looks, CUDA), images(3)
+    for _ in range(2):
+        torch.testing.assert_close(replayed(x).cpu(), x * 2.0 + 1, rtol=0, atol=0)
+
+
+def test_what_a_gpu_has_computed_is_fetched_as_it_was_when_asked_for() -> None:
+    x = torch.arange(1000.0, device=CUDA)
+    wait = fetch(x, x * 2)
+    x.zero_()
+    first, second = wait()
+    torch.testing.assert_close(first, torch.arange(1000.0))
+    torch.testing.assert_close(second, torch.arange(1000.0) * 2)

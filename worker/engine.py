@@ -89,8 +89,9 @@ class Engine:
         self.max_batch = settings.max_batch or MAX_BATCH.get(device.type, 32)
         self._scale = (255 * DEVIATION).reciprocal().to(device)
         self._shift = (-MEAN / DEVIATION).to(device)
-        # NVIDIA's float32 convolutions are of 10 bits (TF32) unless told otherwise.
-        torch.backends.cudnn.allow_tf32 = False
+        if device.type == "cuda":
+            torch.backends.cudnn.allow_tf32 = False  # float32 convolutions would be of 10 bits unless told otherwise
+            torch.set_num_threads(1)  # more, which had little to do, would wait for the cores that decode
         self.precision = self._precision(learned_in)
         self._extract = Replayed(self._extracted, device) if device.type == "cuda" else self._extracted
 
@@ -125,10 +126,10 @@ class Engine:
 
         Runs on threads of the decoder, on the CPU, where torch has a fast kernel for bytes.
         """
-        x = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # [1, 3, h, w], channels last
-        if tuple(x.shape[2:]) != self.settings.input_shape:
-            x = F.interpolate(x, size=self.settings.input_shape, mode="bilinear", antialias=True, align_corners=False)
-        return x[0]
+        x, size = torch.from_numpy(pixels).permute(2, 0, 1), self.settings.input_shape  # [3, h, w], channels last
+        if pixels.shape[:2] == size:
+            return x
+        return F.interpolate(x[None], size=size, mode="bilinear", antialias=True, align_corners=False)[0]
 
     def batches(self, images: Iterable[Tensor]) -> Iterator[Tensor]:
         """Features [B, P, D] of prepared images [3, H, W], B at most max_batch; images are taken as they are needed."""
@@ -151,7 +152,7 @@ class Engine:
             failpoint("forward", str(len(images)))
             H, W = self.settings.input_shape
             pixels = torch.empty(len(images), H, W, 3, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
-            torch.stack([image.permute(1, 2, 0) for image in images], out=pixels)  # as they lie in memory
+            torch.stack(images, out=pixels.permute(0, 3, 1, 2))  # channels last, as they lie in memory
             return self._extract(pixels)
         except torch.OutOfMemoryError as error:
             if len(images) == 1:

@@ -1,7 +1,7 @@
-import time
 from collections.abc import Iterator
 from itertools import permutations
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -178,14 +178,15 @@ def test_the_faster_precision_is_found_by_a_trial(monkeypatch: pytest.MonkeyPatc
 
 
 def slowed_down(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, seconds: float) -> None:
-    """Have forward passes take 0.3 s, and so much longer in one precision."""
-    real = Engine._features
+    """Have forward passes take 0.3 s by the engine's clock, and so much longer in one precision."""
+    real, clock = Engine._features, [0.0]
 
     def features(self: Engine, images: Tensor, of: torch.dtype) -> tuple[Tensor, tuple[int, int]]:
-        time.sleep(0.3 + seconds * (of is dtype))
+        clock[0] += 0.3 + seconds * (of is dtype)
         return real(self, images, of)
 
     monkeypatch.setattr(Engine, "_features", features)
+    monkeypatch.setattr("worker.engine.time", SimpleNamespace(perf_counter=lambda: clock[0]))
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])

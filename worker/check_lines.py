@@ -2,14 +2,15 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import redis
 
+from worker.errands import waited
 from worker.errors import ModelError, SnapshotError, WorkerError
 from worker.settings import LineConfig, Settings, line_configs
-from worker.snapshots import SnapshotStore
+from worker.stores import Store, open_store
 from worker.streams.line_streams import ANSWERING, LEARNING, LineStreams, entry_key
 from worker.versions import gone_back
 
@@ -21,7 +22,7 @@ Told = tuple[str, str | WorkerError]  # OK or NOTE, and what was found; an error
 
 def learn_anew(settings: Settings, streams: LineStreams) -> str:
     """How a person has a line begin again."""
-    return f"move {settings.snapshots.directory / streams.line} away and DEL {streams.state_key}"
+    return f"move {open_store(settings.snapshots, streams.line).place} away and DEL {streams.state_key}"
 
 
 # -- keys --------------------------------------------------------------------------------------------------------------
@@ -100,34 +101,37 @@ def _is_wrong(read: Callable[[str], Any], key: str) -> bool:
     return False
 
 
-# -- disk --------------------------------------------------------------------------------------------------------------
+# -- versions ----------------------------------------------------------------------------------------------------------
 
 
 def look_at_versions(settings: Settings, client: Any, fingerprint: str) -> Iterator[Told]:
     """Each line's version: there, and learned with the backbone that is configured."""
 
     def look(name: str) -> tuple[str, str]:
-        store, streams = SnapshotStore(settings.snapshots.directory, name), LineStreams(client, name)
-        return _version(store, streams, fingerprint, learn_anew(settings, streams))
+        store, streams = open_store(settings.snapshots, name), LineStreams(client, name)
+        kept = waited(store.kept, store.remote, settings.snapshots.timeout_seconds, store.place)
+        found = {version.stem: version.about for version in kept if not version.bad}
+        return _version(store, found, streams, fingerprint, learn_anew(settings, streams))
 
     return _each(settings, look)
 
 
-def _version(store: SnapshotStore, streams: LineStreams, fingerprint: str, anew: str) -> tuple[str, str]:
-    name, stems, committed = streams.line, store.stems(), streams.state().get("model", "")
-    if committed and not stems:
+def _version(
+    store: Store, found: Mapping[str, Mapping[str, Any]], streams: LineStreams, fingerprint: str, anew: str
+) -> tuple[str, str]:
+    name, committed = streams.line, streams.state().get("model", "")
+    if committed and not found:
         raise ModelError(
-            f"line {name}: version {committed} is committed, and {store.directory.resolve()} holds no snapshot; set "
+            f"line {name}: version {committed} is committed, and {store.place} holds no snapshot; set "
             f"snapshots.directory to where it lies, or learn anew: {anew}"
         )
-    if not stems:
+    if not found:
         return OK, f"{name} (none yet)"
-    serves = committed if committed in stems else stems[-1]
-    (path,) = (path for path in store.files() if path.name == f"{serves}.safetensors")
-    if store.about(path).get("fingerprint") not in (fingerprint, None):
+    serves = committed if committed in found else max(found)
+    if found[serves].get("fingerprint") not in (fingerprint, None):
         raise ModelError(
-            f"line {name}: {path} was learned with another backbone, weights, layers or input_shape; restore those, or "
-            f"learn anew: {anew}"
+            f"line {name}: {store.place}/{serves} was learned with another backbone, weights, layers or input_shape; "
+            f"restore those, or learn anew: {anew}"
         )
     if committed and serves != committed:
         return NOTE, f"{name}: {committed} is committed, and not there; {serves} serves"
@@ -136,26 +140,34 @@ def _version(store: SnapshotStore, streams: LineStreams, fingerprint: str, anew:
 
 def look_at_room(settings: Settings, features: int | None) -> Iterator[Told]:
     """Whether the disk has room for all the versions that are kept, and for one more that is being written."""
-    directory = settings.snapshots.directory
-    lines = line_configs(settings)
-    stores = {line.name: SnapshotStore(directory, line.name) for line in lines}
-    there = sum(path.stat().st_size for store in stores.values() for path in store.files())
-    wanted = (settings.snapshots.keep + 1) * sum(_largest(line, stores[line.name], features) for line in lines)
+    snapshots, lines = settings.snapshots, line_configs(settings)
+    directory = snapshots.on_this_machine
+    sizes = dict[str, list[int]]()
+    for line in lines:
+        store = open_store(snapshots, line.name)
+        kept = waited(store.kept, store.remote, snapshots.timeout_seconds, store.place)
+        sizes[line.name] = [version.bytes for version in kept]
+    there = sum(map(sum, sizes.values()))
+    wanted = (snapshots.keep + 1) * sum(_largest(line, sizes[line.name], features) for line in lines)
+    if directory != snapshots.directory:
+        more = max(0, wanted - there) / MB
+        yield OK, f"{snapshots.directory} does not say how much room it has; up to {more:.0f} MB more are needed"
+        return
     disk = os.statvfs(directory)
     free = disk.f_bavail * disk.f_frsize
     if free + there < wanted:
         raise SnapshotError(
-            f"{directory.resolve()} has {free / MB:.0f} MB free, and {len(lines)} lines with {settings.snapshots.keep} "
+            f"{directory.resolve()} has {free / MB:.0f} MB free, and {len(lines)} lines with {snapshots.keep} "
             f"versions each need up to {(wanted - there) / MB:.0f} MB more; free the disk, set snapshots.directory to "
             "another, or lower snapshots.keep or model.bank_size"
         )
     yield OK, f"{free / MB:.0f} MB free, up to {max(0, wanted - there) / MB:.0f} MB more are needed"
 
 
-def _largest(line: LineConfig, store: SnapshotStore, features: int | None) -> int:
+def _largest(line: LineConfig, sizes: list[int], features: int | None) -> int:
     """Without a backbone nobody knows the number of features: then as large as those that there are."""
     if features is None:
-        return max((path.stat().st_size for path in store.files()), default=0)
+        return max(sizes, default=0)
     return largest_version(line, features)
 
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from worker.check_lines import NOTE, OK, Told, look_at_room, look_at_streams, look_at_versions
-from worker.errors import ConfigurationError, RedisUnreachableError, SnapshotError, WorkerError, one_line
+from worker.errors import ConfigurationError, RedisUnreachableError, SnapshotError, StoreError, WorkerError, one_line
 from worker.fleet import configured, declared
 from worker.settings import LINES_KEY, LineSettings, Settings, line_configs
 from worker.streams.address import shown
@@ -159,6 +159,9 @@ def _streams(settings: Settings, seen: Seen) -> Iterator[Told]:
 
 def _snapshots(settings: Settings, _: Seen) -> Iterator[Told]:
     directory = settings.snapshots.directory
+    if isinstance(directory, str):
+        yield _object_store(directory, settings.snapshots.timeout_seconds)
+        return
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=directory) as file:
@@ -170,6 +173,17 @@ def _snapshots(settings: Settings, _: Seen) -> Iterator[Told]:
             f"snapshots.directory {directory} cannot be written: {error}; mend its rights, or name another"
         ) from None
     yield OK, f"{directory.resolve()} can be written"
+
+
+def _object_store(url: str, seconds: float) -> Told:
+    from worker.errands import waited
+    from worker.objects import tried
+
+    try:
+        waited(lambda: tried(url), True, seconds, url)
+    except StoreError as error:
+        raise SnapshotError(str(error)) from None
+    return OK, f"{url} can be written and read, and overwrites nothing"
 
 
 def _http(settings: Settings, _: Seen) -> Iterator[Told]:
@@ -237,7 +251,8 @@ def _versions(settings: Settings, seen: Seen) -> Iterator[Told]:
 
 
 def _disk(settings: Settings, seen: Seen) -> Iterator[Told]:
-    if not settings.snapshots.directory.is_dir():
+    directory = settings.snapshots.directory
+    if isinstance(directory, Path) and not directory.is_dir():
         yield SKIPPED, "not looked at: snapshots come first"
         return
     yield from look_at_room(settings, None if seen.engine is None else _features(seen.engine))

@@ -1,9 +1,10 @@
-"""`mhpc-worker snapshots`: the versions of a line on disk."""
+"""`mhpc-worker snapshots`: the versions of a line, on disk or in an object store."""
 
 import json
-from datetime import UTC, datetime
+from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -22,10 +23,14 @@ from worker.cli_options import (
     settings_of,
     tell,
 )
-from worker.errors import AbsentError, ModelError, SnapshotError, one_line, printable
+from worker.errors import AbsentError, ModelError, SnapshotError, StoreError, one_line, printable
 
 if TYPE_CHECKING:
-    from worker.snapshots import SnapshotStore
+    from worker.settings import Settings
+    from worker.snapshots import Kept
+    from worker.stores import Store
+
+T = TypeVar("T")
 
 snapshots = typer.Typer(no_args_is_help=True, help="List, verify, pin or roll back to the versions of a line.")
 
@@ -45,7 +50,7 @@ def list_versions(
     settings, store = _store(line, config, redis)
     streams = LineStreams(views.connect(settings), line_of(settings, line))
     committed = streams.state().get("model") or None
-    rows = _rows(store, committed)
+    rows = _rows(_within(settings, store, store.kept), committed)
     if as_json:
         for row in rows:
             typer.echo(json.dumps(row))
@@ -55,7 +60,7 @@ def list_versions(
         if any(row[mark] for row in rows for mark in MARKS):
             typer.echo(LEGEND)
     else:
-        typer.echo(f"line {streams.line} has no versions in {store.directory}")
+        typer.echo(f"line {streams.line} has no versions in {store.place}")
     if committed and committed not in [row["version"] for row in rows]:
         typer.echo(f"committed is {committed}, which is not there: set snapshots.directory to where it lies")
 
@@ -65,11 +70,13 @@ def verify(
     line: LineOption = None, config: ConfigOption = None, redis: UrlOption = None, as_json: JsonFlag = False
 ) -> None:
     """Load each version and check its checksum; exit code 1 if one is bad."""
-    _, store = _store(line, config, redis)
+    settings, store = _store(line, config, redis)
     good, bad = list[str](), list[str]()
-    for version in store.stems():
-        problem = _problem(store, version)
-        if problem and version not in store.stems():  # a worker pruned it or set it aside meanwhile
+    for version in _within(settings, store, store.stems):
+        problem = _problem(settings, store, version)
+        if problem and version not in _within(
+            settings, store, store.stems
+        ):  # a worker pruned it or set it aside meanwhile
             continue
         (bad if problem else good).append(version)
         if as_json:
@@ -78,9 +85,9 @@ def verify(
             typer.echo(f"BAD {version}  {printable(problem)}" if problem else f"ok  {version}")
     if bad:
         raise SnapshotError(f"{len(bad)} of {len(bad) + len(good)} versions cannot be used: {', '.join(bad)}; "
-                            + _remedy(store, good))  # fmt: skip
+                            + _remedy(store.place, line_of(settings, line), good))  # fmt: skip
     if not as_json:
-        typer.echo(f"{len(good)} versions in {store.directory}, each is whole")
+        typer.echo(f"{len(good)} versions in {store.place}, each is whole")
 
 
 @snapshots.command(epilog=examples("snapshots pin 0000000003-0000000012 --line press-3"))
@@ -88,8 +95,8 @@ def pin(
     version: VersionArgument, line: LineOption = None, config: ConfigOption = None, redis: UrlOption = None
 ) -> None:
     """Keep a version until it is unpinned, however many come after it."""
-    _, store = _store(line, config, redis)
-    store.pin(version)
+    settings, store = _store(line, config, redis)
+    _within(settings, store, lambda: store.pin(version))
     typer.echo(f"{version} is pinned: it is kept until mhpc-worker snapshots unpin {version}")
 
 
@@ -98,8 +105,8 @@ def unpin(
     version: VersionArgument, line: LineOption = None, config: ConfigOption = None, redis: UrlOption = None
 ) -> None:
     """Let a pinned version be pruned in its turn."""
-    _, store = _store(line, config, redis)
-    store.unpin(version)
+    settings, store = _store(line, config, redis)
+    _within(settings, store, lambda: store.unpin(version))
     typer.echo(f"{version} is no longer pinned: it goes when snapshots.keep newer ones are there")
 
 
@@ -118,51 +125,53 @@ def rollback(
     tell(settings, line_of(settings, line), "rollback", [version], by, timeout, as_json)
 
 
-def _store(line: str | None, config: Path | None, redis: str | None) -> "tuple[Any, SnapshotStore]":
+def _store(line: str | None, config: Path | None, redis: str | None) -> "tuple[Settings, Store]":
     settings = settings_of(config, redis)
     name = line_of(settings, line)
-    from worker.snapshots import SnapshotStore  # last: it loads torch, and usage errors need none
+    from worker.stores import open_store  # last: it loads torch, and usage errors need none
 
-    return settings, SnapshotStore(settings.snapshots.directory, name)
+    return settings, open_store(settings.snapshots, name)
 
 
-def _problem(store: "SnapshotStore", version: str) -> str:
+def _within(settings: "Settings", store: "Store", work: Callable[[], T]) -> T:
+    """A store may be slow, or away."""
+    from worker.errands import waited
+
+    return waited(work, store.remote, settings.snapshots.timeout_seconds, store.place)
+
+
+def _problem(settings: "Settings", store: "Store", version: str) -> str:
     try:
-        store.load(version)
+        _within(settings, store, lambda: store.verify(version))
+    except StoreError:  # it says nothing of the version
+        raise
     except (SnapshotError, AbsentError, ModelError) as error:
         return one_line(error)
     return ""
 
 
-def _remedy(store: "SnapshotStore", good: list[str]) -> str:
+def _remedy(place: str, line: str, good: list[str]) -> str:
     if not good:
-        return f"restore a copy into {store.directory}; a worker that starts finds no version to go on from"
+        return f"restore a copy into {place}; a worker that starts finds no version to go on from"
     return (
-        f"restore a copy into {store.directory}, or go on from {good[-1]}: mhpc-worker snapshots rollback {good[-1]} "
-        f"--line {store.directory.name}; a worker that starts passes over a damaged one to the newest whole before it"
+        f"restore a copy into {place}, or go on from {good[-1]}: mhpc-worker snapshots rollback {good[-1]} "
+        f"--line {line}; a worker that starts passes over a damaged one to the newest whole before it"
     )
 
 
-def _rows(store: "SnapshotStore", committed: str | None) -> list[dict[str, Any]]:
-    rows = []
-    for path in store.files():
-        try:
-            stat = path.stat()
-        except FileNotFoundError:  # pruned meanwhile
-            continue
-        about = store.about(path)
-        rows.append(
-            {
-                "version": path.stem,
-                "bytes": stat.st_size,
-                "when": datetime.fromtimestamp(stat.st_mtime, UTC).isoformat(timespec="seconds"),
-                **{name: about.get(name) for name in ("phase", "images_learned", "applied_through")},
-                "committed": path.stem == committed,
-                "pinned": store.pinned(path.stem),
-                "bad": path.suffix == ".bad",
-            }
-        )
-    return rows
+def _rows(kept: "list[Kept]", committed: str | None) -> list[dict[str, Any]]:
+    return [
+        {
+            "version": version.stem,
+            "bytes": version.bytes,
+            "when": version.when.isoformat(timespec="seconds"),
+            **{name: version.about.get(name) for name in ("phase", "images_learned", "applied_through")},
+            "committed": version.stem == committed,
+            "pinned": version.pinned,
+            "bad": version.bad,
+        }
+        for version in kept
+    ]
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:

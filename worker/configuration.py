@@ -96,7 +96,8 @@ def _told(problem: ErrorDetails, above: tuple[str, ...] = ()) -> str:
     if kind == "extra_forbidden":
         return f"{key}: unknown key; known here: {', '.join(_keys_beside((*above, *loc)))}"
     text = EXPECTED.get(kind, problem["msg"].removeprefix("Value error, "))
-    secret = {"redis", "tokens"} & set(loc) or isinstance(came, dict)  # an address may carry a password
+    address = {"redis", "tokens"} & set(loc) or loc[:2] == ("snapshots", "directory")  # it may carry a password
+    secret = address or isinstance(came, dict)
     return f"{key}: {text}" if secret else f"{key}: {text} (came: {came!r})"
 
 

@@ -12,7 +12,7 @@ import structlog
 from worker.answering import Answering
 from worker.crashes import CrashFile
 from worker.engine import Engine, pick_device
-from worker.errors import AbsentError, ConfigurationError, FencedError, ModelError
+from worker.errors import AbsentError, ConfigurationError, FencedError, ModelError, StoreError
 from worker.fleet import Fleet, configured
 from worker.http import HttpServer, make_app
 from worker.keeper import Keeper
@@ -21,10 +21,10 @@ from worker.line import Line
 from worker.lines import Lines, needing_a_restart
 from worker.metrics import Metrics
 from worker.notify import Notifier
-from worker.refusals import REFUSED_SECONDS, VERSION, Refusals
+from worker.refusals import REFUSED_SECONDS, STORE, VERSION, Refusals
 from worker.resync import Resync, lost_meanwhile
 from worker.settings import LineConfig, Settings
-from worker.snapshots import SnapshotStore
+from worker.stores import open_store
 from worker.streams.client import CONNECTION_ERRORS, connect
 from worker.streams.line_streams import LineStreams
 from worker.streams.review import review_caps
@@ -63,13 +63,13 @@ class Worker:
         configured(self.settings)
         self.client = connect(self.settings.redis, redialled=self.redialled.set)
         self.fleet = Fleet(self.client, self.settings, self.holder, self.metrics)
-        wanted = self.fleet.wanted()
+        wanted, snapshots = self.fleet.wanted(), self.settings.snapshots
         self.engine = Engine(
             self.settings.model,
             pick_device(self.settings.worker.device),
             self.metrics,
             self._in_a_turn,
-            learned_in(self._store(config.name) for config in wanted),
+            learned_in((open_store(snapshots, config.name) for config in wanted), snapshots.timeout_seconds),
         )
         told = {"unique_ids": str(self.settings.streams.unique_ids)}  # for producers that would send an entry again
         self.lines = Lines(self._keeper, self.metrics, told)
@@ -79,7 +79,7 @@ class Worker:
         streams, weights = self.lines.streams, self.lines.weights
         self.answering = Answering(self.settings, self.engine, self.metrics, streams, weights)
         self.learning = Learning(self.answering, self.lines, self.holder, self._in_a_turn)
-        self.crash_file = CrashFile(self.settings.snapshots.directory, self.settings.worker.name)
+        self.crash_file = CrashFile(snapshots.on_this_machine, self.settings.worker.name)
         if self.crash_file.open():
             self.answering.intake.rewind(self.keepers, alone=True)
             for keeper in self.keepers.values():
@@ -106,16 +106,13 @@ class Worker:
         return Keeper(
             lambda: Line(config, model.pca_variance_ratio, device),
             LineStreams(self.client, config.name),
-            self._store(config.name),
+            open_store(self.settings.snapshots, config.name),
             self.settings.snapshots,
             self.engine.fingerprint,
             self.metrics,
             review_caps(self.settings),
             self.engine.precision,
         )
-
-    def _store(self, line: str) -> SnapshotStore:
-        return SnapshotStore(self.settings.snapshots.directory, line)
 
     # -- run ---------------------------------------------------------------------------------------------------------
 
@@ -226,7 +223,8 @@ class Worker:
             if keeper.stopped and keeper.line.name not in self.refusals:
                 self._guarded(keeper, lambda k: self.resync(k, self.holder))
         block_ms = None if self._learning_waits else BLOCK_MS
-        self.answering.turn(self.client, self._usable(), block_ms)
+        loaded = {name: keeper for name, keeper in self._usable().items() if keeper.loaded}
+        self.answering.turn(self.client, loaded, block_ms)
         self._refuse_all()
         self._learning_waits = self.learning.turn(self._usable(), self._guarded)
         if time.monotonic() >= self._gauges_at:
@@ -249,6 +247,8 @@ class Worker:
             log.info("a version went while it was loaded; the next one is", line=keeper.line.name, version=str(error))
         except redis.ResponseError as error:
             self.refusals.add(keeper.line.name, str(error))
+        except StoreError as error:
+            self.refusals.add(keeper.line.name, str(error), STORE)
         except ModelError as error:
             if not self.settings.worker.fleet:
                 raise

@@ -59,6 +59,12 @@ class SnapshotError(WorkerError):
     """A snapshot that cannot be written, or is not whole."""
 
 
+class StoreError(ModelError):
+    """A store of snapshots that cannot be asked here and now: it is slow, away, or refuses; try again."""
+
+    exit_code = 1
+
+
 class FencedError(WorkerError):
     """Another keeper holds the line with a higher epoch: this one reads and commits nothing more."""
 

@@ -65,11 +65,16 @@ EXPLAINED: dict[str, dict[str, str]] = {
         "track_bound": "How far it may follow, as a share of the threshold that calibration found.",
     },
     "SnapshotSettings": {
-        "": "Versions of what was learned, on disk.",
-        "directory": "The folder; each line has one of its own in it.",
+        "": "Versions of what was learned, on disk or in an object store.",
+        "directory": "The folder, or an object store as fsspec has it, such as s3://BUCKET/PREFIX (pip install s3fs) "
+        "or gs://BUCKET/PREFIX (pip install gcsfs); each line has a folder of its own in it.",
         "every_images": "A snapshot is written after so many images,",
         "every_seconds": "or after so many seconds, whichever comes first.",
         "keep": "Versions that stay; pinned ones stay beside them.",
+        "timeout_seconds": "Seconds that an object store may take for a version; then it is tried again, and the "
+        "version before goes on.",
+        "cache": "With an object store: the folder of this machine where the one or two newest versions of each line "
+        "stay.",
     },
     "StreamSettings": {
         "": "What is kept in Redis, and what is read from it.",

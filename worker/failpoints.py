@@ -16,6 +16,7 @@ VARIABLE = "WORKER_FAILPOINT"
 NAMES = (
     "read", "decode", "forward", "gate", "gate_done",  # answering
     "learn_read", "apply", "temporary", "fsync", "rename", "commit", "commit_done", "acknowledge",  # learning
+    "upload", "manifest",  # the same, with an object store
 )  # fmt: skip
 
 

@@ -251,7 +251,9 @@ class Fleet:
         if now < self._follow_at.get(name, 0.0):
             return
         self._follow_at[name] = now + LOOK_SECONDS
-        keeper.follow()
+        if not keeper.follow():
+            self._follow_at[name] = now  # it is looked for in every turn until it has come
+            return
         if keeper.streams.client.get(keeper.streams.lease):
             keeper.problem = ""
             self._orphan_since.pop(name, None)

@@ -10,18 +10,20 @@ from torch import Tensor
 
 from worker.errors import FencedError, SnapshotError, one_line
 from worker.failpoints import failpoint
+from worker.following import Follower
 from worker.lease import Lease
 from worker.line import PAUSED, SCORING, Line
 from worker.metrics import Metrics
 from worker.owed import Owed, Usable, nobody
 from worker.reading import Reading
 from worker.records import Serving
+from worker.saving import Saving
 from worker.schedule import Schedule
 from worker.settings import SnapshotSettings
-from worker.snapshots import SnapshotStore, stem_of
+from worker.snapshots import stem_of
+from worker.stores import Store
 from worker.streams.line_streams import (
     ANSWERING,
-    FROM_START,
     LEARNING,
     REVIEW_CAPS,
     Entry,
@@ -30,22 +32,23 @@ from worker.streams.line_streams import (
     entry_key,
 )
 from worker.upkeep import Upkeep
-from worker.versions import gone_back, load_line
 from worker.watching import committed, set_gauges
 
 ACQUIRE_SECONDS = 2.0  # between attempts while another holds the lease
+SOON_SECONDS = 0.1  # while a version is on its way
+CLOSE_SECONDS = 2.0  # that a last version may keep all lines waiting
 
 log = structlog.get_logger()
 
 Extract = Callable[[str, Entry], Iterable[Tensor]]  # an entry's features, in chunks [B, P, D]
 
 
-class Keeper:
-    """Owns one line under one epoch.
+class Keeper(Follower):
+    """Owns one line under one epoch; until then it follows who does.
 
     1. acquire: the lease and a higher epoch; load the committed version; read the pending entries again.
     2. learn: apply what lies past applied_through.
-    3. snapshot: make it durable on disk.
+    3. snapshot: make it durable, on disk or in an object store.
     4. commit: model, phase, threshold and applied_through together, if the epoch still stands.
     5. acknowledge: only what the committed version holds.
     """
@@ -54,29 +57,24 @@ class Keeper:
         self,
         make_line: Callable[[], Line],
         streams: LineStreams,
-        store: SnapshotStore,
+        store: Store,
         settings: SnapshotSettings,
         fingerprint: str,
         metrics: Metrics,
         review: ReviewCaps = REVIEW_CAPS,
         precision: torch.dtype = torch.float32,
     ) -> None:
-        self.make_line = make_line
-        self.line = make_line()
-        self.streams = streams
-        self.store = store
+        super().__init__(make_line, streams, store, fingerprint, settings.timeout_seconds)
         self.settings = settings
         self.metrics = metrics
         self.review = review
         self.origin = {"fingerprint": fingerprint, "precision": str(precision).removeprefix("torch.")}
         self.epoch = 0  # 0: not the keeper
         self.stopped = False  # the stream went back behind what was learned; a person must look
-        self.problem = "the lease is not held yet"
         self.lease = Lease(streams)
         self._seq, self._acquire_at = 0, 0.0
-        self.model = ""  # the version that `line` was loaded from or committed as
-        self._loaded_for: str | None = None  # what Redis said was committed when `line` was loaded
         self.reading = Reading(streams)
+        self.saving = Saving(store, settings.timeout_seconds)
         self.schedule = Schedule(settings)
         self.owed = Owed()
         self.upkeep = Upkeep(metrics)
@@ -91,33 +89,20 @@ class Keeper:
         if (self.stopped and not resync) or time.monotonic() < self._acquire_at:
             return
         self._acquire_at = time.monotonic() + ACQUIRE_SECONDS
-        self.follow()  # first: who cannot load the line's version must not hold its lease
+        if not self.follow():  # first: who cannot load the line's version must not hold its lease
+            self._acquire_at = time.monotonic() + SOON_SECONDS
+            return
         epoch, _ = self.lease.acquire(holder, self.store.highest_epoch(), take_over)
         self.problem = ""  # whoever keeps it: this one answers by the version that it follows
         if epoch:
-            self.follow()  # again: the keeper before may have committed in between
             try:
-                self._open(epoch, resync)
+                if self.follow():  # again: the keeper before may have committed in between
+                    self._open(epoch, resync)
+                else:
+                    self.streams.release(epoch, holder)
             except BaseException:
                 self.epoch = 0  # half open is not open: it is done again
                 raise
-
-    def follow(self) -> None:
-        """Load the committed version if it is another; who does not keep the line answers by it all the same."""
-        state = self.streams.state()
-        committed = state.get("model", "")
-        if committed != self._loaded_for:
-            self.line, self.model = load_line(
-                self.make_line, self.store, self.origin["fingerprint"], committed, self._how_to_learn_anew
-            )
-            self._loaded_for = committed
-            # Commands that were refused are in no version.
-            through = state.get("commands_through", FROM_START)
-            self.line.commands_through = max(through, self.line.commands_through, key=entry_key)
-
-    def regression(self) -> str:
-        """What is to be said where the stream ends before what was learned."""
-        return gone_back(self.line.name, self.streams.last_id(), self.line.applied_through, self._how_to_learn_anew)
 
     def _open(self, epoch: int, resync: bool) -> None:
         """Begin to keep the line under a new epoch."""
@@ -135,26 +120,23 @@ class Keeper:
         if self.model == self._loaded_for or not self.model:
             self._publish(self.model, self.line.serving)
         else:
-            self.snapshot()  # versions only grow: old content comes back as a new version
+            self.changed()  # versions only grow: old content comes back as a new version
         if self.line.phase == SCORING:
             self.reading.acknowledge_rest()
         done, wanted = self.line.progress
         log.info("line opened", line=self.line.name, epoch=epoch, phase=self.line.phase, images=done, of=wanted)
 
-    @property
-    def _how_to_learn_anew(self) -> str:
-        return f"move {self.store.directory} away and DEL {self.streams.state_key}"
-
     def lose(self, problem: str) -> None:
         """Stop keeping; what was not committed comes again to the next keeper, commands and all."""
         self.epoch, self.problem, self._loaded_for, self.owed = 0, problem, None, Owed()
+        self.saving.forget()
         self._acquire_at = time.monotonic() + ACQUIRE_SECONDS
         self.metrics.forget_keeping(self.line.name)
 
     def obeyed(self, reply: bytes, moved: bool, dropped: list[str], usable: Usable = nobody) -> None:
         """Commit what a command made of the line and its answer; if it `moved`, learning begins behind what is applied.
 
-        A disk that refuses leaves it to the next attempt, and no other command is obeyed before.
+        A store that refuses leaves it to the next attempt, and no other command is obeyed before.
         """
         self.owed.reply, self.owed.dropped = reply, dropped
         self._take_set_aside(usable)
@@ -164,8 +146,9 @@ class Keeper:
         self.changed()
 
     def changed(self) -> None:
-        """Make a version of what was changed by other means than learning, as soon as the disk takes it."""
+        """Make a version of what was changed by other means than learning, as soon as the store takes it."""
         self.owed.changed = True
+        self.saving.forget()  # what is on its way is the line as it was
         self.snapshot()
 
     def refused(self, reply: bytes) -> None:
@@ -176,7 +159,7 @@ class Keeper:
 
     def learn(self, extract: Extract, count: int, usable: Usable = nobody) -> int:
         """Read and apply up to `count` entries; returns how many were read."""
-        if not self.line.learns or self.schedule.held_up:
+        if not self.line.learns or self.saving.stem or self.schedule.held_up:
             return 0
         entries = self.reading.read(count)
         failpoint("learn_read")
@@ -235,29 +218,32 @@ class Keeper:
     @property
     def snapshot_due(self) -> bool:
         """Whether what was learned, or what a command changed, is to be made durable now."""
+        if self.saving.waits or self.saving.stem:
+            return not self.saving.waits
         if self.owed.changed:
             return self.schedule.due(owed=True, ended=True)
         ended = self.line.shown_phase != self.line.serving.phase
         return self.schedule.due(bool(self.reading.unacknowledged), ended)
 
-    def snapshot(self) -> None:
-        """Write, commit, acknowledge, in that order; a disk that refuses is reported, and tried again later.
+    def snapshot(self, wait: float = 0.0) -> None:
+        """Write, commit, acknowledge, in that order; a store that refuses is reported, and tried again later.
 
+        While a version is on its way to an object store, this waits so many seconds for it, and is to be called again.
         What a command changed is answered by the commit that makes it last.
 
         Raises:
             FencedError: another keeper took over; nothing of this was committed.
         """
-        line, stem = self.line, stem_of(self.epoch, self._seq + 1)
-        tensors, metadata = line.state()
+        line = self.line
         try:
             with self.metrics.stage("snapshot"):
-                self.store.write(stem, tensors, {**metadata, "epoch": self.epoch, **self.origin})
+                if not (stem := self._saved(wait)):
+                    return
         except SnapshotError as error:
             self.schedule.refused()
             log.error("snapshot failed; nothing is acknowledged", line=line.name, error=str(error))
+            self.streams.show(self.epoch, {"problem": f"no snapshot, and nothing is acknowledged: {error}"})
             return
-        self._seq += 1
         self._publish(stem, line.served_by(stem))
         self.schedule.restart()
         self.metrics.snapshot_last_success.labels(line.name).set_to_current_time()
@@ -265,8 +251,18 @@ class Keeper:
         self.reading.acknowledge()
         if line.phase == SCORING:
             self.reading.acknowledge_rest()
-        self.store.prune(self.settings.keep, stem)
+        self.saving.prune(self.settings.keep, stem)
         log.info("snapshot", line=line.name, model=stem, phase=line.phase, applied_through=line.applied_through)
+
+    def _saved(self, wait: float) -> str:
+        """The version of the line as it is that the store has now; "" while it has none."""
+        if not self.saving.stem:
+            tensors, metadata = self.line.state()
+            stem = stem_of(self.epoch, self._seq + 1)
+            if not self.saving.begin(stem, tensors, {**metadata, "epoch": self.epoch, **self.origin}):
+                return ""
+            self._seq += 1  # whether it arrives or not: a name is used once
+        return self.saving.arrived(wait)
 
     def _publish(self, model: str, serving: Serving) -> None:
         """Commit the line's state as one, with what is owed."""
@@ -293,7 +289,7 @@ class Keeper:
         self.upkeep(self.streams, self.epoch, [ANSWERING] if phase in (SCORING, PAUSED) else [ANSWERING, LEARNING])
 
     def close(self, holder: str) -> None:
-        """Drain: what was applied is made durable and acknowledged, and the lease let go."""
-        if self.reading.unacknowledged or self.owed.changed:
-            self.snapshot()
+        """Drain: what was applied is made durable and acknowledged, if the store is not slow, and the lease let go."""
+        if self.reading.unacknowledged or self.owed.changed or self.saving.stem:
+            self.snapshot(CLOSE_SECONDS)
         self.streams.release(self.epoch, holder)

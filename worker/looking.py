@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import structlog
 from torch import Tensor
 
 from worker.commands import Means, execute
-from worker.errors import RefusedError
+from worker.errands import waited
+from worker.errors import RefusedError, StoreError
 from worker.keeper import Keeper
 from worker.owed import Usable, nobody
 from worker.snapshots import Snapshot
@@ -20,6 +22,7 @@ from worker.watching import ThresholdTracker, set_gauges, shown
 LOOK_SECONDS = 1.0
 TRACK_SECONDS = 5.0  # between readings of the results; each is a round trip that, with many lines, answers wait for
 SHOW_SECONDS = 5.0  # between showing the same again
+LOAD_SECONDS = 10.0  # that a rollback may keep all lines waiting; a lease lasts longer
 REFIT_SNAPSHOTS = 10  # times snapshots.every_seconds, between versions that differ by the threshold alone
 
 log = structlog.get_logger()
@@ -45,10 +48,10 @@ class Look:
             return
         self._at = now + LOOK_SECONDS
         for command in read_commands(keeper.streams, keeper.line.commands_through):
-            if keeper.owed.changed:  # the disk refuses: the one before is not answered yet
-                return
+            if keeper.owed.changed or keeper.saving.stem:
+                return  # the one before is not answered yet, or a version is on its way
             _obey(keeper, command, features, usable)
-        if now >= self._track_at:
+        if now >= self._track_at and not keeper.saving.stem:
             self._track_at = now + TRACK_SECONDS
             self._track()
         self._watch_drift()
@@ -107,6 +110,11 @@ def _means(keeper: Keeper, features: Features, dropped: list[str]) -> Means:
         return len(dropped)
 
     def load(version: str | None) -> Snapshot:
-        return load_for_rollback(keeper.store, keeper.origin["fingerprint"], keeper.model, version)
+        store, aside = keeper.store, keeper.store.remote
+        look = partial(load_for_rollback, store, keeper.fingerprint, keeper.model, version)
+        try:
+            return waited(look, aside, min(LOAD_SECONDS, keeper.settings.timeout_seconds), store.place)
+        except StoreError as error:
+            raise RefusedError(str(error)) from None
 
     return Means(of_part, forget_part, load, keeper.streams.last_id)

@@ -5,8 +5,8 @@ import time
 import structlog
 
 REFUSED_SECONDS = 1.0
-REDIS, VERSION = "Redis refuses", "its version cannot be loaded"
-SECONDS = {REDIS: REFUSED_SECONDS, VERSION: 5.0}  # to load one takes longer than to ask
+REDIS, VERSION, STORE = "Redis refuses", "its version cannot be loaded", "the store of its versions cannot be asked"
+SECONDS = {REDIS: REFUSED_SECONDS, VERSION: 5.0, STORE: 2.0}  # to load one takes longer than to ask
 
 log = structlog.get_logger()
 
@@ -41,8 +41,8 @@ class Refusals:
 
     @property
     def unloadable(self) -> list[str]:
-        """The lines whose version is missing, or of another backbone."""
-        return [name for name, (problem, _) in self._lines.items() if problem.startswith(VERSION)]
+        """The lines whose version is missing, of another backbone, or in a store that cannot be asked."""
+        return [name for name, (problem, _) in self._lines.items() if problem.startswith((VERSION, STORE))]
 
     @property
     def problems(self) -> dict[str, str]:

@@ -41,7 +41,8 @@ class Resync:
         if time.monotonic() < self._at.get(name, 0.0):
             return
         self._at[name] = time.monotonic() + LOOK_SECONDS
-        keeper.follow()
+        if not keeper.follow():
+            return
         if not keeper.regression():
             keeper.stopped = False
             return

@@ -3,7 +3,7 @@
 import re
 import socket
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
@@ -120,10 +120,36 @@ class ScoringSettings(Section):
 
 
 class SnapshotSettings(Section):
-    directory: Path = Path("snapshots")
+    directory: Path | str = Path("snapshots")  # a text is an address of an object store
     every_images: Positive = 500
     every_seconds: Annotated[float, Field(gt=0)] = 30.0
     keep: Annotated[int, Field(ge=2)] = 3
+    timeout_seconds: Annotated[float, Field(gt=0, le=3600)] = 60.0
+    cache: Path = Path("snapshots-cache")
+
+    @field_validator("directory", mode="before")
+    @classmethod
+    def _is_a_folder_or_an_address(cls, given: Any) -> Path | str:
+        if not isinstance(given, str | Path):
+            raise ValueError("expected a folder, or the address of an object store")
+        if "://" not in str(given):
+            return Path(given)
+        address = str(given)
+        scheme, _, rest = address.partition("://")
+        if "@" in rest and ":" in rest.partition("@")[0]:
+            raise ValueError("has a password in it; leave it out, the store's package takes one from the environment")
+        if not re.fullmatch("[a-z][a-z0-9+.-]*", scheme) or re.search("[?#]|::", address) or not rest.strip("/"):
+            raise ValueError("expected a folder, or SCHEME://BUCKET/PREFIX without options, such as s3://plant/models")
+        if scheme != "file":
+            return address.rstrip("/")
+        if not rest.startswith("/"):
+            raise ValueError("expected file:///FOLDER, from the root")
+        return Path(rest)  # as a folder: there it is fsynced, too
+
+    @property
+    def on_this_machine(self) -> Path:
+        """Where files of this machine alone belong."""
+        return self.directory if isinstance(self.directory, Path) else self.cache
 
 
 class StreamSettings(Section):

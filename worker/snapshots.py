@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +29,17 @@ class Snapshot(NamedTuple):
     metadata: dict[str, Any]
 
 
+class Kept(NamedTuple):
+    """What a store says of a version, unverified; `about` is empty where it cannot be read."""
+
+    stem: str
+    bytes: int
+    when: datetime
+    about: dict[str, Any]
+    pinned: bool
+    bad: bool
+
+
 def stem_of(epoch: int, seq: int) -> str:
     """Zero-padded, so that names sort as versions do."""
     return f"{epoch:010d}-{seq:010d}"
@@ -44,8 +56,15 @@ class SnapshotStore:
     lists the folder sees whole files only, and one that was reported written survives a power cut.
     """
 
+    remote = False  # it answers at once
+
     def __init__(self, directory: Path, line: str) -> None:
         self.directory = directory / line
+
+    @property
+    def place(self) -> str:
+        """For people."""
+        return str(self.directory.resolve())
 
     def stems(self) -> list[str]:
         """All versions on disk, oldest first."""
@@ -64,9 +83,10 @@ class SnapshotStore:
         Raises:
             SnapshotError: it could not be written (a full or read-only disk); nothing is left behind.
         """
-        manifest = {**metadata, "version": VERSION}
-        manifest["sha256"] = _digest(tensors, manifest)
-        content = save(dict(tensors), {"mhpc": json.dumps(manifest)})
+        self.put(stem, packed(tensors, metadata))
+
+    def put(self, stem: str, content: bytes) -> None:
+        """The same for what is packed; raises the same."""
         path = self.directory / f"{stem}.safetensors"
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         try:
@@ -101,22 +121,22 @@ class SnapshotStore:
             with safe_open(path, framework="pt") as file:
                 manifest = json.loads((file.metadata() or {})["mhpc"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            version, expected = manifest["version"], manifest.pop("sha256")
+            expected = manifest.pop("sha256")
         except FileNotFoundError:
             raise AbsentError(f"snapshot {path} is not there, or not any more") from None
         except OSError as error:
             raise ModelError(f"snapshot {path} cannot be read: {error}; mend its rights or the disk") from None
         except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise SnapshotError(f"snapshot {path} is damaged: {error!r}") from None
-        # The digest before the format, by a rule that all formats share: a flipped bit in the number is damage.
-        if (found := _digest(tensors, manifest)) != expected:
-            raise SnapshotError(f"snapshot {path} is damaged: SHA-256 {found}, its manifest says {expected}")
-        if version != VERSION:
-            raise ModelError(
-                f"snapshot {path} has format {version}, this release reads {VERSION}; use one that fits, "
-                "or learn anew under another line name"
-            )
-        return Snapshot(stem, tensors, manifest)
+        return verified(Snapshot(stem, tensors, manifest), expected, f"snapshot {path}")
+
+    def verify(self, stem: str) -> None:
+        """Read a version and forget it; raises what `load` raises."""
+        self.load(stem)
+
+    def at_hand(self, stem: str) -> Snapshot | None:
+        """What is left of a version where the store is not reached, which a disk always is."""
+        return None
 
     def mark_bad(self, stem: str) -> None:
         """Set a version aside, so that it is not tried again; a person may look at it."""
@@ -139,14 +159,20 @@ class SnapshotStore:
         paths = self.directory.glob("*-*.*")  # a folder that is absent has none
         return sorted(path for path in paths if STEM.match(path.stem) and path.suffix in (".safetensors", ".bad"))
 
-    def about(self, path: Path) -> dict[str, Any]:
-        """What a file says of its version, unverified; nothing where it cannot be read."""
-        try:
-            with safe_open(path, framework="pt") as file:
-                manifest = json.loads((file.metadata() or {})["mhpc"])
-        except (OSError, SafetensorError, KeyError, ValueError):
-            return {}
-        return manifest if isinstance(manifest, dict) else {}
+    def kept(self) -> list[Kept]:
+        """All versions, those that were set aside included, oldest first."""
+        found = list[Kept]()
+        for path in self.files():
+            with suppress(FileNotFoundError):  # pruned meanwhile
+                stat = path.stat()
+                when = datetime.fromtimestamp(stat.st_mtime, UTC)
+                bad = path.suffix == ".bad"
+                found.append(Kept(path.stem, stat.st_size, when, _about(path), self.pinned(path.stem), bad))
+        return found
+
+    def about_newest(self) -> dict[str, Any]:
+        """What the newest version says of itself, unverified; nothing where there is none, or it cannot be read."""
+        return next((_about(path) for path in self.files()[-1:]), {})
 
     def pinned(self, stem: str) -> bool:
         return self._path(stem, ".pin").exists()
@@ -164,7 +190,7 @@ class SnapshotStore:
                 return
             self._mark(stem, Path.unlink)  # it was pruned meanwhile
         there = ", ".join(self.stems()) or "none"
-        raise AbsentError(f"version {stem!r:.60} is not in {self.directory}; there are {there}")
+        raise AbsentError(f"version {stem!r:.60} is not in {self.place}; there are {there}")
 
     def unpin(self, stem: str) -> None:
         """
@@ -187,6 +213,45 @@ class SnapshotStore:
 
     def _path(self, stem: str, suffix: str = ".safetensors") -> Path:
         return self.directory / f"{stem}{suffix}"
+
+
+def _about(path: Path) -> dict[str, Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            manifest = json.loads((file.metadata() or {})["mhpc"])
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return {}
+    return manifest if isinstance(manifest, dict) else {}
+
+
+def packed(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> bytes:
+    """A version as bytes, with its digest."""
+    manifest = {**metadata, "version": VERSION}
+    manifest["sha256"] = _digest(tensors, manifest)
+    content: bytes = save(dict(tensors), {"mhpc": json.dumps(manifest)})
+    return content
+
+
+def verified(snapshot: Snapshot, expected: str, name: str) -> Snapshot:
+    """What was read, if it is what was written.
+
+    Args:
+        snapshot: its metadata is the manifest without the digest.
+        expected: that digest.
+
+    Raises:
+        SnapshotError: it is not.
+        ModelError: it is of another format.
+    """
+    # The digest before the format, by a rule that all formats share: a flipped bit in the number is damage.
+    if (found := _digest(snapshot.tensors, snapshot.metadata)) != expected:
+        raise SnapshotError(f"{name} is damaged: SHA-256 {found}, its manifest says {expected}")
+    if (version := snapshot.metadata.get("version")) != VERSION:
+        raise ModelError(
+            f"{name} has format {version}, this release reads {VERSION}; use one that fits, "
+            "or learn anew under another line name"
+        )
+    return snapshot
 
 
 def _digest(tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> str:

@@ -130,6 +130,16 @@ def test_a_pod_has_a_configuration_that_loads_and_the_name_that_stays_its_own(
     assert generator == {"name": "mhpc-worker", "files": ["config.toml=worker.toml"]}
 
 
+def test_a_bucket_instead_of_the_volume_is_a_matter_of_uncommenting(tmp_path: Path) -> None:
+    told = re.sub(r"^directory = .*\n", "", (FOLDER / "worker.toml").read_text(), flags=re.MULTILINE)
+    path = tmp_path / "worker.toml"
+    path.write_text(re.sub(r"^# (\w+ = )", r"\1", told, flags=re.MULTILINE))
+    snapshots = load_settings(path, environ={}).snapshots
+    assert (snapshots.directory, snapshots.cache) == ("s3://BUCKET/models", Path("/tmp/snapshots"))  # noqa: S108 - a pod's
+    policy = re.sub(r"^    # ", "    ", (FOLDER / "network.yaml").read_text(), flags=re.MULTILINE)
+    assert yaml.safe_load(policy)["spec"]["egress"][-1]["ports"] == [{"protocol": "TCP", "port": 443}]
+
+
 def test_what_kubernetes_tells_of_services_a_worker_would_refuse() -> None:
     with pytest.raises(ConfigurationError, match="MHPC_KEEPERS_SERVICE_HOST"):
         load_settings(FOLDER / "worker.toml", environ={"MHPC_KEEPERS_SERVICE_HOST": "10.0.0.1"})

@@ -62,6 +62,7 @@ NOT_RUN = {
     "make demo ARGS=--serve": "tests/worker/demo/test_serve.py runs its serving part; the whole takes minutes",
     "make test": "it runs these tests",
     "python3 -m venv venv && . venv/bin/activate": "make does so for this run, and installs the packages",
+    "pip install s3fs": "it comes with extra dev",
     "pip install -c constraints.txt .": "tests/deploy/test_wheel.py builds and installs; torch is a few GB",
     "docker run -d -p 127.0.0.1:6379:6379 redis:8": "no container engine in CI; the plant's Redis is another",
     "mhpc-worker run --config config.toml": "the plant's worker is started by it, before all others",

@@ -14,7 +14,10 @@ import redis
 import structlog
 import torch
 
+from tests.worker import bucket
 from tests.worker.calling import Call, Ended
+from tests.worker.faulty import Faults
+from tests.worker.faulty import faults as _faults
 from tests.worker.helpers import small_settings
 from tests.worker.keeping import ENTRIES, MakeKeeper, extract
 from tests.worker.turning import Run, running
@@ -95,6 +98,21 @@ def unbroken(make_keeper: MakeKeeper) -> Line:
         if line.learns:
             line.apply(entry, extract("", Entry(entry, entry.encode())))
     return line
+
+
+@pytest.fixture
+def faults() -> Iterator[Faults]:
+    """What goes wrong at faulty://."""
+    _faults.reset()
+    yield _faults
+    _faults.reset()
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """An S3 of this machine's own, at that address."""
+    with bucket.serving() as address:
+        yield address
 
 
 @pytest.fixture

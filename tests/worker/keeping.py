@@ -57,6 +57,11 @@ def assert_same(a: Line, b: Line) -> None:
         assert torch.equal(tensor, others[name]), name
 
 
+def file_of(keeper: Keeper, stem: str, suffix: str = ".safetensors") -> Path:
+    """Of a version, where it is on disk."""
+    return Path(keeper.store.place) / f"{stem}{suffix}"
+
+
 def flip_a_bit(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-1] ^= 1

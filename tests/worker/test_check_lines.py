@@ -112,7 +112,7 @@ def test_a_line_that_fails_hides_no_other(redis_url: str, tmp_path: Path, client
 
 
 def write(settings: Settings, line: str, stem: str, fingerprint: str = "f") -> SnapshotStore:
-    store = SnapshotStore(settings.snapshots.directory, line)
+    store = SnapshotStore(settings.snapshots.on_this_machine, line)
     store.write(stem, {"a": torch.zeros(1000)}, {"fingerprint": fingerprint})
     return store
 
@@ -185,7 +185,7 @@ def test_no_version_is_larger_than_what_room_is_asked_for(settings: Settings) ->
         line.learner.partial_fit(torch.randn(8, 36, 48, generator=generator))
     assert len(line.learner.bank_ or ()) >= 60
     tensors, metadata = line.state()
-    store = SnapshotStore(settings.snapshots.directory, line.name)
+    store = SnapshotStore(settings.snapshots.on_this_machine, line.name)
     store.write(stem_of(1, 1), tensors, metadata)
     size, most = store.files()[0].stat().st_size, largest_version(config, 48)
     assert most / 4 < size <= most

@@ -169,7 +169,7 @@ def test_rollback_prints_the_keepers_answer_and_ends_by_it(call: Call, config: A
         file = config()
         keeper.changed()
         ended = call("snapshots", "rollback", "absent", "--config", file)
-        assert (ended.code, ended.out.partition(";")[0]) == (1, "version 'absent' is not on disk")
+        assert (ended.code, ended.out.partition(";")[0]) == (1, "version 'absent' is not there")
         version = keeper.model
         ended = call("snapshots", "rollback", version, "--config", file, "--json")
         assert (ended.code, json.loads(ended.out)["ok"]) == (0, True)

@@ -11,6 +11,7 @@ from tests.worker.keeping import (
     add,
     assert_same,
     extract,
+    file_of,
     flip_a_bit,
     learn_all,
     opened,
@@ -38,7 +39,7 @@ def test_who_was_overtaken_commits_and_acknowledges_nothing(
     for step in (first.snapshot, lambda: first.learn(extract, 1), first.trim):
         with pytest.raises(FencedError):
             step()
-    assert streams.state() == {**before, "epoch": str(second.epoch)}
+    assert streams.state() == {**before, "epoch": str(second.epoch), "holder": "station-1#b"}
     assert pending(streams) == ["3-0", "4-0"]
     assert_same(learn_all(second).line, unbroken)
 
@@ -168,11 +169,11 @@ def test_a_damaged_version_is_set_aside_and_the_one_before_serves(
     keeper = learn_all(opened(make_keeper()))
     newest = streams.state()["model"]
     assert (newest, keeper.line.applied_through) == (stem_of(1, 4), "8-0")
-    flip_a_bit(keeper.store.directory / f"{newest}.safetensors")
+    flip_a_bit(file_of(keeper, newest))
     again = opened(make_keeper(), holder="station-1#b")
     assert (again.line.applied_through, again.line.serving.model) == ("6-0", stem_of(2, 1))
     assert streams.state()["model"] == stem_of(2, 1)  # old content, a new version: versions only grow
-    assert (again.store.directory / f"{newest}.bad").exists()
+    assert file_of(again, newest, ".bad").exists()
     add(streams, "9-0", "10-0")
     learn_all(again)
     assert streams.state()["model"] == stem_of(2, 2)
@@ -184,7 +185,7 @@ def test_when_no_whole_version_is_left_nobody_learns_over_the_committed_one(
     add(streams, *ENTRIES[:8])
     keeper = learn_all(opened(make_keeper()))
     for stem in keeper.store.stems():
-        flip_a_bit(keeper.store.directory / f"{stem}.safetensors")
+        flip_a_bit(file_of(keeper, stem))
     before = streams.state()
     with pytest.raises(ModelError, match=r"holds no whole snapshot.*DEL"):
         opened(make_keeper(), holder="station-1#b")
@@ -208,7 +209,7 @@ def test_a_wiped_server_starts_above_the_epoch_on_disk(
     learn_all(keeper)
     assert keeper.epoch == 3
     if damaged:
-        flip_a_bit(keeper.store.directory / f"{keeper.store.stems()[-1]}.safetensors")
+        flip_a_bit(file_of(keeper, keeper.store.stems()[-1]))
     streams.client.delete(streams.images, streams.state_key, streams.lease)
     streams.ensure_groups()
     again = opened(make_keeper(), holder="station-1#d")

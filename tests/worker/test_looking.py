@@ -244,13 +244,13 @@ def test_a_command_that_cannot_be_one_is_answered_and_passed(make_keeper: MakeKe
     assert len(replies(streams)) == 7
 
 
-@pytest.mark.parametrize("fails", ["write", "commit"])
+@pytest.mark.parametrize("fails", ["put", "commit"])
 def test_a_command_is_carried_out_and_answered_once_though_the_keeper_dies(
     make_keeper: MakeKeeper, streams: LineStreams, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
     keeper = trained(make_keeper, streams)
     put_up_for_review(keeper)
-    target = keeper.store if fails == "write" else keeper.streams
+    target = keeper.store if fails == "put" else keeper.streams
 
     def dies(*_: object) -> None:
         raise redis.ConnectionError("the power is gone")

@@ -16,5 +16,5 @@ def test_the_newest_version_of_the_first_line_that_has_one_tells_what_was_learne
     stores[2].write(stem_of(1, 1), {}, {"precision": "neither"})
     stores[2].write(stem_of(2, 1), {}, {"precision": precision})
     stores[3].write(stem_of(1, 1), {}, {"precision": "neither"})
-    assert learned_in(stores) is getattr(torch, precision)
-    assert learned_in(stores[:2]) is None
+    assert learned_in(stores, 1) is getattr(torch, precision)
+    assert learned_in(stores[:2], 1) is None

@@ -1,0 +1,70 @@
+"""A line as its committed version has it, for whoever answers."""
+
+from collections.abc import Callable
+
+import structlog
+
+from worker.errors import StoreError
+from worker.line import Line
+from worker.loading import Loading
+from worker.stores import Store
+from worker.streams.line_streams import FROM_START, LineStreams, entry_key
+from worker.versions import gone_back, load_line
+
+log = structlog.get_logger()
+
+
+class Follower:
+    """Loads what is committed, whoever keeps the line."""
+
+    def __init__(
+        self, make_line: Callable[[], Line], streams: LineStreams, store: Store, fingerprint: str, seconds: float
+    ) -> None:
+        self.make_line = make_line
+        self.line = make_line()
+        self.streams = streams
+        self.store = store
+        self.fingerprint = fingerprint
+        self.problem = "the lease is not held yet"
+        self.model = ""  # the version that `line` was loaded from or committed as
+        self.loaded = False  # no version was looked for yet: nothing can be answered
+        self.loading = Loading(streams.line, store, seconds)
+        self._loaded_for: str | None = None  # what Redis said was committed when `line` was loaded
+
+    def follow(self) -> bool:
+        """Load the committed version if it is another; who does not keep the line answers by it all the same.
+
+        Returns:
+            False where it is on its way, or a slow store withholds it: the version before answers on, if there is one.
+        """
+        state = self.streams.state()
+        committed = state.get("model", "")
+        if committed == self._loaded_for:
+            return True
+        here, snapshot, why = False, None, "it is on its way"
+        try:
+            here, snapshot = self.loading.arrived(state)
+        except StoreError as error:
+            if not self.loaded:
+                raise
+            why = str(error)
+            log.warning("the version before answers on", line=self.line.name, version=self.model, error=why)
+        if not here:
+            self.problem = f"version {committed or 'none'} is not loaded yet, {self.model or 'none'} answers: {why}"
+            return False
+        self.line, self.model = load_line(
+            self.make_line(), snapshot, self.store.place, self.fingerprint, committed, self._how_to_learn_anew
+        )
+        self._loaded_for, self.loaded = committed, True
+        # Commands that were refused are in no version.
+        through = state.get("commands_through", FROM_START)
+        self.line.commands_through = max(through, self.line.commands_through, key=entry_key)
+        return True
+
+    def regression(self) -> str:
+        """What is to be said where the stream ends before what was learned."""
+        return gone_back(self.line.name, self.streams.last_id(), self.line.applied_through, self._how_to_learn_anew)
+
+    @property
+    def _how_to_learn_anew(self) -> str:
+        return f"move {self.store.place} away and DEL {self.streams.state_key}"

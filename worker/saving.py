@@ -1,0 +1,78 @@
+"""A version on its way to the store."""
+
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future
+from typing import Any
+
+from torch import Tensor
+
+from worker.errands import begun
+from worker.errors import SnapshotError
+from worker.snapshots import packed
+from worker.stores import Store
+
+
+class Saving:
+    """One version at a time. On a disk it is there when `begin` returns; to an object store it goes on a thread, and
+    its line learns nothing meanwhile, so that what arrives is the line as it is."""
+
+    def __init__(self, store: Store, seconds: float) -> None:
+        self.store = store
+        self.seconds = seconds
+        self.stem = ""  # of the version on its way, as long as it is wanted
+        self._way: Future[None] | None = None
+        self._tidying: Future[None] | None = None
+        self._overdue_at = 0.0
+
+    @property
+    def waits(self) -> bool:
+        """Whether there is nothing to be done yet: something is on its way, and has time left."""
+        return self._way is not None and not self._way.done() and time.monotonic() < self._overdue_at
+
+    def begin(self, stem: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> bool:
+        """Send a version; False while one that nobody wants any more is on its way.
+
+        Raises:
+            SnapshotError: that one does not end; a second beside it would hang likewise.
+        """
+        if self._way is not None and not self._way.done():
+            if self.waits:
+                return False
+            raise SnapshotError(f"{self.store.place} still has not taken the version before; is it slow, or away?")
+        content = packed(tensors, metadata)
+        self.stem, self._overdue_at = stem, time.monotonic() + self.seconds
+        self._way = begun(lambda: self.store.put(stem, content), self.store.remote)
+        return True
+
+    def arrived(self, wait: float) -> str:
+        """The version that is in the store now, after `wait` seconds at most; "" while it is on its way.
+
+        Raises:
+            SnapshotError: the store refused it, or takes too long. Should it arrive late, nobody has committed it.
+        """
+        assert self._way is not None  # noqa: S101 - begin was called
+        try:
+            self._way.result(max(0.0, min(wait, self._overdue_at - time.monotonic())))
+        except TimeoutError:
+            if self.waits:
+                return ""
+            stem = self.forget()
+            raise SnapshotError(
+                f"snapshot {stem} is not written: {self.store.place} has not taken it for {self.seconds:g} s; is it "
+                "slow, or away? snapshots.timeout_seconds gives it longer"
+            ) from None
+        except BaseException:
+            self.forget()
+            raise
+        return self.forget()
+
+    def forget(self) -> str:
+        """Want it no more; returns which it was."""
+        stem, self.stem = self.stem, ""
+        return stem
+
+    def prune(self, keep: int, current: str) -> None:
+        """Have the store remove what nobody needs; if it is still at that, with a later version."""
+        if self._tidying is None or self._tidying.done():
+            self._tidying = begun(lambda: self.store.prune(keep, current), self.store.remote)

@@ -55,7 +55,7 @@ class Answering:
         self.cache = cache_on(engine.device) if cache is None else cache
         self.metrics = metrics
         self.opening = Opening(settings, engine, self.cache, metrics, streams)
-        self.intake = Intake(settings.streams, settings.worker.name, metrics)
+        self.intake = Intake(settings.streams, settings.worker.name, metrics, engine.max_batch)
         self.batcher = Batcher(
             self.opening.decode,
             engine.max_batch,

@@ -143,14 +143,15 @@ class Batcher:
         room = AHEAD * self.max_batch
         for name, queue in self._queues.items():
             most = min(room, math.ceil(self._turn(name)) * (AHEAD if len(self._queues) == 1 else 1))
-            while queue.waiting and len(queue.ahead) < most and self._may_decode(queue):
+            undone = sum(len(picture.image.data) for picture in queue.ahead if not picture.pixels.done())
+            while queue.waiting and len(queue.ahead) < most:
+                size = len(queue.waiting[0][2].data)
+                if undone and undone + size > LINE_AHEAD_BYTES:
+                    break
                 part, place, image = queue.waiting.popleft()
                 queue.ahead.append(Picture(part, place, image, self._pool.submit(self.decode, image), time.monotonic()))
+                undone += size
             room -= len(queue.ahead)
-
-    def _may_decode(self, queue: _Queue) -> bool:
-        undone = [len(picture.image.data) for picture in queue.ahead if not picture.pixels.done()]
-        return not undone or sum(undone) + len(queue.waiting[0][2].data) <= LINE_AHEAD_BYTES
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)

@@ -14,7 +14,7 @@ from worker.settings import MIB, StreamSettings
 from worker.streams.line_streams import Entry
 from worker.streams.reads import read_new, wait_and_read
 
-READ_ENTRIES = 8  # per line and call
+READ_ENTRIES = 8  # per line and call, or as many as a batch has images: an entry may hold one
 CLAIM_SECONDS = 10.0  # between looks for entries of dead consumers
 FADING = 0.9  # of the largest entry seen, with each further one
 
@@ -34,10 +34,11 @@ class Read:
 
 
 class Intake:
-    """Reads the answering group of all lines as one consumer."""
+    """Reads the answering group of all lines as one consumer; `max_batch` is the images of a batch."""
 
-    def __init__(self, settings: StreamSettings, consumer: str, metrics: Metrics) -> None:
+    def __init__(self, settings: StreamSettings, consumer: str, metrics: Metrics, max_batch: int = 1) -> None:
         self.settings = settings
+        self.most = max(READ_ENTRIES, max_batch)
         self.consumer = consumer
         self.metrics = metrics
         self._pending: dict[str, bool] = {}  # lines whose own pending entries come first -> one by one
@@ -135,7 +136,7 @@ class Intake:
         A line that holds none may have one, however large.
         """
         room = self.settings.prefetch_bytes / lines - held
-        return int(max(0 if held else 1, min(READ_ENTRIES, room / self._largest.get(line, float(MIB)))))
+        return int(max(0 if held else 1, min(self.most, room / self._largest.get(line, float(MIB)))))
 
     def _see(self, entries: list[tuple[str, Entry]]) -> None:
         for name, entry in entries:

@@ -94,3 +94,10 @@ def test_small_ones_come_by_eight_again(station: Station, line: str) -> None:
     while entries := read(reader, station).entries:
         counts.append(len(entries))
     assert (sum(counts), max(counts[-5:])) == (202, READ_ENTRIES)
+
+
+def test_as_many_entries_are_read_at_once_as_a_batch_has_images(station: Station, line: str) -> None:
+    for number in range(30):
+        station.send(line, message(item(str(number))))
+    reader = Intake(StreamSettings(), "station-1", Metrics(), max_batch=20)
+    assert [len(read(reader, station).entries) for _ in range(2)] == [20, 10]

@@ -29,6 +29,7 @@ ENDLESS = 1_000_000_000  # images to learn: a command ends it
 CALIBRATED = 64  # images
 BRIEFLY = Plan((), learn=24, calibrate=24)  # each of many lines; eight pictures fill a bank of 6,000
 LEARNING_AHEAD, SCORING_AHEAD = 16, 24  # entries of eight: a worker always finds enough for its next batches
+ON_GPU = 8  # times as many beside a GPU: its batches are so much larger
 LIGHT_RATE = 5.0  # images per second
 LIGHT_WINDOWS = 3  # as long as others, so that a p99 has something to be of
 CHILD_SECONDS = 600.0
@@ -124,7 +125,7 @@ def measure_one_line(
 def measure_learning(at: Station, bare: Bare, options: BenchOptions) -> Phase:
     """Learning flat out with a bank that is full, then the way to scoring."""
     wanted = max(WARM_IMAGES, 2 * options.bank_size // bare.patches)
-    with at.cameras(Flow((LINE,), ahead=LEARNING_AHEAD, learns=True)) as cameras:
+    with at.cameras(Flow((LINE,), ahead=ahead(bare, LEARNING_AHEAD), learns=True)) as cameras:
         learned = f"{wanted} images to be learned"
         at.wait(lambda: cameras.probe.reading().learned >= wanted, learned, PAGE_POLL_SECONDS)
         window = cameras.probe.window(at.worker, options.seconds)
@@ -136,7 +137,7 @@ def measure_learning(at: Station, bare: Bare, options: BenchOptions) -> Phase:
 
 def measure_scoring(at: Station, bare: Bare, options: BenchOptions) -> Phase:
     """Scoring flat out."""
-    window = at.window(Flow((LINE,), ahead=SCORING_AHEAD), options.seconds)
+    window = at.window(Flow((LINE,), ahead=ahead(bare, SCORING_AHEAD)), options.seconds)
     return phase_of(window, bare, at, learning=False)
 
 
@@ -189,21 +190,26 @@ def measure_lines(
     plan = Plan(names, BRIEFLY.learn, BRIEFLY.calibrate)
     with station(folder / f"lines-{count}", options, plan, parts) as at:
         wait_until_serving(at)
-        ahead = max(2, SCORING_AHEAD // count)
-        with at.cameras(Flow(names, ahead=ahead, learns=True)):
+        entries = max(2, ahead(one.forward, SCORING_AHEAD) // count)
+        with at.cameras(Flow(names, ahead=entries, learns=True)):
             at.wait_for_phase("scoring")
-        window = at.window(Flow(names, ahead=ahead), options.seconds)
+        window = at.window(Flow(names, ahead=entries), options.seconds)
         rate = window.answered / window.seconds
         resident = memory_bytes(at.worker.process.pid)[0]
-        flood = measure_flood(at, options.seconds) if with_flood else None
+        flood = measure_flood(at, one.forward, options.seconds) if with_flood else None
     return Lines(count, rate, rate / one.scoring.images_per_second, resident), flood
 
 
-def measure_flood(at: Station, seconds: float) -> Flood:
+def measure_flood(at: Station, bare: Bare, seconds: float) -> Flood:
     """A light line's latency, alone and with another one flat out."""
     light, heavy = at.lines[:2]
     trickle = Flow((light,), per_entry=1, rate=LIGHT_RATE)
     at.wait_until_answered()
     alone = at.latency(light, LIGHT_WINDOWS * seconds, trickle)
-    flooded = at.latency(light, LIGHT_WINDOWS * seconds, trickle, Flow((heavy,), ahead=SCORING_AHEAD))
+    flooded = at.latency(light, LIGHT_WINDOWS * seconds, trickle, Flow((heavy,), ahead=ahead(bare, SCORING_AHEAD)))
     return Flood(len(at.lines), LIGHT_RATE, alone, flooded)
+
+
+def ahead(bare: Bare, entries: int) -> int:
+    """Entries that wait for a worker on the device of the bare loop."""
+    return entries if bare.device == "cpu" else ON_GPU * entries

@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types chaos fleet soak bench clean
+.PHONY: demo test lint types chaos fleet failover soak bench clean
 .DELETE_ON_ERROR:
 
 $(READY): pyproject.toml constraints.txt
@@ -37,6 +37,10 @@ chaos: $(READY)
 # make fleet [ARGS="--workers 8 --lines 64 --kill 3 --add 2"]: do workers share out lines as they are killed and come?
 fleet: $(READY)
 	$(BIN)/python -m tests.worker.faults.fleet $(ARGS)
+
+# make failover [ARGS="--on cluster --workers 3 --lines 6"]: a master is killed under a fleet, and a replica takes over
+failover: $(READY)
+	$(BIN)/python -m tests.worker.faults.failover $(ARGS)
 
 # make soak [ARGS="--minutes 60 --rate 40"]: does a worker's memory grow?
 soak: $(READY)

@@ -72,12 +72,11 @@ class Worker:
             learned_in((open_store(snapshots, config.name) for config in wanted), snapshots.timeout_seconds),
         )
         told = {"unique_ids": str(self.settings.streams.unique_ids)}  # for producers that would send an entry again
-        self.lines = Lines(self._keeper, self.metrics, told)
+        lines = self.lines = Lines(self._keeper, self.metrics, told)
         self.keepers = self.lines.keepers
         for config in wanted:
             self.lines.open(config)
-        streams, weights = self.lines.streams, self.lines.weights
-        self.answering = Answering(self.settings, self.engine, self.metrics, streams, weights)
+        self.answering = Answering(self.settings, self.engine, self.metrics, lines.streams, lines.weights)
         self.learning = Learning(self.answering, self.lines, self.holder, self._in_a_turn)
         self.crash_file = CrashFile(snapshots.on_this_machine, self.settings.worker.name)
         if self.crash_file.open():
@@ -122,7 +121,7 @@ class Worker:
         self.beat()
         while not self.stopping.is_set():
             try:
-                if self.redialled.is_set() or not self.connected:
+                while self.redialled.is_set() or not self.connected:
                     self._recover()
                     self.metrics.redis_reconnects.inc(lost)
                     if lost:
@@ -255,7 +254,8 @@ class Worker:
             self.refusals.add(keeper.line.name, str(error), VERSION)  # others may have it
 
     def _usable(self) -> dict[str, Keeper]:
-        return {name: k for name, k in self.keepers.items() if not k.stopped and name not in self.refusals}
+        unsure = self.redialled.is_set()  # until _recover has looked: the server may be another one
+        return {name: k for name, k in self.keepers.items() if not (unsure or k.stopped or name in self.refusals)}
 
     # -- probes ------------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ import structlog
 from worker.errors import FencedError
 from worker.keeper import Keeper
 from worker.streams.control import Command, Reply, encode_reply, read_commands
+from worker.streams.line_streams import LEARNING, entry_key
 
 LOOK_SECONDS = 1.0
 
@@ -24,9 +25,19 @@ def lost_meanwhile(keeper: Keeper) -> str:
     if epoch > keeper.epoch or (epoch == keeper.epoch and holder not in ("", keeper.streams.holder)):
         name = holder.partition("#")[0] or "another worker"
         raise FencedError(f"line {keeper.line.name}: {name} took over meanwhile, under epoch {epoch}")
-    if epoch < keeper.epoch or state.get("model", "") != keeper.model or keeper.regression():
-        return "Redis lost writes: it has an older epoch, another version, or fewer entries"
+    if epoch < keeper.epoch or state.get("model", "") != keeper.model or keeper.regression() or _lacks_readings(keeper):
+        return "Redis lost writes: it has an older epoch, another version, fewer entries, or fewer that were read"
     return ""
+
+
+def _lacks_readings(keeper: Keeper) -> bool:
+    """Whether what was learned from was never read, as Redis has it: new entries may have come since, so that the
+    stream ends behind it all the same. A line that scores has no more in hand than its version has."""
+    if not keeper.line.learns:
+        return False
+    infos = keeper.streams.client.xinfo_groups(keeper.streams.images)
+    read = [info["last-delivered-id"].decode() for info in infos if info["name"] == LEARNING.encode()]
+    return any(entry_key(each) < entry_key(keeper.line.applied_through) for each in read)
 
 
 class Resync:

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,10 @@ def settings(url: str, folder: Path, name: str) -> dict[str, Any]:
 class Fleet:
     """Workers by name, the lines that they share, and what was sent to each."""
 
-    def __init__(self, server: PrivateRedis, folder: Path, lines: int) -> None:
-        self.client: Any = redis.Redis(port=server.port, protocol=2)
-        self.url, self.folder = server.url, folder
-        self.lines = [f"press-{number:03}" for number in range(lines)]
+    def __init__(self, client: Any, url: str, folder: Path, lines: Sequence[str], **streams: int) -> None:
+        self.client = client
+        self.url, self.folder, self.lines = url, folder, lines
+        self.streams = streams  # settings of the workers
         self.workers: dict[str, ForkedWorker] = {}
         self.sent = 0  # images of each line
         self._pictures = [encoded(picture(number, 32, 32), "JPEG") for number in range(ALIKE)]
@@ -62,7 +63,9 @@ class Fleet:
 
     def start(self, *names: str) -> None:
         for name in names:
-            self.workers[name] = ForkedWorker(settings(self.url, self.folder, name), self.folder / f"{name}.log")
+            told = settings(self.url, self.folder, name)
+            told["streams"] |= self.streams
+            self.workers[name] = ForkedWorker(told, self.folder / f"{name}.log")
 
     def kill(self, *names: str) -> None:
         for name in names:
@@ -75,11 +78,11 @@ class Fleet:
         """So many more to each line, four in an entry."""
         for line in self.lines:
             for first in range(self.sent, self.sent + images, 4):
-                items = [self._image(number) for number in range(first, first + 4)]
+                items = [self.image(number) for number in range(first, first + 4)]
                 self.client.xadd(f"mhpc:{{{line}}}:images", {"batch": message(*items)})
         self.sent += images
 
-    def _image(self, number: int) -> dict[str, Any]:
+    def image(self, number: int) -> dict[str, Any]:
         return {"id": str(number), "format": "jpeg", "data": self._pictures[number % ALIKE]}
 
     def keepers(self) -> dict[str, str]:
@@ -191,7 +194,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         server = PrivateRedis(Path(name))
         try:
-            problems = tried(Fleet(server, Path(name), given.lines), given.workers, given.kill, given.add)
+            lines, client = (
+                [f"press-{number:03}" for number in range(given.lines)],
+                redis.Redis(port=server.port, protocol=2),
+            )
+            problems = tried(Fleet(client, server.url, Path(name), lines), given.workers, given.kill, given.add)
         finally:
             server.kill()
     say("broken: " + "; ".join(problems) if problems else "each line kept by one, nothing lost, nothing twice")

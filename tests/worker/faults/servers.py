@@ -98,9 +98,9 @@ class PrivateCluster:
     def holder(self, key: str) -> Node:
         """Who has the key's slot."""
         slot = key_slot(key.encode())
-        for first, last, (_, port, *_), *_ in self.nodes[0].ask("CLUSTER SLOTS"):
-            if first <= slot <= last:
-                return next(node for node in self.nodes if node.port == port)
+        for first, last, (_, _, identity, *_), *_ in self.nodes[0].ask("CLUSTER SLOTS"):
+            if first <= slot <= last:  # not by its port: it may announce another
+                return next(node for node in self.nodes if node.identity == identity.decode())
         raise LookupError(f"no node has slot {slot}")
 
     def begin_to_move(self, key: str, to: Node) -> None:
@@ -119,7 +119,8 @@ class PrivateCluster:
 
     def end_to_move(self, key: str, to: Node) -> None:
         slot = key_slot(key.encode())
-        for node in [to, *(node for node in self.nodes if node is not to)]:
+        masters = [node for node in self.nodes if b"role:master" in node.ask("INFO replication")]
+        for node in [to, *(node for node in masters if node is not to)]:
             node.ask("CLUSTER SETSLOT", slot, "NODE", to.identity)
 
     def lines(self, name: str) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 import redis
 import structlog
 
+from worker.alike import Alike, digest
 from worker.configuration import line_settings
 from worker.errors import ConfigurationError, one_line, printable
 from worker.keeper import Keeper
@@ -97,6 +98,7 @@ class Fleet:
         self.settings = settings
         self.holder, self.name = holder, settings.worker.name
         self.metrics = metrics
+        self.alike = Alike(metrics)
         self.changed = False  # other lines are wanted than when `wanted` was asked
         self.problems: dict[str, str] = {}  # "line NAME" or a key -> why what it declares does not hold here
         self.share = settings.worker.capacity  # until it is known who else is there
@@ -134,7 +136,9 @@ class Fleet:
                 problems[name] = f"this worker's own configuration and {LINES_KEY} differ; its own holds here"
         self._spread = {name for name in found if own.get(name, found[name]) == found[name]}
         self._tell({f"line {printable(name)}": what for name, what in problems.items()})
-        return list((found | own).values())
+        wanted = found | own
+        self.alike.digests = {name: digest(config) for name, config in wanted.items()}
+        return list(wanted.values())
 
     def _tell(self, problems: dict[str, str]) -> None:
         for which, problem in problems.items():
@@ -227,6 +231,7 @@ class Fleet:
         """Have keepers try for their lease, those of shared lines up to the share; follow the others' versions."""
         self._count(usable)
         for name, keeper in usable.items():
+            guarded(keeper, self.alike.look)
             if keeper.epoch:
                 continue
             if name not in self._spread or len(self._kept) < self.share or self._orphaned(name):
@@ -273,5 +278,6 @@ class Fleet:
 
     def forget(self, name: str) -> None:
         """The line is served no more."""
+        self.alike.forget(name)
         self._follow_at.pop(name, None)
         self._orphan_since.pop(name, None)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from worker.alike import FIELD, digest
 from worker.keeper import Keeper
 from worker.looking import Look
 from worker.metrics import Metrics
@@ -32,7 +33,8 @@ class Lines:
         self.metrics.open_line(name)
         self.configs[name], self.weights[name] = config, config.weight
         self.keepers[name] = keeper = self.make(config)
-        self.looks[name], self.streams[name] = Look(keeper, self.facts), keeper.streams
+        self.looks[name] = Look(keeper, {**self.facts, FIELD: digest(config)})
+        self.streams[name] = keeper.streams
         # Asked for at each scrape, on another thread: a work loop that hangs is told of, too.
         self.metrics.line_keeper.labels(name).set_function(lambda: bool(keeper.epoch) and keeper.lease.held)
         owed = self.metrics.snapshot_owed_seconds.labels(name)

@@ -94,6 +94,10 @@ class Metrics:
         )
         self.line_phase = self._gauge("line_phase", "1 for the phase that the line is in.", "line", "phase")
 
+        self.line_settings_differ = self._gauge(
+            "line_settings_differ", "1 where another worker keeps the line, by other settings than this one's.", "line"
+        )
+
     def _name_fleet(self) -> None:
         self.fleet_workers = self._gauge("fleet_workers", "Workers of the fleet that are there; 0: this is in none.")
         self.fleet_problems = self._gauge(

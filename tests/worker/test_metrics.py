@@ -24,6 +24,7 @@ EXPECTED = {
     "mhpc_snapshot_last_success_timestamp_seconds": ("gauge", {"line"}),
     "mhpc_snapshot_owed_seconds": ("gauge", {"line"}),
     "mhpc_line_keeper": ("gauge", {"line"}),
+    "mhpc_line_settings_differ": ("gauge", {"line"}),
     "mhpc_dead_letters": ("counter", {"line", "reason"}),
     "mhpc_entries_lost": ("counter", {"line"}),
     "mhpc_redis_reconnects": ("counter", set()),

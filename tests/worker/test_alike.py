@@ -1,0 +1,65 @@
+"""Workers with different settings for one line, of one fleet, of two, or of none."""
+
+from typing import Any
+
+import pytest
+import redis
+
+from tests.worker.helpers import eventually
+from tests.worker.playing import answered, send
+from tests.worker.turning import Run, get
+from worker.alike import digest
+from worker.daemon import Worker
+from worker.settings import CalibrationSettings, LearningSettings, LineConfig, ScoringSettings
+from worker.streams.line_streams import LineStreams
+
+
+@pytest.fixture(autouse=True)
+def _sooner(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("alike.LOOK_SECONDS", "fleet.LOOK_SECONDS", "keeper.ACQUIRE_SECONDS"):
+        monkeypatch.setattr(f"worker.{name}", 0.2)
+
+
+def differs(worker: Worker, line: str) -> float | None:
+    return worker.metrics.registry.get_sample_value("mhpc_line_settings_differ", {"line": line})
+
+
+@pytest.mark.parametrize("fleet", [False, True])
+def test_a_line_that_is_kept_by_other_settings_is_as_its_keeper_is_told_and_the_others_say_so(
+    run: Run, settings: Any, client: redis.Redis, line: str, fleet: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def worker(name: str, images: int) -> Worker:
+        return run(settings(line, worker={"name": name, "fleet": fleet}, learning={"images": images}))
+
+    first = worker(f"{line}-1", 16)
+    eventually(lambda: first.keepers[line].epoch)
+    send(client, line, 1, 8)
+    answered(client, line, 8)
+    alike, other = worker(f"{line}-2", 16), worker(f"{line}-3", 99)
+    eventually(lambda: differs(other, line) == 1)
+    assert (differs(first, line), differs(alike, line)) == (0, 0)
+    assert get(other, "/readyz") == (200, "ok\n")  # it answers all the same
+    send(client, line, 9, 40)
+    answered(client, line, 40)
+    eventually(lambda: LineStreams(client, line).state()["phase"] != "learning")
+    assert first.keepers[line].line.learner.images_seen_ == 16
+    said = [text for text in capfd.readouterr().out.splitlines() if "kept by other settings" in text]
+    assert len(said) == 1
+    assert f"keeper={line}-1" in said[0]
+
+
+def test_all_that_a_keeper_goes_by_counts_and_a_workers_own_weight_does_not() -> None:
+    parts: dict[str, Any] = {
+        "learning": LearningSettings(),
+        "calibration": CalibrationSettings(),
+        "scoring": ScoringSettings(),
+    }
+    one = LineConfig(name="press-3", bank_size=60, **parts)
+    assert digest(one) == digest(one.model_copy(update={"weight": 2.0}))
+    others: list[dict[str, Any]] = [
+        {"bank_size": 61},
+        {"learning": LearningSettings(images=7)},
+        {"calibration": CalibrationSettings(false_positive_rate=0.5)},
+        {"scoring": ScoringSettings(top_k=7)},
+    ]
+    assert len({digest(one), *(digest(one.model_copy(update=other)) for other in others)}) == 5

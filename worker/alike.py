@@ -1,0 +1,57 @@
+"""Whether those who serve a line go by the same settings for it; where they do not, it is as its keeper is told."""
+
+import hashlib
+import time
+
+import structlog
+
+from worker.keeper import Keeper
+from worker.metrics import Metrics
+from worker.settings import LineConfig
+
+LOOK_SECONDS = 2.0
+FIELD = "settings"  # of the line's state: its keeper's digest
+
+log = structlog.get_logger()
+
+
+def digest(config: LineConfig) -> str:
+    """Of what a line's keeper goes by; the weight is each worker's own."""
+    return hashlib.sha256(config.model_dump_json(exclude={"weight"}).encode()).hexdigest()[:12]
+
+
+class Alike:
+    """Compares this worker's settings of lines that others keep with those that they are kept by."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.metrics = metrics
+        self.digests: dict[str, str] = {}  # by line, this worker's
+        self._look_at: dict[str, float] = {}
+        self._told: dict[str, str] = {}  # line -> the other digest that was told of
+
+    def look(self, keeper: Keeper) -> None:
+        """Now and then; each difference is told once, and shown for as long as it is there."""
+        name, now = keeper.line.name, time.monotonic()
+        if now < self._look_at.get(name, 0.0):
+            return
+        self._look_at[name] = now + LOOK_SECONDS
+        state = {} if keeper.epoch else keeper.streams.state()
+        own = self.digests.get(name)
+        shown = state.get(FIELD, own)  # a release before this shows none
+        differs = shown != own
+        self.metrics.line_settings_differ.labels(name).set(differs)
+        if not differs:
+            self._told.pop(name, None)
+        elif self._told.get(name) != shown:
+            self._told[name] = str(shown)
+            log.warning(
+                "a line is kept by other settings than this worker's, or by another release: it is as its keeper is "
+                "told; let all have the same",
+                line=name,
+                keeper=state.get("holder", "").partition("#")[0],
+            )
+
+    def forget(self, name: str) -> None:
+        """The line is served no more."""
+        self._look_at.pop(name, None)
+        self._told.pop(name, None)

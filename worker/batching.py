@@ -39,6 +39,11 @@ class _Queue:
     ahead: "deque[Picture]"
     credit: float = 0.0
 
+    @property
+    def ready(self) -> bool:
+        """Whether its next image is decoded."""
+        return bool(self.ahead) and self.ahead[0].pixels.done()
+
 
 class Batcher:
     """Forms batches across lines by deficit round-robin (Shreedhar & Varghese, 1996), a line's images in order.
@@ -102,7 +107,7 @@ class Batcher:
     def take(self) -> list[Picture]:
         """The next batch, of decoded images; empty if none is ready in a moment."""
         ahead = [picture for queue in self._queues.values() for picture in queue.ahead]
-        if not self._ready():
+        if not any(queue.ready for queue in self._queues.values()):
             wait(
                 [queue.ahead[0].pixels for queue in self._queues.values() if queue.ahead],
                 DECODING_SECONDS,
@@ -116,20 +121,18 @@ class Batcher:
         self._decode_ahead()
         return batch
 
-    def _ready(self) -> bool:
-        return any(queue.ahead and queue.ahead[0].pixels.done() for queue in self._queues.values())
-
     def _round_robin(self) -> Iterable[Picture]:
         """A line that has nothing ready keeps no credit; one that is cut off goes on with what it has left."""
-        left = self.max_batch
-        while left and self._ready():
+        left, idle = self.max_batch, 0  # lines in a row that had nothing ready
+        while left and idle < len(self._queues):
             name, queue = next(iter(self._queues.items()))
-            if queue.credit < 1:
+            idle = 0 if queue.ready else idle + 1
+            if queue.ready and queue.credit < 1:
                 queue.credit += self._turn(name)
-            while left and queue.credit >= 1 and queue.ahead and queue.ahead[0].pixels.done():
+            while left and queue.credit >= 1 and queue.ready:
                 yield queue.ahead.popleft()
                 queue.credit, left = queue.credit - 1, left - 1
-            if not queue.ahead or not queue.ahead[0].pixels.done():
+            if not queue.ready:
                 queue.credit = 0.0
             if queue.credit < 1:
                 self._queues[name] = self._queues.pop(name)  # to the end

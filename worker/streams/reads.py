@@ -1,7 +1,7 @@
 """Reading the answering group of many lines at once, each line's error its own."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import redis
@@ -23,7 +23,29 @@ def read_new(client: Any, wanted: Mapping[LineStreams, int], consumer: str) -> d
     Raises:
         redis.ConnectionError, redis.TimeoutError: what was delivered meanwhile is pending.
     """
+    if isinstance(client, Cluster):
+        return _each(client, wanted, consumer)
+    found: dict[str, Read] = {}
+    for count in sorted(set(wanted.values())):
+        lines = [streams for streams in wanted if wanted[streams] == count]
+        found |= _at_once(client, lines, consumer, count)
+    return found
 
+
+def _at_once(
+    client: Any, lines: Sequence[LineStreams], consumer: str, count: int, block_ms: int | None = None
+) -> dict[str, Read]:
+    """By one call; where Redis refuses it, it has delivered nothing and does not say of whom: then by one for each."""
+    by_key = {streams.images.encode(): streams.line for streams in lines}
+    try:
+        reply = client.xreadgroup(ANSWERING, consumer, dict.fromkeys(by_key, ">"), count=count, block=block_ms)
+    except redis.ResponseError:
+        return _each(client, dict.fromkeys(lines, count), consumer)
+    found = {by_key[key]: entries_of([[key, entries]]) for key, entries in reply or ()}
+    return {line: found.get(line, []) for line in by_key.values()}
+
+
+def _each(client: Any, wanted: Mapping[LineStreams, int], consumer: str) -> dict[str, Read]:
     def read(streams: LineStreams, count: int) -> tuple[str, Call]:
         return streams.images, lambda to: to.xreadgroup(ANSWERING, consumer, {streams.images: ">"}, count=count)
 
@@ -45,13 +67,7 @@ def wait_and_read(
     wanted = dict.fromkeys(lines, count)
     if isinstance(client, Cluster) or block_ms < SHORT_MS:
         return _poll(client, wanted, consumer, block_ms / 1000)
-    by_key = {streams.images.encode(): streams.line for streams in wanted}
-    try:
-        reply = client.xreadgroup(ANSWERING, consumer, dict.fromkeys(by_key, ">"), count=count, block=block_ms)
-    except redis.ResponseError:  # it does not say whose it is
-        return read_new(client, wanted, consumer)
-    found = {by_key[key]: entries_of([[key, entries]]) for key, entries in reply or ()}
-    return {line: found.get(line, []) for line in by_key.values()}
+    return _at_once(client, list(wanted), consumer, count, block_ms)
 
 
 def _poll(client: Any, wanted: Mapping[LineStreams, int], consumer: str, seconds: float) -> dict[str, Read]:

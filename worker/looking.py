@@ -64,7 +64,7 @@ class Look:
     def _track(self) -> None:
         keeper = self.keeper
         if (threshold := self.tracker.refit(keeper.line)) is not None:
-            log.info("threshold", line=keeper.line.name, threshold=threshold._asdict())
+            log.info("threshold", line=keeper.line.name, **threshold._asdict())
             keeper.line.threshold = threshold
             keeper.changed()
 

@@ -3,15 +3,18 @@
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from queue import SimpleQueue
 from typing import TypeVar
 
 from worker.errors import StoreError
 
-AT_ONCE = 8  # that talk to a store; the others wait for their turn
+AT_ONCE = 8  # threads that talk to a store; what more there is waits for its turn
 
 T = TypeVar("T")
 
-_room = threading.BoundedSemaphore(AT_ONCE)
+_waiting = SimpleQueue[Callable[[], None]]()
+_threads = list[threading.Thread]()
+_hiring = threading.Lock()
 
 
 def begun(work: Callable[[], T], aside: bool) -> "Future[T]":
@@ -24,15 +27,24 @@ def begun(work: Callable[[], T], aside: bool) -> "Future[T]":
         except BaseException as error:  # whoever asks for the result is told
             future.set_exception(error)
 
-    def in_turn() -> None:
-        with _room:
-            run()
-
     if aside:
-        threading.Thread(target=in_turn, name="store", daemon=True).start()
+        _waiting.put(run)
+        _hire()
     else:
         run()
     return future
+
+
+def _hire() -> None:
+    with _hiring:
+        if len(_threads) < AT_ONCE:
+            _threads.append(threading.Thread(target=_serve, name="store", daemon=True))
+            _threads[-1].start()
+
+
+def _serve() -> None:
+    while True:
+        _waiting.get()()
 
 
 def waited(work: Callable[[], T], aside: bool, seconds: float, whom: str) -> T:

@@ -46,8 +46,8 @@ def make(
         scoring=ScoringSettings(top_k=3),
     )
 
-    def make(seconds: float = 20.0, cache: str = "") -> Keeper:
-        settings = SnapshotSettings(directory=url, every_images=8, every_seconds=1000, timeout_seconds=seconds)
+    def make(cache: str = "") -> Keeper:
+        settings = SnapshotSettings(directory=url, every_images=8, every_seconds=1000, timeout_seconds=20)
         store = ObjectStore(url, streams.line, tmp_path / (cache or uuid.uuid4().hex))
         return Keeper(
             lambda: Line(config, 0.99, torch.device("cpu")),
@@ -104,7 +104,7 @@ def learned(keeper: Keeper, entries: int = 2) -> Keeper:
 
 
 def test_what_one_learned_another_loads_and_goes_on_from(
-    make: Make, streams: LineStreams, unbroken: Line, url: str
+    make: Make, streams: LineStreams, unbroken: Line, url: str, faults: Faults
 ) -> None:
     add(streams, *ENTRIES)
     keeper, follower = kept(make()), make()
@@ -114,7 +114,9 @@ def test_what_one_learned_another_loads_and_goes_on_from(
         learned(keeper)
     assert streams.state()["model"] == keeper.model == stem_of(1, 3)
     assert pending(streams) == []
+    faults.open.clear()
     assert not follower.follow()  # it goes on, and does not wait
+    faults.open.set()
     assert eventually(follower.follow)
     assert (follower.model, follower.line.serving.model) == (keeper.model, keeper.model)
     assert_same(follower.line, keeper.line)
@@ -169,8 +171,9 @@ def test_a_slow_store_is_given_up_told_and_tried_again_under_another_name(
     make: Make, streams: LineStreams, faults: Faults, url: str
 ) -> None:
     add(streams, *ENTRIES)
-    keeper = kept(make(seconds=0.05))
+    keeper = kept(make())
     keeper.learn(extract, 2)
+    keeper.saving.seconds = 0.05
     faults.open.clear()
     keeper.snapshot()
     eventually(lambda: keeper.snapshot_due)
@@ -196,8 +199,9 @@ def test_who_answers_goes_on_by_the_version_before_while_the_store_is_away_or_sl
     make: Make, streams: LineStreams, faults: Faults
 ) -> None:
     add(streams, *ENTRIES)
-    keeper, follower = learned(kept(make())), make(seconds=0.05)
+    keeper, follower = learned(kept(make())), make()
     assert eventually(follower.follow)
+    follower.loading.seconds = 0.05
     learned(keeper)
     faults.away = True
     assert not follower.follow()

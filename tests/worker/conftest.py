@@ -18,13 +18,14 @@ from tests.worker import bucket
 from tests.worker.calling import Call, Ended
 from tests.worker.faulty import Faults
 from tests.worker.faulty import faults as _faults
-from tests.worker.helpers import small_settings
+from tests.worker.helpers import picture, small_settings
 from tests.worker.keeping import ENTRIES, MakeKeeper, extract
+from tests.worker.station import State
 from tests.worker.turning import Run, running
 from worker.cli import main
 from worker.engine import Engine, pick_device
 from worker.keeper import Keeper
-from worker.line import Line
+from worker.line import CALIBRATING, LEARNING, SCORING, Line
 from worker.logs import ToStructlog
 from worker.metrics import Metrics
 from worker.settings import (
@@ -34,6 +35,7 @@ from worker.settings import (
     ScoringSettings,
     Settings,
     SnapshotSettings,
+    line_configs,
 )
 from worker.snapshots import SnapshotStore
 from worker.streams.line_streams import Entry, LineStreams
@@ -168,3 +170,16 @@ def settings(tmp_path: Path, redis_url: str) -> Callable[..., Settings]:
         return small_settings(*names, **{"redis": {"url": url}, "snapshots": snapshots, **sections})
 
     return settings
+
+
+@pytest.fixture(scope="session")
+def states(engine: Engine) -> dict[str, State]:
+    """What a line has learned when it begins to calibrate, and when it begins to score."""
+    line = Line(line_configs(small_settings("any"))[0], 0.99, torch.device("cpu"))
+    reached = {}
+    for number in range(9):
+        images = [engine.prepare(picture(2000 + 4 * number + i)) for i in range(4)]
+        line.apply(f"{number + 1}-0", engine.batches(images))
+        reached[line.phase] = line.state()
+    assert set(reached) == {LEARNING, CALIBRATING, SCORING}
+    return reached

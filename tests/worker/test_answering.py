@@ -7,11 +7,10 @@ import redis
 import torch
 from torch import Tensor
 
-from tests.worker.helpers import encoded, item, message, picture, small_settings
+from tests.worker.helpers import encoded, item, message, picture
 from tests.worker.station import MODEL, State, Station, forwards, stained
 from worker.engine import Engine
-from worker.line import CALIBRATING, LEARNING, SCORING, Line
-from worker.settings import line_configs
+from worker.line import CALIBRATING, LEARNING, SCORING
 from worker.streams.line_streams import ANSWERING, Entry
 
 FIELDS = {
@@ -23,19 +22,6 @@ FIELDS = {
 @pytest.fixture
 def station(client: redis.Redis, engine: Engine, tmp_path: Path, line: str) -> Station:
     return Station(client, engine, tmp_path, line)
-
-
-@pytest.fixture(scope="module")
-def states(engine: Engine) -> dict[str, State]:
-    """What a line has learned when it begins to calibrate, and when it begins to score."""
-    line = Line(line_configs(small_settings("any"))[0], 0.99, torch.device("cpu"))
-    reached = {}
-    for number in range(9):
-        images = [engine.prepare(picture(2000 + 4 * number + i)) for i in range(4)]
-        line.apply(f"{number + 1}-0", engine.batches(images))
-        reached[line.phase] = line.state()
-    assert set(reached) == {LEARNING, CALIBRATING, SCORING}
-    return reached
 
 
 # -- results -----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,105 @@
+"""As beside a GPU: a batch stays under way while the next turn begins."""
+
+from pathlib import Path
+
+import pytest
+import redis
+
+from tests.worker.helpers import item, message
+from tests.worker.station import MODEL, State, Station
+from worker.engine import Engine
+from worker.judging import Judging
+from worker.line import SCORING
+
+OTHER = "0000000001-0000000002"
+
+
+@pytest.fixture
+def station(
+    client: redis.Redis,
+    engine: Engine,
+    tmp_path: Path,
+    line: str,
+    states: dict[str, State],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Station:
+    monkeypatch.setattr(Judging, "may_stay_under_way", lambda *_: 1)
+    station = Station(client, engine, tmp_path, line)
+    station.restore(line, states[SCORING])
+    return station
+
+
+def turn(station: Station) -> None:
+    station.answering.turn(station.client, station.keepers, block_ms=None)
+    station.answering.settle()
+
+
+def ids(station: Station, line: str) -> list[str]:
+    return [result["id"] for result in station.results(line)]
+
+
+def test_a_batch_is_answered_once_the_next_has_begun(station: Station, line: str) -> None:
+    station.send(line, message(item("1"), item("2")))
+    turn(station)
+    assert ids(station, line) == []
+    station.send(line, message(item("3")))
+    turn(station)
+    assert ids(station, line) == ["1", "2"]
+
+
+def test_where_nothing_more_comes_the_last_batch_is_answered_at_once(station: Station, line: str) -> None:
+    station.send(line, message(item("1")))
+    turn(station)
+    turn(station)
+    assert ids(station, line) == ["1"]
+    assert station.pending(line) == 0
+
+
+def test_images_of_one_entry_in_several_batches_are_answered_together_and_in_order(station: Station, line: str) -> None:
+    names = [str(number) for number in range(2 * station.engine.max_batch + 3)]
+    station.send(line, message(*map(item, names), item("broken", data=b"no picture")))
+    for _ in range(5):
+        turn(station)
+    assert ids(station, line) == names
+    assert [letter["id"] for letter in station.letters(line)] == ["broken"]
+
+
+def test_a_result_names_the_version_that_its_batch_was_judged_by(station: Station, line: str) -> None:
+    station.send(line, message(item("1")))
+    turn(station)
+    station.line(line).serve(station.line(line).served_by(OTHER))
+    station.send(line, message(item("2")))
+    for _ in range(2):
+        turn(station)
+    assert [result["model"] for result in station.results(line)] == [MODEL, OTHER]
+
+
+def test_what_comes_again_while_it_is_under_way_is_answered_once(station: Station, line: str) -> None:
+    station.send(line, message(item("1"), item("2")))
+    turn(station)
+    station.answering.rewind([line])
+    for _ in range(3):
+        turn(station)
+    assert ids(station, line) == ["1", "2"]
+    assert station.counted("images_total", line=line, outcome="scored") == 2
+
+
+def test_a_line_that_is_served_no_more_leaves_what_is_under_way(station: Station, line: str) -> None:
+    station.send(line, message(item("1")))
+    turn(station)
+    station.answering.forget(line)
+    station.answering.turn(station.client, {}, block_ms=None)
+    assert (ids(station, line), station.pending(line)) == ([], 1)
+
+
+def test_features_that_are_not_finite_are_blamed_on_their_line(
+    station: Station, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = station.engine.forward
+    monkeypatch.setattr(station.engine, "forward", lambda images: real(images) * float("nan"))
+    station.send(line, message(item("1")))
+    for _ in range(8):
+        turn(station)
+    (letter,) = station.letters(line)
+    assert letter["reason"] == "failed"
+    assert "NaN" in letter["error"]

@@ -57,7 +57,7 @@ class Answering:
         self.opening = Opening(settings, engine, self.cache, metrics, streams)
         self.intake = Intake(settings.streams, settings.worker.name, metrics, engine.max_batch)
         self.batcher = Batcher(
-            self.opening.decode,
+            self.opening.prepared,
             engine.max_batch,
             settings.model.max_wait_ms / 1000,
             decoding_threads(),

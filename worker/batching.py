@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from worker.answers import Opened
-from worker.message import Image
+from worker.message import Image, Rejected
 from worker.settings import MIB
 
 AHEAD = 2  # batches that are decoded ahead
@@ -22,12 +22,12 @@ FRESH_SECONDS = 0.003  # in which small pictures are decoded: one that has just 
 
 
 class Picture(NamedTuple):
-    """An image of an opened entry, by its place there; `pixels` gives what the engine takes, or raises."""
+    """An image of an opened entry, by its place there; `pixels` gives what the engine takes, or why not."""
 
     part: Opened
     place: int
     image: Image
-    pixels: "Future[Tensor]"
+    pixels: "Future[Tensor | Rejected]"
     since: float
 
 
@@ -53,7 +53,7 @@ class Batcher:
     images that are decoded are taken, so that a line whose images take long holds nobody up.
 
     Args:
-        decode: from an image to what the engine takes; runs on threads.
+        decode: from an image to what the engine takes, or why it has none; runs on threads.
         max_batch: images in a batch.
         max_wait: seconds that an image waits for others.
         threads: that decode.
@@ -62,7 +62,7 @@ class Batcher:
 
     def __init__(
         self,
-        decode: Callable[[Image], Tensor],
+        decode: Callable[[Image], Tensor | Rejected],
         max_batch: int,
         max_wait: float,
         threads: int,

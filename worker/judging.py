@@ -9,7 +9,6 @@ from torch import Tensor
 
 from worker.answers import Judged, Opened
 from worker.batching import Picture
-from worker.errors import RejectedError
 from worker.features import FeatureCache
 from worker.keeper import Keeper
 from worker.message import Image, Rejected
@@ -117,10 +116,8 @@ class Judging:
             self.cache.keep([part for part, _ in scoring.images], scoring.features, hand)
 
     def _pixels(self, picture: Picture) -> Tensor | None:
-        part, image = picture.part, picture.image
-        try:
-            x = picture.pixels.result()
-        except RejectedError as error:
-            part.rejected.append(Rejected(image.id, error.reason, str(error), image.data))
+        part, image, x = picture.part, picture.image, picture.pixels.result()
+        if isinstance(x, Rejected):
+            part.rejected.append(x)
             return None
         return x if self.opening.is_first(part.name, image, part.entry, picture.place) else None

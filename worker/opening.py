@@ -54,6 +54,17 @@ class Opening:
         failpoint("decode", image.id)
         return self.engine.prepare(decode(image, self.settings.limits))
 
+    def prepared(self, image: Image) -> Tensor | Rejected:
+        """The same, with a rejection as a value, for threads.
+
+        An exception that a future keeps is held by the frames of its own traceback, which hold the future: a cycle with
+        the image's whole entry in it, which only the collector's rarest round frees. Memory grew so by malformed input.
+        """
+        try:
+            return self.decode(image)
+        except RejectedError as error:
+            return Rejected(image.id, error.reason, str(error), image.data)
+
     def is_first(self, line: str, image: Image, entry: Entry, place: int, learns: bool = False) -> bool:
         """Whether no image of its id came before; what cannot be decoded has no claim on it: it may be sent again."""
         window = self.settings.streams.unique_ids

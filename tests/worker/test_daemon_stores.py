@@ -1,0 +1,85 @@
+"""A whole worker over an object store that hangs, is away, and comes back."""
+
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from tests.worker.faulty import Faults
+from tests.worker.helpers import eventually
+from tests.worker.playing import answered, in_phase, send
+from tests.worker.turning import Run, get
+from worker.line import SCORING
+from worker.settings import Settings
+from worker.streams.line_streams import LineStreams
+
+
+@pytest.fixture
+def stored(settings: Any, tmp_path: Path, faults: Faults) -> Any:
+    url = f"faulty://{uuid.uuid4().hex}"
+
+    def stored(line: str, machine: str, name: str = "station-1", seconds: float = 60.0) -> Settings:
+        snapshots = {"directory": url, "cache": tmp_path / machine, "every_images": 8, "every_seconds": 0.5}
+        own = {"snapshots": {**snapshots, "timeout_seconds": seconds}, "worker": {"name": name}}
+        made: Settings = settings(line, **own)
+        return made
+
+    return stored
+
+
+def test_a_store_that_hangs_holds_up_neither_answers_nor_the_lease(
+    run: Run, stored: Any, client: redis.Redis, line: str, faults: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.lease.RENEW_SECONDS", 0.3)
+    monkeypatch.setattr("worker.lease.LAPSE_SECONDS", 2.0)
+    worker = run(stored(line, "a"))
+    send(client, line, 1, 8)
+    eventually(lambda: LineStreams(client, line).state().get("model"))
+    faults.open.clear()
+    model = LineStreams(client, line).state()["model"]
+    send(client, line, 9, 40)
+    assert len(answered(client, line, 40)) == 40
+    until = time.monotonic() + 3  # longer than a lease
+    while time.monotonic() < until:
+        assert worker.keepers[line].lease.held
+        time.sleep(0.1)
+    assert (worker.keepers[line].epoch, LineStreams(client, line).state()["model"]) == (1, model)
+    assert get(worker, "/healthz") == (200, "ok\n")
+    assert "mhpc_snapshot_owed_seconds" in get(worker, "/metrics")[1]
+    faults.open.set()
+    eventually(lambda: in_phase(client, line, SCORING))
+    assert worker.keepers[line].line.learner.images_seen_ == 16
+
+
+def test_who_starts_while_the_store_is_away_answers_by_what_its_machine_has(
+    run: Run, stored: Any, client: redis.Redis, line: str, faults: Faults
+) -> None:
+    first = run(stored(line, "a"))
+    send(client, line, 1, 40)
+    answered(client, line, 40)
+    eventually(lambda: in_phase(client, line, SCORING))
+    version = LineStreams(client, line).state()["model"]
+    assert version == first.keepers[line].model
+    faults.away = True
+    second = run(stored(line, "a", "station-2"))
+    assert eventually(lambda: second.keepers[line].line.serving.model) == version
+
+
+def test_a_line_whose_version_cannot_be_had_waits_and_the_worker_says_why(
+    run: Run, stored: Any, client: redis.Redis, line: str, faults: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.hset(LineStreams(client, line).state_key, mapping={"model": "0000000001-0000000001", "epoch": "1"})
+    monkeypatch.setattr("worker.daemon.learned_in", lambda *_: None)  # a machine that asks for its precision says so
+    faults.away = True
+    worker = run(stored(line, "c"))
+    send(client, line, 1, 4)
+    eventually(lambda: "the store of its versions cannot be asked" in get(worker, "/readyz")[1])
+    assert "nobody answers at faulty://" in get(worker, "/readyz")[1]
+    assert LineStreams(client, line).client.xlen(f"mhpc:{{{line}}}:scores") == 0
+    client.delete(LineStreams(client, line).state_key)  # a person learns anew
+    faults.away = False
+    assert len(answered(client, line, 4)) == 4
+    eventually(lambda: get(worker, "/readyz")[0] == 200)

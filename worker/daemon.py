@@ -172,7 +172,7 @@ class Worker:
 
     def _rewind(self, keeper: Keeper) -> None:
         keeper.streams.ensure_groups()
-        if keeper.epoch and (lost := lost_meanwhile(keeper)):
+        if lost := lost_meanwhile(keeper):
             log.error(lost, line=keeper.line.name)
             keeper.lose("Redis lost writes; the line is loaded again as Redis has it")
         keeper.reading.rewind()

@@ -7,6 +7,7 @@ from worker.streams.line_streams import LEASE_MS, LineStreams
 
 RENEW_SECONDS = LEASE_MS / 1000 / 3
 LAPSE_SECONDS = 0.9 * LEASE_MS / 1000  # not renewed for so long, a keeper stops before its lease does
+LOST_EPOCHS = 1000  # more than a master gives that its replica is not told of
 
 
 class Lease:
@@ -15,7 +16,7 @@ class Lease:
     def __init__(self, streams: LineStreams) -> None:
         self.streams = streams
         self.highest_epoch = 0  # ever held by this process
-        self._attempted = False
+        self._attempted = self._doubted = False
         self._renew_at = self._lapses_at = 0.0
 
     def acquire(self, holder: str, epoch_on_disk: int, take_over: str) -> tuple[int, str]:
@@ -25,12 +26,21 @@ class Lease:
         """
         asked_at = time.monotonic()  # the lease runs from some moment after this
         floor = max(epoch_on_disk, self.highest_epoch)
+        if self._doubted:
+            floor = max(floor, int(self.streams.state().get("epoch", 0)) + LOST_EPOCHS)
         epoch, other = self.streams.acquire(holder, floor, "" if self._attempted else take_over)
         self._attempted = True
         if epoch:
-            self.highest_epoch = epoch
+            self.highest_epoch, self._doubted = epoch, False
             self._renew_at, self._lapses_at = asked_at + RENEW_SECONDS, asked_at + LAPSE_SECONDS
         return epoch, other
+
+    def doubt(self) -> None:
+        """Redis may be another server than before, that does not know the last epochs: the next one is beyond them.
+
+        A version carries its epoch in its name, so that none may be given twice.
+        """
+        self._doubted = self._attempted
 
     @property
     def held(self) -> bool:

@@ -15,11 +15,14 @@ log = structlog.get_logger()
 
 
 def lost_meanwhile(keeper: Keeper) -> str:
-    """What Redis lacks of what this keeper wrote there; "" for nothing.
+    """After a connection was lost: what Redis lacks of what this keeper wrote there; "" for nothing.
 
     Raises:
         FencedError: another keeper took over.
     """
+    keeper.lease.doubt()
+    if not keeper.epoch:
+        return ""
     state = keeper.streams.state()
     epoch, holder = int(state.get("epoch", 0)), state.get("holder", "")
     if epoch > keeper.epoch or (epoch == keeper.epoch and holder not in ("", keeper.streams.holder)):

@@ -45,3 +45,19 @@ def test_an_epoch_is_above_those_that_this_process_held(streams: LineStreams) ->
     assert [lease.acquire("a#1", floor, "")[0] for floor in (4, 0)] == [5, 6]
     streams.client.delete(streams.state_key, streams.lease)  # wiped
     assert lease.acquire("a#1", 0, "")[0] == 7
+
+
+def test_who_has_connected_anew_is_given_no_epoch_that_a_lost_master_may_have_given(streams: LineStreams) -> None:
+    first, second, fresh = Lease(streams), Lease(streams), Lease(streams)
+    assert first.acquire("a#1", 0, "")[0] == 1
+    assert second.acquire("b#1", 0, "") == (0, "a#1")
+    assert first.acquire("a#1", 0, "")[0] == 2
+    streams.client.hset(streams.state_key, "epoch", 1)  # the replica that took over was not told of that
+    streams.client.delete(streams.lease)
+    second.doubt()
+    assert second.acquire("b#1", 0, "")[0] > 1000
+    streams.client.delete(streams.lease)
+    fresh.doubt()  # it had no connection before
+    epoch, _ = fresh.acquire("c#1", 0, "")
+    streams.client.delete(streams.lease)
+    assert second.acquire("b#1", 0, "")[0] == epoch + 1  # once is enough

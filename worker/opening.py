@@ -58,7 +58,7 @@ class Opening:
         """The same, with a rejection as a value, for threads.
 
         An exception that a future keeps is held by the frames of its own traceback, which hold the future: a cycle with
-        the image's whole entry in it, which only the collector's rarest round frees. Memory grew so by malformed input.
+        the image's whole entry in it, which waits for the collector, and at times for its rarest round.
         """
         try:
             return self.decode(image)

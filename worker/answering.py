@@ -120,7 +120,7 @@ class Answering:
 
     def gives_features_soon(self, line: str) -> bool:
         """Whether a line's entries are in hand, and no features of those before them are left for learning."""
-        if self.settings.streams.unique_ids or self.cache.holds(line):  # with unique ids none are left
+        if not self.cache.capacity or self.settings.streams.unique_ids or self.cache.holds(line):  # or none are left
             return False
         return any(part.name == line for part in self._hand)
 

@@ -75,10 +75,23 @@ def _fail(text: str, code: int) -> NoReturn:
 
 @app.command(
     rich_help_panel=RUN,
-    epilog=examples("run --config config.toml", "run -c config.toml --redis redis://10.0.0.5:6379/0"),
+    epilog=examples(
+        "run --config config.toml",
+        "run -c config.toml --redis redis://10.0.0.5:6379/0",
+    ),
 )
-def run(config: ConfigOption = None, redis: UrlOption = None) -> None:
-    """Run the worker until SIGTERM or Ctrl-C; SIGHUP has it read its lines anew."""
+def run(
+    config: ConfigOption = None,
+    redis: UrlOption = None,
+    distributed: Annotated[
+        bool, typer.Option("--distributed", help="Be one of torchrun's processes, which learn one line together.")
+    ] = False,
+) -> None:
+    """Run the worker until SIGTERM or Ctrl-C; SIGHUP has it read its lines anew.
+
+    A line too fast for one device is learned by many processes together, which
+    torchrun starts: docs/scale.md.
+    """
     settings = settings_of(config, redis)
     set_unless_set(OF_A_WORKER)
     steady_memory()
@@ -87,7 +100,12 @@ def run(config: ConfigOption = None, redis: UrlOption = None) -> None:
 
     tell_rest = configure_logs(settings.log_format)
     try:
-        run_worker(settings, lambda: settings_of(config, redis))
+        if distributed:
+            from worker.distributed import run_distributed
+
+            run_distributed(settings)
+        else:
+            run_worker(settings, lambda: settings_of(config, redis))
     except (WorkerError, redis_py.RedisError):
         raise
     except Exception:  # a defect: told as the rest is, so that what reads the log understands it

@@ -65,6 +65,10 @@ class StoreError(ModelError):
     exit_code = 1
 
 
+class RanksError(WorkerError):
+    """A rank of a process group is gone, or does not answer: all of them are to begin again."""
+
+
 class FencedError(WorkerError):
     """Another keeper holds the line with a higher epoch: this one reads and commits nothing more."""
 

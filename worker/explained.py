@@ -26,6 +26,7 @@ EXPLAINED: dict[str, dict[str, str]] = {
         "device": 'Where it computes: "auto" is CUDA where there is one, else the CPU; or "cpu", "cuda", "cuda:1", ...',
         "fleet": "Whether it serves the lines that mhpc-worker lines add declares in Redis, too, with all workers that "
         "say so: each answers all of them, and keeps an even share.",
+        "rank_seconds": "With run --distributed: a rank that is silent for so long is gone; torchrun starts all again.",
         "capacity": "Lines of the fleet that it keeps at most, however large its even share; 0: it answers alone.",
     },
     "ModelSettings": {

@@ -17,6 +17,7 @@ NAMES = (
     "read", "decode", "forward", "gate", "gate_done",  # answering
     "learn_read", "apply", "temporary", "fsync", "rename", "commit", "commit_done", "acknowledge",  # learning
     "upload", "manifest",  # the same, with an object store
+    "rank",  # of a process group; WHAT-RANK tells which part of the work, by which rank
 )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from itertools import groupby
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from worker.answers import Judged, Opened
@@ -64,7 +65,8 @@ class Judging:
                 pixels += [x for _, x in ready]
         if pixels:
             with self.blamed_on(*{part.name for part, _ in taken}) as well:
-                features = self.engine.forward(pixels)
+                wanted = self.cache.capacity or any(keepers[part.name].line.serving.scorer for part, _ in taken)
+                features = self.engine.forward(pixels) if wanted else torch.empty(len(pixels), 0, 0)
             if well:
                 flight.scored.extend(self._score(taken, features, keepers))
         self._flights.append(flight)
@@ -112,7 +114,7 @@ class Judging:
             verdicts = line.verdicts(scoring.scores)
         for (part, image), verdict in zip(scoring.images, verdicts, strict=True):
             part.judged.append(Judged(image, verdict, scoring.scores.serving))
-        if line.learns and scoring.keeper.epoch:
+        if line.learns and scoring.keeper.epoch and self.cache.capacity:
             self.cache.keep([part for part, _ in scoring.images], scoring.features, hand)
 
     def _pixels(self, picture: Picture) -> Tensor | None:

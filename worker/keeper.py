@@ -8,7 +8,7 @@ import structlog
 import torch
 from torch import Tensor
 
-from worker.errors import FencedError, SnapshotError, one_line
+from worker.errors import FencedError, RanksError, SnapshotError, one_line
 from worker.failpoints import failpoint
 from worker.following import Follower
 from worker.lease import Lease
@@ -16,7 +16,7 @@ from worker.line import PAUSED, SCORING, Line
 from worker.metrics import Metrics
 from worker.owed import Owed, Usable, nobody
 from worker.reading import Reading
-from worker.records import Serving
+from worker.records import Serving, Taken
 from worker.saving import Saving
 from worker.schedule import Schedule
 from worker.settings import SnapshotSettings
@@ -31,6 +31,7 @@ from worker.streams.line_streams import (
     ReviewCaps,
     entry_key,
 )
+from worker.taking import book, skip
 from worker.upkeep import Upkeep
 from worker.watching import committed, set_gauges
 
@@ -75,9 +76,7 @@ class Keeper(Follower):
         self._seq, self._acquire_at = 0, 0.0
         self.reading = Reading(streams)
         self.saving = Saving(store, settings.timeout_seconds)
-        self.schedule = Schedule(settings)
-        self.owed = Owed()
-        self.upkeep = Upkeep(metrics)
+        self.schedule, self.owed, self.upkeep = Schedule(settings), Owed(), Upkeep(metrics)
 
     # -- 1. acquire --------------------------------------------------------------------------------------------------
 
@@ -163,22 +162,26 @@ class Keeper(Follower):
             return 0
         entries = self.reading.read(count)
         failpoint("learn_read")
-        for entry in entries:
-            if self.line.learns and not self._tried(entry, extract, usable):
+        for together in self._together(entries):
+            if self.line.learns and not self._tried(together, extract, usable):
                 return 0
-            self.reading.unacknowledged.append(entry.id)
+            self.reading.unacknowledged += [entry.id for entry in together]
         return len(entries)
 
-    def _tried(self, entry: Entry, extract: Extract, usable: Usable) -> bool:
-        """Apply; False if it failed. Then the line is loaded again without it, and it comes again, marked."""
+    def _together(self, entries: list[Entry]) -> list[list[Entry]]:
+        """What is applied at once: each entry by itself."""
+        return [[entry] for entry in entries]
+
+    def _tried(self, entries: list[Entry], extract: Extract, usable: Usable) -> bool:
+        """Apply; False if it failed. Then the line is loaded again without them, and they come again, marked."""
+        entry = entries[0]  # what is marked is tried by itself
         if self.reading.given_up(entry):
-            log.error("skipped: it failed again and again", line=self.line.name, entry=entry.id)
-            self.metrics.images.labels(self.line.name, "skipped").inc()
+            skip(self.metrics, self.line.name, [entry], "skipped: it failed again and again")
             self.line.apply(entry.id, [])
             return True
         try:
-            self._apply(entry, extract, usable)
-        except (redis.RedisError, FencedError, torch.AcceleratorError):
+            self._apply(entries, extract, usable)
+        except (redis.RedisError, FencedError, RanksError, torch.AcceleratorError):
             raise
         except Exception as error:
             log.exception("an entry failed; it is tried again by itself", line=self.line.name, entry=entry.id)
@@ -188,23 +191,21 @@ class Keeper(Follower):
         self.reading.survived(entry)
         return True
 
-    def _apply(self, entry: Entry, extract: Extract, usable: Usable) -> None:
-        line, phase = self.line, self.line.phase
-        if entry_key(entry.id) <= entry_key(line.applied_through):
-            return  # the snapshot holds it already; it only wants acknowledging
-        if entry.lost:
-            log.error("trimmed before it was learned from", line=line.name, entry=entry.id)
-            self.metrics.images.labels(line.name, "skipped").inc()
-        failpoint("apply", entry.id)
+    def _apply(self, entries: list[Entry], extract: Extract, usable: Usable) -> None:
+        line, phase, through = self.line, self.line.phase, entry_key(self.line.applied_through)
+        fresh = [entry for entry in entries if entry_key(entry.id) > through]  # others only want acknowledging
+        skip(self.metrics, line.name, (e for e in fresh if e.lost), "trimmed before it was learned from")
+        for entry in fresh:
+            failpoint("apply", entry.id)
         with self.metrics.stage("learn"):
-            taken = line.apply(entry.id, extract(line.name, entry))
-        self.schedule.images += taken.learned + taken.quarantined + taken.calibrated
-        self.owed.set_aside([(entry, place) for place in taken.set_aside], usable)
+            taken = zip(fresh, self._learned(fresh, extract), strict=False)  # no more than the line wants
+        self.schedule.images += book(self.metrics, line.name, taken, self.owed, usable)
         self._take_set_aside(usable)
-        self.metrics.images.labels(line.name, "learned").inc(taken.learned)
-        self.metrics.images.labels(line.name, "quarantined").inc(taken.quarantined)
         if line.phase != phase:
             log.info("phase", line=line.name, was=phase, now=line.phase, threshold=(at := line.threshold) and at.value)
+
+    def _learned(self, entries: list[Entry], extract: Extract) -> list[Taken]:
+        return [self.line.apply(entry.id, extract(self.line.name, entry)) for entry in entries]
 
     def _take_set_aside(self, usable: Usable) -> None:
         """What the end of learning set aside is committed with it."""

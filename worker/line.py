@@ -6,14 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mhpc.core.calibration import Threshold, fit_threshold, track_threshold, tracked_scores
+from mhpc.core.calibration import Threshold, tracked_scores
 from mhpc.core.drift import DriftMonitor
-from mhpc.core.learner import STEP, OnePassLearner
+from mhpc.core.learner import STEP
+from mhpc.core.recent import Convergence
 from mhpc.core.scorer import Scorer
-from mhpc.core.whitening import ZSpace
 from mhpc.linalg import all_finite
 from worker.errors import ModelError
 from worker.fetching import fetch
+from worker.learners import fitted_threshold, new_learner
 from worker.records import Scores, Serving, SetAside, Source, Taken, Verdict
 from worker.settings import LineConfig
 from worker.streams.line_streams import FROM_START, entry_key
@@ -41,17 +42,14 @@ class Line:
         self.applied_through = self.commands_through = FROM_START
         self.rate: float | None = None  # where a command has set it
         self.forgetting: float | None = None  # the same
-        space = ZSpace(pca_variance_ratio=pca_variance_ratio)
-        share = config.learning.moments_share
-        self.learner = OnePassLearner(config.bank_size, space, config.scoring.top_k, device, moments_share=share)
-        self.calibration_scores = torch.empty(0, dtype=torch.float64)
-        self.calibration_means = torch.empty(0, 0)  # in Z-space, [n, d + 1]
+        self.learner = new_learner(config, pca_variance_ratio, device)
         self.threshold: Threshold | None = None
         self.serving = Serving(LEARNING, None, None)
         self.standing: Serving | None = None  # answers until the next version is calibrated; its name may be to come
         self.sources: list[Source] = []  # since learning began, oldest first
         self.set_aside: list[SetAside] = []  # when learning ended, for the keeper to take
         self.monitor: DriftMonitor | None = None
+        self.calibration_scores, self.calibration_means = torch.empty(0, dtype=torch.float64), torch.empty(0, 0)
         self.forget_recent()
 
     @property
@@ -75,9 +73,23 @@ class Line:
     @property
     def progress(self) -> tuple[int, int]:
         """Images of the present phase that were taken, and how many it takes at most."""
+        learned, quarantined, calibrated = self.counts
         if self.phase == LEARNING:
-            return self.learner.images_seen_, self.config.learning.images
-        return len(self.calibration_scores), self.config.calibration.images
+            return learned + quarantined, self.config.learning.images
+        return calibrated, self.config.calibration.images
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Images learned, set aside, and calibrated on."""
+        return self.learner.images_learned_, self.learner.images_quarantined_, len(self.calibration_scores)
+
+    @property
+    def convergence(self) -> Convergence:
+        """How much of what comes is new."""
+        return self.learner.convergence_
+
+    def gather(self) -> None:
+        """Have all that was learned in `learner`; it is there already, unless others learn with this process."""
 
     def judge(self, features: Tensor, grid: tuple[int, int]) -> list[Verdict]:
         """Verdicts on images by their features [B, P, D]."""
@@ -119,46 +131,43 @@ class Line:
         """
         if entry_key(entry) <= entry_key(self.applied_through):
             return Taken(0, 0, 0)
-        before, learned, first = self._counts(), list[bool](), self.learner.images_seen_
+        before, learned, first = self.counts, list[bool](), self.learner.images_seen_
         for chunk in features:
             for images in chunk.split(STEP):
                 if self.phase == LEARNING:
-                    self._forget(len(images))
+                    self.learner.forget(self._kept(len(images)))
                     learned += self.learner.partial_fit(images, guard).learned.tolist()
                 else:
                     self._calibrate(images)
         self.applied_through = entry
         if learned:
             self.sources.append(Source(entry, first))
-        learned_now, quarantined, calibrated = (now - was for now, was in zip(self._counts(), before, strict=True))
+        learned_now, quarantined, calibrated = (now - was for now, was in zip(self.counts, before, strict=True))
         aside = tuple(place for place, was_learned in enumerate(learned) if not was_learned)
-        taken = Taken(learned_now, quarantined, calibrated, aside)
         self._switch()
-        return taken
+        return Taken(learned_now, quarantined, calibrated, aside)
 
-    def _counts(self) -> tuple[int, int, int]:
-        return self.learner.images_learned_, self.learner.images_quarantined_, len(self.calibration_scores)
-
-    def _forget(self, images: int) -> None:
+    def _kept(self, images: int) -> float:
+        """The share of the weight of all that was learned before that so many images leave to it."""
         kept = self.config.learning.forgetting if self.forgetting is None else self.forgetting
-        if self.relearning and kept < 1:
-            self.learner.forget(kept ** (images / FORGETTING_IMAGES))
+        return float(kept ** (images / FORGETTING_IMAGES)) if self.relearning else 1.0
 
     def _calibrate(self, features: Tensor) -> None:
         scorer = self.learner.scorer()
         z = scorer.whiten(features)
-        scores, means = scorer.score_maps(z)[0].double().cpu(), z.mean(1).cpu()  # GPU sync
+        self.calibrated(scorer.score_maps(z)[0].double().cpu(), z.mean(1).cpu())  # GPU sync
+
+    def calibrated(self, scores: Tensor, means: Tensor) -> None:
+        """Take scores [n], float64, and means in Z-space [n, d + 1] of images that were calibrated on."""
         self.calibration_scores = torch.cat([self.calibration_scores, scores])
-        self.calibration_means = (
-            means if not len(self.calibration_means) else torch.cat([self.calibration_means, means])
-        )
+        self.calibration_means = torch.cat([self.calibration_means, means]) if len(self.calibration_means) else means
 
     def _switch(self) -> None:
         done, wanted = self.progress
         learning = self.config.learning
         if self.phase == LEARNING:
             enough = learning.converge and done >= min(learning.min_images, wanted)
-            if done >= wanted or (enough and self.learner.convergence_.converged):
+            if done >= wanted or (enough and self.convergence.converged):
                 self.end_learning()
         elif self.phase == CALIBRATING and done >= wanted:
             self.phase, self.standing = SCORING, None
@@ -177,7 +186,7 @@ class Line:
 
     def forget_calibration(self) -> None:
         self.calibration_scores = torch.empty(0, dtype=torch.float64)
-        self.calibration_means = torch.empty(0, 0)
+        self.calibration_means = torch.empty(0, 0)  # in Z-space, [n, d + 1]
 
     def forget_recent(self) -> None:
         """Scores by another bank say nothing of this one's threshold: those to follow begin with the next result."""
@@ -193,11 +202,7 @@ class Line:
     def fitted(self) -> Threshold:
         """The threshold by calibration's scores, and by the recent ones where it follows them."""
         rate, scoring = self.false_positive_rate, self.config.scoring
-        calibrated = fit_threshold(self.calibration_scores.numpy(), rate)
-        if not scoring.track_threshold or not len(self.recent_scores):
-            return calibrated
-        window = torch.cat([self.calibration_scores, self.recent_scores])[-tracked_scores(rate) :]
-        return track_threshold(calibrated, window.numpy(), rate, scoring.track_bound)
+        return fitted_threshold(self.calibration_scores, self.recent_scores, rate, scoring)
 
     def watch_drift(self) -> None:
         self.monitor = DriftMonitor().fit(self.calibration_scores, self.calibration_means)
@@ -275,7 +280,7 @@ class Line:
         A false-positive rate that is configured otherwise since gives another threshold.
         """
         beside = (CALIBRATION_SCORES, CALIBRATION_MEANS, TRACKED_SCORES)
-        learned = {name: t for name, t in tensors.items() if name not in beside and not name.startswith(ANSWERING)}
+        learned = {n: t for n, t in tensors.items() if n not in beside and "." not in n}
         self.learner.load_state_dict(learned)
         self.calibration_scores = tensors[CALIBRATION_SCORES].clone()
         self.calibration_means = tensors[CALIBRATION_MEANS].clone()

@@ -84,6 +84,7 @@ def _obey(keeper: Keeper, command: Command, features: Features, usable: Usable) 
     try:
         if command.problem:
             raise RefusedError(command.problem)
+        line.gather()
         reply = Reply(True, execute(line, command, _means(keeper, features, dropped)))
     except RefusedError as error:
         reply = Reply(False, str(error))

@@ -12,8 +12,12 @@ from worker.settings import Settings
 
 
 def run_worker(settings: Settings, reread: Callable[[], Settings] | None = None) -> None:
-    """Run until SIGTERM or SIGINT; SIGHUP has the lines read anew. The handlers set a flag, the loop decides."""
-    worker = Worker(settings, reread)
+    """Run until SIGTERM or SIGINT; SIGHUP has the lines read anew."""
+    serve(Worker(settings, reread))
+
+
+def serve(worker: Worker) -> None:
+    """Run a worker until its process is asked to stop. The handlers set a flag, the loop decides."""
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
         worker.stopping.set()

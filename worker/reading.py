@@ -36,15 +36,16 @@ class Reading:
 
     def given_up(self, entry: Entry) -> bool:
         """Whether an entry that comes again after a failure was tried often enough; if not, this is marked as a try."""
-        return self._marks and self.streams.mark(_mark(entry)) > ATTEMPTS
+        return self.marks and self.streams.mark(_mark(entry)) > ATTEMPTS
 
     def survived(self, entry: Entry) -> None:
         """It was applied."""
-        if self._marks:
+        if self.marks:
             self.streams.unmark(_mark(entry))
 
     @property
-    def _marks(self) -> bool:
+    def marks(self) -> bool:
+        """Whether what comes is tried by itself, marked: something failed with it in hand."""
         return self.suspicious and self._history is not None
 
     def acknowledge(self) -> None:

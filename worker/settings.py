@@ -65,6 +65,7 @@ class ProcessSettings(Section):
     device: str = "auto"  # "auto": CUDA where there is one; else "cpu", "cuda", "cuda:1", ...
     fleet: bool = False  # serve what LINES_KEY declares, too, and share out who keeps it
     capacity: Annotated[int, Field(ge=0)] = 1_000_000  # lines of the fleet kept at most
+    rank_seconds: Annotated[float, Field(ge=1, le=3600)] = 60.0  # a rank that is silent so long is gone
 
 
 class ModelSettings(Section):
@@ -100,9 +101,7 @@ class LearningSettings(Section):
     images: Positive = 1000  # at most
     min_images: Positive = 200  # at least, before convergence may end learning
     converge: bool = True  # whether it may
-    forgetting: Annotated[float, Field(gt=0, le=1)] = (
-        1.0  # share of the past's weight left after 1,000 relearned images
-    )
+    forgetting: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the past's weight, left by 1,000 relearned images
     relearn_on_drift: bool = False
     moments_share: Annotated[float, Field(gt=0, le=1)] = 0.25  # of the patches, that mean and covariance take
 

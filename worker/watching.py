@@ -103,12 +103,12 @@ def score_bins(scores: Tensor) -> str:
 def shown(line: Line) -> dict[str, str]:
     """What the state hash says to people beside what is committed."""
     done, wanted = line.progress
-    outside, change = line.learner.convergence_[:2]
+    outside, change = line.convergence[:2]
     return {
         "progress": "" if line.phase == SCORING else f"{done}/{wanted}",
         "outside_share": f"{outside:.4g}",
         "subspace_change": f"{change:.4g}",
-        "quarantined": str(line.learner.images_quarantined_),
+        "quarantined": str(line.counts[1]),
         "drift": "" if line.monitor is None else f"{line.monitor.drift_:.4g}",
     }
 
@@ -118,7 +118,7 @@ def set_gauges(metrics: Metrics, line: Line) -> None:
     name = line.name
     for phase in PHASES:
         metrics.line_phase.labels(name, phase).set(phase == line.shown_phase)
-    outside, change = line.learner.convergence_[:2]
+    outside, change = line.convergence[:2]
     metrics.learning_outside_share.labels(name).set(outside)
     metrics.learning_subspace_change.labels(name).set(change)
     # 0 where nobody watches: an alert must not go on by what was before a relearn.

@@ -18,6 +18,7 @@ from tests.benchmarks import (
     plots,
     precision,
     predict,
+    ranks,
     redis_shard,
     statistics,
 )
@@ -37,6 +38,7 @@ BENCHMARKS: dict[str, Callable[[], None]] = {
     "memory": memory.main,
     "redis_shard": redis_shard.main,
     "gpu": gpu.main,
+    "ranks": ranks.main,
     "guarantees": guarantees.main,
     "bundled_backbone": bundled_backbone.main,
 }

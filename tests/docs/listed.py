@@ -55,6 +55,7 @@ RUN = {
 
 ENGINE = "no container engine in CI; tests/deploy/test_compose.py and test_dockerfile.py check what can be without one"
 CLUSTER = "no Kubernetes in CI; tests/deploy/test_kubernetes.py holds the manifests against schemas and the worker"
+RANKS = "it goes on for ever; tests/worker/faults/test_ranks.py starts ranks by it, and kills one"
 SYSTEMD = "CI's first process is not systemd; tests/deploy/test_systemd.py verifies the units"
 
 # Commands that are not run here, and why not. Those of this project are still taken apart by their own parsers.
@@ -70,6 +71,9 @@ NOT_RUN = {
     "tests/worker/bench/test_run.py runs it with small pictures",
     "mhpc-worker bench --lines 1,8 --json bench.json": "likewise",
     "mhpc-worker plan --lines 200 --rate 2 --costs bench.json": "tests/worker/test_cli_plan.py runs it on such a file",
+    "torchrun --nproc-per-node 4 --max-restarts 1000 -m worker run --distributed --config config.toml": RANKS,
+    "torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d --rdzv-endpoint HOST:29400 --max-restarts 1000 -m "
+    "worker run --distributed --config config.toml": RANKS,
     "kubectl apply -f deploy/kubernetes/namespace.yaml": CLUSTER,
     "kubectl -n mhpc create secret generic mhpc-redis --from-file=password=redis-password": CLUSTER,
     "kubectl apply -k deploy/kubernetes": CLUSTER,

@@ -14,7 +14,7 @@ OWN = ("mhpc-worker", "mhpc", "make", "control")  # the last stands for `mhpc-wo
 PROGRAMS = (
     *OWN, "cp", "curl", "docker", "git", "install", "journalctl", "kubectl", "node", "npm", "openssl", "pip", "printf",
     "promtool", "pytest", "python", "python3", "redis-cli", "redis-server", "sed", "systemctl", "systemd-analyze",
-    "tar",
+    "tar", "torchrun",
 )  # fmt: skip
 WITHIN = re.compile(rf"(?<!`)`((?:[A-Z_]+=\S+ )*(?:/\S+/)?(?:{'|'.join(PROGRAMS)}) [^`\n]+)`(?!`)")
 

@@ -1,0 +1,173 @@
+"""Four ranks against one process."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from mhpc.core.choices import PatchCoreAggregation, PatchCoreDistance, PatchCoreFeatureReduction
+from mhpc.core.distributed import gather_rows, merged, reduce_moments
+from mhpc.core.learner import STEP, OnePassLearner
+from mhpc.core.recent import RECENT
+from mhpc.core.scorer import Scorer
+from mhpc.core.whitening import ZSpace
+from mhpc.linalg import nearest
+from mhpc.mahalanobis import OnlineCovariance
+from tests.mhpc.core.patches import pictures
+from tests.mhpc.core.ranks import RANKS, in_ranks, own_share, whole
+from tests.mhpc.core.test_accuracy import BANK_SIZE, TOP_K, Tiles
+from tests.mhpc.core.test_accuracy import tiles as tiles  # a fixture
+
+N, D = 4000, 24
+IMAGES, K = 160, 100
+
+
+def rows() -> Tensor:
+    """Rows [N, D] far from the origin, of very different spread."""
+    return (
+        torch.randn(N, D, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        * torch.logspace(-3, 2, D, dtype=torch.float64)
+        + 1000
+    )
+
+
+def textures(B: int) -> Tensor:
+    """Patch features [B, 32, 12] with the heavy tails that real ones have."""
+    generator = torch.Generator().manual_seed(5)
+    spread = torch.distributions.StudentT(4.0)
+    torch.manual_seed(int(torch.randint(1000, (1,), generator=generator)))
+    return spread.sample((B, 32, 12)) * torch.linspace(0.3, 3, 12)
+
+
+def learner(bank_size: int = K, **options: object) -> OnePassLearner:
+    return OnePassLearner(bank_size, **options)  # type: ignore[arg-type]  # as the tests ask for
+
+
+def test_the_covariance_of_four_ranks_is_that_of_one_process_to_ten_digits(tmp_path: Path) -> None:
+    expected = OnlineCovariance(D, torch.float64).update(rows())
+    for covariance, mean, n in in_ranks(tmp_path, covariance_of_shares):
+        assert n == N
+        torch.testing.assert_close(mean, expected.mean_, rtol=1e-12, atol=0)
+        error = (covariance - expected.covariance()).norm() / expected.covariance().norm()
+        assert error < 1e-10
+        by_entry = (covariance - expected.covariance()).abs()
+        sigma = expected.covariance().diagonal().sqrt()
+        assert (by_entry / torch.outer(sigma, sigma)).max() < 1e-10  # in the features' own units
+
+
+def covariance_of_shares() -> tuple[Tensor, Tensor, int]:
+    """Uneven shares; one has no rows at all."""
+    rank, covariance = dist.get_rank(), OnlineCovariance(D, torch.float64)
+    share = rows().split([1, 2500, N - 2501])
+    if rank < len(share):
+        for batch in share[rank].split(700):
+            covariance.update(batch)
+    covariance.moments_ = reduce_moments(covariance.moments_)
+    return covariance.covariance(), covariance.mean_, covariance.n_samples_seen_
+
+
+def test_what_is_gathered_is_what_was_there(tmp_path: Path) -> None:
+    parts, *elsewhere = in_ranks(tmp_path, gathered)
+    assert [part.tolist() for part in parts] == [[], [[1.0, 1.0]], [[2.0, 2.0]] * 2, [[3.0, 3.0]] * 3]
+    assert elsewhere == [[], [], []]
+
+
+def gathered() -> list[Tensor]:
+    rank = dist.get_rank()
+    assert [part.tolist() for part in gather_rows(torch.tensor([rank > 1]))] in ([], [[False], [False], [True], [True]])
+    return gather_rows(torch.full((rank, 2), float(rank)))
+
+
+def covering(of: OnePassLearner, x: Tensor, by: Scorer) -> Tensor:
+    """Distances that leave none, and one in a thousand, of the rows of x [B, P, D] uncovered by a bank's anchors.
+
+    Both are as one scorer sees them. (A bank's own `radius` is another thing: of what its last reduction dropped.)
+    """
+    z, anchors = by.whiten(x).flatten(0, 1), by.whiten(of._memory_bank().anchors[None])[0]
+    distances = nearest(z, anchors)[0].sort().values
+    return distances[[-1, -len(distances) // 1000]]
+
+
+def test_four_ranks_learn_what_one_process_does(tmp_path: Path) -> None:
+    images = textures(IMAGES)
+    alone = learner()
+    for step in images.split(STEP):
+        alone.partial_fit(step, guard=False)
+    alone.freeze()
+    together = learner().load_state_dict(in_ranks(tmp_path, learned_textures)[0])
+    assert together.rows_seen_ == alone.rows_seen_
+    assert together.images_learned_ == IMAGES
+    torch.testing.assert_close(together.pca_.moments_.scatter, alone.pca_.moments_.scatter, rtol=1e-5, atol=1e-3)
+    together.freeze()
+    bank, of_one = together._memory_bank(), alone._memory_bank()
+    assert len(bank) == len(of_one) == K
+    assert bank.mass.sum() == alone.rows_seen_  # each row counted, and once
+    assert bank.support.max() <= IMAGES
+    radii, of_one_process = (covering(each, images, alone.scorer()) for each in (together, alone))
+    print(f"covering radius, of all and of 0.999: four ranks {radii}, one process {of_one_process}")  # noqa: T201
+    assert bool((radii <= 1.05 * of_one_process).all())
+
+
+def learned_textures() -> dict[str, Tensor]:
+    own = own_share(learner(), textures(IMAGES))
+    before = own.state_dict()
+    found = whole(own)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in own.state_dict().items())  # it may go on
+    return found
+
+
+def test_what_some_ranks_have_not_learned_is_no_matter(tmp_path: Path) -> None:
+    states = in_ranks(tmp_path, only_the_last_learns)
+    alone = learner()
+    alone.partial_fit(pictures(40))
+    found = learner().load_state_dict(states[0])
+    assert (found.rows_seen_, found.images_seen_) == (alone.rows_seen_, 40)
+    assert len(found.recent_.scores) == len(alone.recent_.scores) < RECENT
+    assert torch.equal(found._memory_bank().anchors, alone._memory_bank().anchors)
+    assert states[1:] == [{}] * (RANKS - 1)
+
+
+def only_the_last_learns() -> dict[str, Tensor]:
+    assert whole(learner()).get("counts", torch.zeros(4)).sum() == 0  # nobody has: no rank waits for another
+    own = learner()
+    if dist.get_rank() == RANKS - 1:
+        own.partial_fit(pictures(40))
+    return whole(own)
+
+
+@pytest.mark.parametrize(
+    ("space", "aggregation", "why"),
+    [
+        (ZSpace(), PatchCoreAggregation.NONE, "uniform sample"),
+        (ZSpace(PatchCoreFeatureReduction.NONE, PatchCoreDistance.EUCLIDEAN), PatchCoreAggregation.GREEDY, "moments"),
+    ],
+)
+def test_what_cannot_be_merged_is_refused(space: ZSpace, aggregation: PatchCoreAggregation, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        merged(OnePassLearner(K, space, aggregation=aggregation))
+
+
+def test_on_real_tiles_four_ranks_rank_as_one_process_does(tiles: Tiles, tmp_path: Path) -> None:
+    save_file({"train": tiles.train}, tmp_path / "tiles")
+    alone, together = of_tiles(), of_tiles()
+    alone.partial_fit(tiles.train)
+    alone.freeze()
+    together.load_state_dict(in_ranks(tmp_path, learned_tiles, tmp_path / "tiles")[0])
+    together.freeze()
+    radii = [covering(each, tiles.train, alone.scorer()) for each in (together, alone)]
+    assert bool((radii[0] <= 1.05 * radii[1]).all())
+    found, expected = (roc_auc_score(tiles.labels, each.score(tiles.test)) for each in (together, alone))
+    print(f"AUROC of four ranks {found:.4f}, of one process {expected:.4f}")  # noqa: T201
+    assert abs(found - expected) < 0.005
+
+
+def learned_tiles(path: Path) -> dict[str, Tensor]:
+    return whole(own_share(of_tiles(), load_file(path)["train"]))
+
+
+def of_tiles() -> OnePassLearner:
+    return OnePassLearner(BANK_SIZE, ZSpace(pca_variance_ratio=0.9), TOP_K)

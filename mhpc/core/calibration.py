@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special, stats
 
 EXPECTED_ABOVE = 10  # images that a plain quantile wants beyond it
 TAIL_SHARE = 0.1  # of the scores, the exceedances that a tail is fitted to
@@ -13,9 +13,12 @@ SHAPE_PRIOR = 50  # exceedances that an exponential tail weighs in the shape: al
 MIN_TAIL = 10
 OUTLIER_DEVIATIONS = 8.0  # robust standard deviations above the median
 MAX_TRIMMED = 0.1  # share of the images that may be of defective parts
-BODY = (0.5, 0.8)  # quantiles between which normal scores are alone with themselves: few defective parts score so low
-BODY_SHAPE = 0.27  # xi; on textures 0.22 gives an eighth more false positives and a tenth more of the defects
+BODY = (0.15, 0.8)  # quantiles between which normal scores are alone with themselves: few defective parts score so low
+BODY_SHAPE = 0.19  # xi, at least; on textures 0.22 finds an eighth fewer defects after a dirty calibration
 BODY_ROUNDS = 4
+SHAPES, SHAPE_BULK = np.arange(0, 0.51, 0.05), (0.02, 0.85)  # tried for what lies between these quantiles
+UNUSUAL = 0.02  # share of good parts that may look unusual; a larger excess is likely of defective ones, and by its
+LIGHTER, LIGHTEST = 10.0, 0.03  # share xi is less by so much, down to the second
 MAX_CAUTION = 3.0  # the wanted rate is divided by at most so much where the tail is heavy
 TRIMMED_EXPECTED = 0.1  # normal images beyond the limit of trimming
 CONFIDENCE = 0.95  # of the stated interval
@@ -52,11 +55,12 @@ class Body(NamedTuple):
 
     location: float
     scale: float
+    shape: float  # xi
     excess: float
 
     def isf(self, rate: float) -> float:
         """Score that a share `rate` of normal images exceeds."""
-        return float(stats.genextreme.isf(rate, -BODY_SHAPE, self.location, self.scale))
+        return self.location + self.scale * float(_extreme_quantile(1 - rate, self.shape))
 
 
 def outlier_limit(scores: NDArray[np.floating], deviations: float = OUTLIER_DEVIATIONS) -> float:
@@ -76,13 +80,15 @@ def fit_threshold(scores: NDArray[np.floating], false_positive_rate: float) -> T
        parts raise it. Where m images are in excess of what the bulk explains, these may be normal and the tail heavy;
        too low a threshold floods people with alarms, so the rate is divided by 1 + m, by MAX_CAUTION at most.
     2. The quantile of an extreme value distribution fitted to the bulk (Fisher & Tippett, 1928: scores are maxima over
-       patches), which they do not reach.
+       patches), which they do not reach. Its tail is as heavy as unusual good parts make it on textures, and heavier
+       where the bulk's own shape says so. A few images in excess of it may be such parts; the more there are beyond a
+       share UNUSUAL, the likelier they are defective, and the lighter the tail is taken to be.
 
     Raises:
         ValueError: fewer than 2 * MIN_TAIL scores, some negative or not finite, or a rate outside (0, 1).
     """
     x = _checked(scores, false_positive_rate)
-    body = _fit_body(x)
+    body = _fit_body(x, max(BODY_SHAPE, _bulk_shape(x)))
     kept = x if body is None else _trimmed(x, body)
     if body is None or false_positive_rate >= 1 - BODY[1]:
         value, method = _plain_threshold(kept, false_positive_rate)
@@ -90,7 +96,7 @@ def fit_threshold(scores: NDArray[np.floating], false_positive_rate: float) -> T
         unexplained = max(0.0, body.excess * len(x) - (len(x) - len(kept)))
         cautious = false_positive_rate / min(1 + unexplained, MAX_CAUTION)
         value, method = _plain_threshold(kept, cautious)
-        if value > (limit := body.isf(false_positive_rate)):
+        if value > (limit := _lighter(x, body).isf(false_positive_rate)):
             value, method = limit, "body"
     return _stated(x, len(kept), body, max(value * (1 + MARGIN), FLOOR), method, false_positive_rate)
 
@@ -115,7 +121,8 @@ def track_threshold(
     if value == fitted.value:
         return fitted
     x = _checked(recent_scores, false_positive_rate)
-    return _stated(x, fitted.n_scores, _fit_body(x), value, "bounded", false_positive_rate)
+    body = _fit_body(x, max(BODY_SHAPE, _bulk_shape(x)))
+    return _stated(x, fitted.n_scores, body, value, "bounded", false_positive_rate)
 
 
 def tracked_scores(false_positive_rate: float) -> int:
@@ -135,7 +142,22 @@ def _checked(scores: NDArray[np.floating], rate: float) -> NDArray[np.float64]:
     return x
 
 
-def _fit_body(x: NDArray[np.float64]) -> Body | None:
+def _extreme_quantile(p: float | NDArray[np.floating], xi: float) -> NDArray[np.float64]:
+    """Of the standard generalised extreme value distribution: ((-log p)^-xi - 1) / xi."""
+    return -np.asarray(special.boxcox(-np.log(p), -xi))
+
+
+def _bulk_shape(x: NDArray[np.float64]) -> float:
+    """The xi of SHAPES whose probability plot of the bulk of sorted scores x [N] is straightest (Filliben, 1975)."""
+    n = len(x)
+    i = np.arange(int(n * SHAPE_BULK[0]), int(n * SHAPE_BULK[1]))
+    plots = [
+        np.corrcoef(_extreme_quantile((i + 0.6) / (n + 0.2), xi), x[i])[0, 1] for xi in SHAPES if x[i[-1]] > x[i[0]]
+    ]
+    return float(SHAPES[np.argmax(plots)]) if plots else BODY_SHAPE
+
+
+def _fit_body(x: NDArray[np.float64], shape: float) -> Body | None:
     """Fit sorted scores x [N] by their probability plot between the quantiles BODY; None where that says nothing.
 
     The share of scores in excess of the tail is sup (S_n - S) over the largest, S_n their empirical survival function;
@@ -148,14 +170,22 @@ def _fit_body(x: NDArray[np.float64]) -> Body | None:
     for _ in range(BODY_ROUNDS):
         m = n * (1 - excess)
         i = np.arange(int(m * BODY[0]), int(m * BODY[1]))
-        z = stats.genextreme.ppf((i + 0.6) / (m + 0.2), -BODY_SHAPE)
+        z = _extreme_quantile((i + 0.6) / (m + 0.2), shape)
         scale, location, *_ = stats.linregress(z, x[i])
         if not scale > 0:
             return None
-        excess = max(0.0, float((survival - stats.genextreme.sf(top, -BODY_SHAPE, location, scale)).max()))
+        excess = max(0.0, float((survival - stats.genextreme.sf(top, -shape, location, scale)).max()))
         if excess > MAX_TRIMMED:
             return None
-    return Body(float(location), float(scale), excess)
+    return Body(float(location), float(scale), shape, excess)
+
+
+def _lighter(x: NDArray[np.float64], body: Body) -> Body:
+    """The body of sorted scores x [N] with a tail as light as what is in excess of it suggests."""
+    defective = max(0.0, body.excess - UNUSUAL)
+    if not defective:
+        return body
+    return _fit_body(x, max(body.shape - LIGHTER * defective, LIGHTEST)) or body
 
 
 def _trimmed(x: NDArray[np.float64], body: Body) -> NDArray[np.float64]:
@@ -170,11 +200,12 @@ def _stated(x: NDArray[np.float64], n: int, body: Body | None, value: float, met
 
     Of order statistics (Wilks, 1941): k of n scores above give Beta(k, n - k + 1) and Beta(k + 1, n - k). They hold for
     a fitted value too, which lies between two order statistics. Those above may all be normal; at the lower end those
-    in excess of the body's tail, and two standard deviations of their number more, are taken as defective.
+    in excess of the lightest tail, and two standard deviations of their number more, are taken as defective.
     """
     above, suspected = int((x[:n] > value).sum()), 0
     if body is not None:
-        excess = body.excess * len(x)
+        lightest = _fit_body(x, LIGHTEST) or body
+        excess = max(body.excess, lightest.excess) * len(x)
         suspected = math.ceil(excess + 2 * math.sqrt(excess)) - (len(x) - n)
     fewest = max(0, above - max(0, suspected))
     error = (1 - CONFIDENCE) / 2

@@ -124,17 +124,12 @@ def test_defective_parts_among_the_images_neither_raise_the_threshold_above_the_
     recall: Recall, calibrations: list[tuple[Threshold, Threshold, float]]
 ) -> None:
     assert recall.clean > 0.5
-    assert recall.dirty > 0.6 * recall.clean
-    assert recall.dirty > 1.4 * recall.quantile
+    assert recall.dirty > 0.9 * recall.clean
+    assert recall.dirty > 2 * recall.quantile
     found = [texture_rate(dirty.value) for _, dirty, _ in calibrations]
     held = [t.rate_low <= q <= t.rate_high for (_, t, _), q in zip(calibrations, found, strict=True)]
     assert max(found) < 0.05
     assert np.mean(held) >= 0.9
-
-
-@pytest.mark.xfail(strict=True, reason="0.61 is reached: 200 images cannot tell ten defects from a heavy tail")
-def test_with_five_percent_defective_nine_tenths_of_what_a_clean_calibration_finds_are_found(recall: Recall) -> None:
-    assert recall.dirty >= 0.9 * recall.clean
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.01, 0.001])

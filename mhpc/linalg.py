@@ -17,11 +17,11 @@ Estimator = TypeVar("Estimator")
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
-ROWS_PER_BLOCK = 4096  # of a distance matrix that is reduced at once
+ROWS_PER_BLOCK = 4096  # at once, on a CPU or where rows alone are read
 CPU_BLOCK = 2**22  # its entries on the CPU: 16 MB, which the allocator reuses; larger ones are fresh pages each time
 PIVOT_ROUNDING = 16  # eps of float32: pivots of too few rows came to 2 at most, real features' to 4,000 at least
 GRAM_COLUMNS = 192  # of a block: narrow ones compute little twice, wide ones multiply faster
-GPU_BLOCK = 2**28  # and elsewhere: 1 GiB
+GPU_BLOCK = 2**26  # and elsewhere: 256 MiB; 1 GiB is a tenth faster, and more than many a card has left
 LEAST_ROWS = 256  # below which the product itself becomes slow
 
 AS_FLOATS = {"dtype": [np.float64, np.float32], "order": "C", "force_writeable": True}  # how scikit-learn reads arrays
@@ -136,7 +136,7 @@ def nearest(x: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
     """Euclidean distance [N] of each row of x [N, D] to the nearest of centers [K, D], and its index [N].
 
     The winner is found by ||c||^2 - 2 x.c and its distance recomputed by difference: for equal rows the expanded
-    square errs by about 0.02 in float32. Blocks keep memory at ROWS_PER_BLOCK x K, and lower.
+    square errs by about 0.02 in float32. Memory is that of a block of distances (`blocks`).
     """
     half_squares = centers.square().sum(1) / 2  # argmin over c of ||x - c||^2 = argmin of ||c||^2 / 2 - x.c
     products = (torch.addmm(half_squares, block, centers.T, alpha=-1) for block in blocks(x, len(centers)))
@@ -177,8 +177,11 @@ def _argmin(rows: Tensor) -> Tensor:
 
 
 def blocks(x: Tensor, columns: int = 0) -> tuple[Tensor, ...]:
-    """x [N, D] in parts of at most ROWS_PER_BLOCK rows; where each makes a row of many `columns`, of as many rows as
-    make about CPU_BLOCK entries, but no more, or on a GPU GPU_BLOCK."""
+    """x [N, D] in parts of ROWS_PER_BLOCK rows.
+
+    Where each row makes `columns` entries, in parts that make about CPU_BLOCK of them, of no more rows than that, or on
+    a GPU about GPU_BLOCK.
+    """
     rows = ROWS_PER_BLOCK
     if columns and x.device.type == "cpu":
         rows = min(rows, max(LEAST_ROWS, CPU_BLOCK // columns))

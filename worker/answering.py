@@ -134,8 +134,8 @@ class Answering:
         for part in self._hand + self.publisher.parts:
             held[part.name] = held.get(part.name, 0) + len(part.entry.batch or b"")
         enough = {name for name in held if self.batcher.waiting(name) >= self.engine.max_batch}
-        if block_ms is not None and self._hand:
-            block_ms = math.ceil(1000 * self.batcher.patience())
+        if block_ms is not None and self._hand:  # results that are under way wait for no batch to fill up
+            block_ms = 0 if self.judging.under_way else math.ceil(1000 * self.batcher.patience())
         return self.intake.read(client, keepers, held, enough, block_ms or 0)
 
     def _open(self, parts: list[Opened]) -> None:

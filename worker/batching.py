@@ -145,7 +145,7 @@ class Batcher:
         """Keep the threads busy with what is taken next: a few batches, in the order of the lines' turns."""
         room = AHEAD * self.max_batch
         for name, queue in self._queues.items():
-            most = min(room, math.ceil(self._turn(name)) * (AHEAD if len(self._queues) == 1 else 1))
+            most = room if len(self._queues) == 1 else min(room, math.ceil(self._turn(name)))
             undone = sum(len(picture.image.data) for picture in queue.ahead if not picture.pixels.done())
             while queue.waiting and len(queue.ahead) < most:
                 size = len(queue.waiting[0][2].data)

@@ -22,7 +22,7 @@ def bench(
     """Measure a real worker against the bare backbone loop, on this machine.
 
     A private Redis, a worker in its own process, and JPEG parts of 224 x 224 at
-    quality 90. One run measures the bare loop (the fastest forward pass: cut
+    quality 90. One run measures the bare loop (the fastest uncompiled pass: cut
     after the last layer, channels last, float32 or bfloat16, the best batch and
     threads, pictures decoded before), then the worker learning and scoring flat
     out, then the latency of single images at half load. With more lines also

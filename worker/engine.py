@@ -93,7 +93,7 @@ class Engine:
             torch.backends.cudnn.allow_tf32 = False  # float32 convolutions would be of 10 bits unless told otherwise
             torch.set_num_threads(1)  # more, which had little to do, would wait for the cores that decode
         self.precision = self._precision(learned_in)
-        self._extract = Replayed(self._extracted, device) if device.type == "cuda" else self._extracted
+        self._extract = Replayed(self._extracted, device, self.max_batch) if device.type == "cuda" else self._extracted
 
     def _fingerprint(self) -> str:
         """Hash of what decides a feature's meaning, the precision left out: a bank is of use with equal ones only."""
@@ -109,7 +109,7 @@ class Engine:
             return torch.bfloat16 if self.settings.precision == "bfloat16" else torch.float32
         if ":" in self.settings.backbone:
             return torch.float32
-        images = torch.zeros(TRIAL_IMAGES.get(self.device.type, 2), 3, *TRIAL_SIZE)
+        images = torch.zeros(min(self.max_batch, TRIAL_IMAGES.get(self.device.type, 2)), 3, *TRIAL_SIZE)
         seconds = dict.fromkeys((torch.float32, torch.bfloat16), float("inf"))
         for _ in range(TRIALS):
             for dtype in seconds:  # alternating: other work on the machine falls on both

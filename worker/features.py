@@ -10,13 +10,14 @@ from worker.answers import Opened
 from worker.settings import MIB
 from worker.streams.line_streams import entry_key
 
-CACHE_BYTES = {"cpu": 256 * MIB, "cuda": 2048 * MIB}  # a GPU's batch of 64 has 300 MiB of wide_resnet50_2's
+CACHE_BYTES = 256 * MIB
+SHARE_OF_GPU = 1 / 32  # of its memory, if that is more: a batch of 64 has 300 MiB of wide_resnet50_2's
 
 
 class FeatureCache:
     """Features of recent entries, bounded in bytes."""
 
-    def __init__(self, capacity: int = CACHE_BYTES["cpu"]) -> None:
+    def __init__(self, capacity: int = CACHE_BYTES) -> None:
         self.capacity = capacity
         self.size = 0
         self._lines: dict[str, dict[str, Tensor]] = {}
@@ -56,16 +57,21 @@ class FeatureCache:
             count = len(list(run))
             of_part = features[start : start + count]
             if kept + self.size + of_part.nbytes <= self.capacity:
-                part.features.append(of_part if count == len(features) else of_part.clone())  # a view holds them all
+                whole = of_part.nbytes == of_part.untyped_storage().nbytes()
+                part.features.append(of_part if whole else of_part.clone())  # a view holds the batch that it is of
                 kept += of_part.nbytes
             start += count
 
     def take(self, part: Opened) -> None:
         """Keep what a finished part holds, if that is all of it."""
         if part.features and sum(map(len, part.features)) == len(part.judged):
-            self.put(part.name, part.entry.id, torch.cat(part.features))
+            features = part.features[0] if len(part.features) == 1 else torch.cat(part.features)
+            self.put(part.name, part.entry.id, features)
 
 
 def cache_on(device: torch.device) -> FeatureCache:
     """With as much room as that device spares."""
-    return FeatureCache(CACHE_BYTES.get(device.type, CACHE_BYTES["cpu"]))
+    if device.type != "cuda":
+        return FeatureCache()
+    total = torch.cuda.get_device_properties(device).total_memory
+    return FeatureCache(max(CACHE_BYTES, int(SHARE_OF_GPU * total)))

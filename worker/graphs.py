@@ -6,6 +6,8 @@ import structlog
 import torch
 from torch import Tensor
 
+from worker.errors import one_line
+
 WARM_UPS = 2  # before recording: libraries make their handles and choose their kernels in the first
 
 log = structlog.get_logger()
@@ -14,25 +16,29 @@ log = structlog.get_logger()
 class Replayed:
     """A function of a batch of images, replayed as a CUDA graph.
 
-    There is one graph for each power of two of images, recorded when it is first wanted; a batch in between is filled
-    up. A backbone that cannot be recorded (it looks at values, or copies to the CPU) runs operation by operation.
+    There is one graph for each power of two of images, and for `most` of them, recorded when it is first wanted; a
+    batch in between is filled up. What cannot be recorded (a backbone that looks at values, a size that the device has
+    no memory for twice) runs operation by operation.
 
     Args:
         function: from images [B, ...] on the device to a tensor [B, ...]; each image's result is its own.
         device: a CUDA device.
+        most: images that come at once.
     """
 
-    def __init__(self, function: Callable[[Tensor], Tensor], device: torch.device) -> None:
+    def __init__(self, function: Callable[[Tensor], Tensor], device: torch.device, most: int) -> None:
         self.function = function
         self.device = device
+        self.most = most
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
         self._pool = torch.cuda.graph_pool_handle()  # shared: what a replay leaves is copied before the next
-        self._works = True
+        self._refused = 2**31  # from so many images on nothing is recorded
 
     def __call__(self, images: Tensor) -> Tensor:
         """Of images [B, ...] on the CPU; pinned ones are copied while the caller goes on."""
         B = len(images)
-        graph = self._graph(images) if self._works else None
+        size = min(1 << (B - 1).bit_length(), max(B, self.most))
+        graph = self._graph(images, size) if size < self._refused else None
         if graph is None:
             return self.function(images.to(self.device, non_blocking=True))
         replayed, given, result = graph
@@ -40,29 +46,25 @@ class Replayed:
         replayed.replay()
         return result[:B].clone()
 
-    def _graph(self, images: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor] | None:
-        size = 1 << (len(images) - 1).bit_length()
+    def _graph(self, images: Tensor, size: int) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor] | None:
         if size not in self._graphs:
             given = torch.zeros(size, *images.shape[1:], dtype=images.dtype, device=self.device)
             try:
                 self._graphs[size] = self._recorded(given)
-            except torch.OutOfMemoryError:
-                raise
             except RuntimeError as error:
-                self._works = False
-                log.warning("no CUDA graph can be recorded; the backbone runs op by op", error=str(error)[:300])
+                torch.cuda.synchronize(self.device)  # GPU sync; a device that is lost says so here
+                self._refused = size if isinstance(error, torch.OutOfMemoryError) else 0
+                log.warning("no CUDA graph; the backbone runs op by op", images=size, error=one_line(error, 300))
                 return None
         return self._graphs[size]
 
     def _recorded(self, given: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
-        beside = torch.cuda.Stream(self.device)
+        beside, graph = torch.cuda.Stream(self.device), torch.cuda.CUDAGraph()
         beside.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(beside):
+        with torch.cuda.stream(beside):  # where a recording fails, the stream before is the current one again
             for _ in range(WARM_UPS):
                 self.function(given)
+            with torch.cuda.graph(graph, self._pool, beside):
+                result = self.function(given)
         torch.cuda.current_stream(self.device).wait_stream(beside)
-        graph = torch.cuda.CUDAGraph()
-        # Other threads may allocate pinned memory meanwhile.
-        with torch.cuda.graph(graph, self._pool, capture_error_mode="thread_local"):
-            result = self.function(given)
         return graph, given, result

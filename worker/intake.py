@@ -14,7 +14,7 @@ from worker.settings import MIB, StreamSettings
 from worker.streams.line_streams import Entry
 from worker.streams.reads import read_new, wait_and_read
 
-READ_ENTRIES = 8  # per line and call, or as many as a batch has images: an entry may hold one
+READ_ENTRIES = 8  # per line and call: so many may come that are far larger than those before
 CLAIM_SECONDS = 10.0  # between looks for entries of dead consumers
 FADING = 0.9  # of the largest entry seen, with each further one
 
@@ -38,7 +38,7 @@ class Intake:
 
     def __init__(self, settings: StreamSettings, consumer: str, metrics: Metrics, max_batch: int = 1) -> None:
         self.settings = settings
-        self.most = max(READ_ENTRIES, max_batch)
+        self.calls = -(-max_batch // READ_ENTRIES)  # one after the other: an entry may hold a single image
         self.consumer = consumer
         self.metrics = metrics
         self._pending: dict[str, bool] = {}  # lines whose own pending entries come first -> one by one
@@ -78,7 +78,6 @@ class Intake:
             self._read_own(keepers, [name for name in recovering if name not in alone], read)
             busy = alone or read.entries or read.refused
             self._read_new(client, keepers, held, enough, 0 if busy else block_ms, read)
-            self._see(read.entries)
         if others_first and not read.entries:
             self._was_alone = self._read_alone(keepers, alone, read)
         return read
@@ -104,6 +103,7 @@ class Intake:
             if not own:
                 del self._pending[name]
             into.entries += [(name, entry) for entry in own]
+            self._see(name, own)
 
     def _read_new(
         self,
@@ -115,33 +115,41 @@ class Intake:
         into: Read,
     ) -> None:
         lines = [name for name in keepers if name not in self._pending and name not in enough]
-        counts = {name: self._count(name, held.get(name, 0), len(keepers)) for name in lines}
-        wanted = {keepers[name].streams: count for name, count in counts.items() if count}
-        if not wanted:
-            time.sleep(block_ms / 1000)
-            return
-        if block_ms:
-            found = wait_and_read(client, wanted, self.consumer, min(wanted.values()), block_ms)
-        else:
-            found = read_new(client, wanted, self.consumer)
-        for name, entries in found.items():
-            if isinstance(entries, redis.ResponseError):
-                into.refused[name] = str(entries)
+        bytes_held = dict(held)
+        for call in range(self.calls):
+            counts = {name: self._count(name, bytes_held.get(name, 0), len(keepers)) for name in lines}
+            wanted = {keepers[name].streams: count for name, count in counts.items() if count}
+            if not wanted:
+                time.sleep(0 if call else block_ms / 1000)
+                return
+            if block_ms and not call:
+                found = wait_and_read(client, wanted, self.consumer, min(wanted.values()), block_ms)
             else:
+                found = read_new(client, wanted, self.consumer)
+            lines = []
+            for name, entries in found.items():
+                if isinstance(entries, redis.ResponseError):
+                    into.refused[name] = str(entries)
+                    continue
                 into.entries += [(name, entry) for entry in entries]
+                self._see(name, entries)
+                bytes_held[name] = bytes_held.get(name, 0) + sum(len(entry.batch or b"") for entry in entries)
+                if len(entries) == counts[name]:  # there may be more
+                    lines.append(name)
 
     def _count(self, line: str, held: int, lines: int) -> int:
         """Entries that a read asks for of a line: XREADGROUP counts entries, memory is bytes, shared by the lines.
 
-        A line that holds none may have one, however large.
+        A line that holds none may have one, however large. Powers of two, since lines of one count are read at once.
         """
         room = self.settings.prefetch_bytes / lines - held
-        return int(max(0 if held else 1, min(self.most, room / self._largest.get(line, float(MIB)))))
+        count = int(max(0 if held else 1, min(READ_ENTRIES, room / self._largest.get(line, float(MIB)))))
+        return 1 << (count.bit_length() - 1) if count else 0
 
-    def _see(self, entries: list[tuple[str, Entry]]) -> None:
-        for name, entry in entries:
+    def _see(self, line: str, entries: list[Entry]) -> None:
+        for entry in entries:
             size = float(max(1, len(entry.batch or b"")))
-            self._largest[name] = max(size, FADING * self._largest.get(name, size))
+            self._largest[line] = max(size, FADING * self._largest.get(line, size))
 
     def _claim(self, keepers: Mapping[str, Keeper]) -> None:
         """Take over entries whose consumer has left them; an early claim costs work alone, the gate lets one answer."""

@@ -53,6 +53,7 @@ class Judging:
     def launch(self, batch: list[Picture], keepers: Mapping[str, Keeper]) -> None:
         """Begin to judge a batch; where something unexpected fails, a line's entries come again, one by one."""
         flight = Flight(batch, [])
+        self._flights.append(flight)
         batch = sorted(batch, key=lambda picture: picture.part.name)  # stable: a line's images stay in order
         taken: list[tuple[Opened, Image]] = []
         pixels: list[Tensor] = []
@@ -69,7 +70,6 @@ class Judging:
                 features = self.engine.forward(pixels) if wanted else torch.empty(len(pixels), 0, 0)
             if well:
                 flight.scored.extend(self._score(taken, features, keepers))
-        self._flights.append(flight)
 
     def _score(
         self, images: list[tuple[Opened, Image]], features: Tensor, keepers: Mapping[str, Keeper]
@@ -89,6 +89,10 @@ class Judging:
         with self.metrics.stage("score"):
             return Scoring(keeper, images, features, keeper.line.score(features, self.engine.grid))
 
+    @property
+    def under_way(self) -> bool:
+        return bool(self._flights)
+
     def may_stay_under_way(self, keepers: Mapping[str, Keeper]) -> int:
         """How many batches a GPU may compute while this process goes on; learning would keep their results waiting."""
         learns = any(keeper.line.learns and keeper.epoch for keeper in keepers.values())
@@ -99,6 +103,8 @@ class Judging:
         while len(self._flights) > most:
             flight = self._flights.pop(0)
             for scoring in flight.scored:
+                if scoring.images[0][0] not in hand:  # its line let go of all of them: they come again
+                    continue
                 with self.blamed_on(scoring.keeper.line.name):
                     self._fill_in(scoring, hand)
             for picture in flight.pictures:

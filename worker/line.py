@@ -100,15 +100,16 @@ class Line:
         B, _, _ = features.shape
         on_gpu = features.device.type != "cpu"  # there `verdicts` finds out whether they are finite
         serving, scorer = self.serving, self.serving.scorer
+        monitor = None if self.relearning or self.paused else self.monitor
         if scorer is None:
-            return Scores(serving, B, None)
+            return Scores(serving, monitor, B, None)
         z, heat_map = scorer.whiten(features, finite=on_gpu), self.config.scoring.heat_map
         scores, patches = scorer.score_maps(z, serving.threshold if heat_map else None)
         maps = (patches.reshape(B, *grid),) if heat_map else ()
-        return Scores(serving, B, fetch(scores, z.mean(1), *maps))
+        return Scores(serving, monitor, B, fetch(scores, z.mean(1), *maps))
 
     def verdicts(self, scored: Scores) -> list[Verdict]:
-        """Verdicts once the scores are there; the drift monitor watches those of its version, unless paused.
+        """Verdicts once the scores are there; the drift monitor watches, unless the line was paused.
 
         Raises:
             ValueError: the features were not finite.
@@ -118,8 +119,8 @@ class Line:
         scores, means, *maps = scored.arrived()
         if not all_finite(means):
             raise ValueError("features hold NaN or infinite values; is the backbone's output sound?")
-        if self.monitor is not None and scored.serving is self.serving and not self.relearning and not self.paused:
-            self.monitor.update(scores, means)
+        if scored.monitor is not None:
+            scored.monitor.update(scores, means)
         heats = list(maps[0].numpy()) if maps else [None] * scored.images
         return [Verdict(score, heat) for score, heat in zip(scores.tolist(), heats, strict=True)]
 

@@ -1,7 +1,8 @@
 """The process around a Worker: its signals, and what a lost device means."""
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 import torch
@@ -25,14 +26,24 @@ def serve(worker: Worker) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     signal.signal(signal.SIGHUP, lambda _signal, _frame: worker.reloading.set())
-    worker.startup()
+    device = worker.settings.worker.device
+    with _lost(device):
+        worker.startup()
     try:
-        worker.run()
-        worker.drain()  # not after an error: a half-applied entry must not reach a snapshot
-    except torch.OutOfMemoryError as error:
-        raise DeviceError(f"{worker.engine.device} failed: {error}; lower model.max_batch or bank_size") from error
-    except torch.AcceleratorError as error:  # the process can use it no more
-        remedy = "start the worker again, as its supervisor should; what is not in a snapshot comes again"
-        raise DeviceError(f"{worker.engine.device} failed: {error}; {remedy}") from error
+        with _lost(device):
+            worker.run()
+            worker.drain()  # not after an error: a half-applied entry must not reach a snapshot
     finally:
         worker.shutdown()
+
+
+@contextmanager
+def _lost(device: str) -> Iterator[None]:
+    """Raises DeviceError where the device fails within, or has no memory for a single image."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DeviceError(f"{device} failed: {error}; lower model.max_batch or bank_size") from error
+    except torch.AcceleratorError as error:  # the process can use it no more
+        remedy = "start the worker again, as its supervisor should; what is not in a snapshot comes again"
+        raise DeviceError(f"{device} failed: {error}; {remedy}") from error

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mhpc.core.drift import DriftMonitor
 from mhpc.core.scorer import Scorer
 
 
@@ -21,10 +22,11 @@ class Serving(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """What a version makes of B images, and how to wait for it: scores [B], patch scores [B, h, w] if maps are wanted,
-    and means of the whitened patches [B, d + 1]. There is nothing to wait for while there is no model."""
+    """What a version makes of B images, and how to wait for it: scores [B], means of the whitened patches [B, d + 1],
+    and patch scores [B, h, w] if maps are wanted. There is nothing to wait for while there is no model."""
 
     serving: Serving
+    monitor: DriftMonitor | None  # that these are for
     images: int
     arrived: Callable[[], tuple[Tensor, ...]] | None
 

@@ -21,14 +21,14 @@ def doubled(x: Tensor) -> Tensor:
 
 
 def test_what_is_replayed_is_what_would_be_computed_for_any_number_of_images() -> None:
-    replayed = Replayed(doubled, CUDA)
+    replayed = Replayed(doubled, CUDA, 8)
     for count in (1, 3, 4, 5, 8, 3):
         x = images(count, count)
         torch.testing.assert_close(replayed(x).cpu(), x * 2.0 + 1, rtol=0, atol=0)
 
 
 def test_a_result_outlives_the_next_replay() -> None:
-    replayed = Replayed(doubled, CUDA)
+    replayed = Replayed(doubled, CUDA, 8)
     first, x = replayed(images(4, 1)), images(4, 1)
     replayed(images(4, 2))
     torch.testing.assert_close(first.cpu(), x * 2.0 + 1, rtol=0, atol=0)
@@ -41,7 +41,7 @@ def test_one_graph_is_recorded_for_each_power_of_two() -> None:
         calls.append(len(x))
         return doubled(x)
 
-    replayed = Replayed(counted, CUDA)
+    replayed = Replayed(counted, CUDA, 8)
     for count in (5, 6, 7, 8):
         replayed(images(count))
     assert set(calls) == {8}
@@ -50,12 +50,23 @@ def test_one_graph_is_recorded_for_each_power_of_two() -> None:
     assert len(calls) == recorded
 
 
+def test_no_batch_is_filled_up_above_the_most_that_come() -> None:
+    sizes = []
+
+    def counted(x: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return doubled(x)
+
+    Replayed(counted, CUDA, 6)(images(5))
+    assert set(sizes) == {6}
+
+
 def test_what_cannot_be_recorded_is_computed_all_the_same() -> None:
     def looks(x: Tensor) -> Tensor:
         y = doubled(x)
         return y if float(y.sum()) > 0 else -y  # waits for the device, which a recording may not
 
-    replayed, x = Replayed(looks, CUDA), images(3)
+    replayed, x = Replayed(looks, CUDA, 8), images(3)
     for _ in range(2):
         torch.testing.assert_close(replayed(x).cpu(), x * 2.0 + 1, rtol=0, atol=0)
 

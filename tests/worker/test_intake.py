@@ -96,8 +96,17 @@ def test_small_ones_come_by_eight_again(station: Station, line: str) -> None:
     assert (sum(counts), max(counts[-5:])) == (202, READ_ENTRIES)
 
 
-def test_as_many_entries_are_read_at_once_as_a_batch_has_images(station: Station, line: str) -> None:
+def test_so_many_entries_are_read_in_a_turn_that_a_batch_is_full_if_each_has_one_image(
+    station: Station, line: str
+) -> None:
     for number in range(30):
         station.send(line, message(item(str(number))))
-    reader = Intake(StreamSettings(), "station-1", Metrics(), max_batch=20)
-    assert [len(read(reader, station).entries) for _ in range(2)] == [20, 10]
+    reader = Intake(StreamSettings(), "station-1", Metrics(), max_batch=24)
+    assert [len(read(reader, station).entries) for _ in range(2)] == [24, 6]
+
+
+def test_the_bytes_of_a_turns_first_entries_count_for_those_to_follow(station: Station, line: str) -> None:
+    for number in range(30):
+        station.send(line, message(item(str(number), data=b"x" * MIB)))
+    reader = Intake(StreamSettings(prefetch_bytes=10 * MIB), "station-1", Metrics(), max_batch=64)
+    assert len(read(reader, station).entries) <= 10

@@ -1,10 +1,12 @@
 """As beside a GPU: a batch stays under way while the next turn begins."""
 
+import time
 from pathlib import Path
 
 import pytest
 import redis
 
+from mhpc.core.drift import DriftMonitor
 from tests.worker.helpers import item, message
 from tests.worker.station import MODEL, State, Station
 from worker.engine import Engine
@@ -82,6 +84,35 @@ def test_what_comes_again_while_it_is_under_way_is_answered_once(station: Statio
         turn(station)
     assert ids(station, line) == ["1", "2"]
     assert station.counted("images_total", line=line, outcome="scored") == 2
+
+
+def test_the_drift_monitor_sees_each_image_once(station: Station, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = list[int]()
+    monkeypatch.setattr(DriftMonitor, "update", lambda _, scores, __: seen.append(len(scores)))
+    station.line(line).watch_drift()
+    station.send(line, message(item("1"), item("2")))
+    turn(station)
+    station.line(line).serve(station.line(line).served_by(OTHER))  # a commit
+    turn(station)
+    assert sum(seen) == 2
+    station.send(line, message(item("3")))
+    turn(station)
+    station.answering.rewind([line])
+    for _ in range(3):
+        turn(station)
+    assert sum(seen) == 3
+
+
+def test_results_under_way_wait_for_no_batch_to_fill_up(station: Station, line: str) -> None:
+    station.answering.batcher.max_wait = 60.0
+    full = [item(str(number)) for number in range(station.engine.max_batch)]
+    station.send(line, message(*full, item("more")))
+    turn(station)
+    assert station.answering.judging.under_way
+    began = time.monotonic()
+    station.answering.turn(station.client, station.keepers, block_ms=60_000)
+    assert not station.answering.judging.under_way
+    assert time.monotonic() - began < 30
 
 
 def test_a_line_that_is_served_no_more_leaves_what_is_under_way(station: Station, line: str) -> None:

@@ -1,8 +1,8 @@
 """The bare backbone loop, and what else a machine must do: `python -m worker.bench.bare CONFIG PARTS OUT SECONDS`.
 
 In a process of its own, as the worker is, while nothing else of the run is at work. The loop is the fastest forward
-pass that we know: cut after the last layer, channels last, float32 or autocast to bfloat16, at the best batch size and
-number of threads, over pictures that were decoded before.
+pass that we know without compiling: cut after the last layer, channels last, float32 or autocast to bfloat16, at the
+best batch size and number of threads, over pictures that were decoded before.
 """
 
 import json
@@ -119,6 +119,7 @@ def measure(settings: Settings, parts: list[bytes], seconds: float) -> Bare:
         DeviceError: the device does not exist here.
     """
     model, device = settings.model, pick_device(settings.worker.device)
+    torch.backends.cudnn.allow_tf32 = False  # as for the worker: float32 is float32
     parts = parts[: max(BATCHES[device.type])]
     pixels = torch.stack([torch.from_numpy(decode(i, settings.limits)) for i in as_images(parts)])
     pictures = ((pixels.permute(0, 3, 1, 2) / 255 - MEAN) / DEVIATION).to(device)

@@ -20,8 +20,8 @@ class Trial:
 class Bare:
     """The bare backbone loop: how fast, which variant it was, and which others were tried.
 
-    Beside it: `width` D and `patches` P of the features, decoding on all cores, float32 products, and the peak of the
-    process's resident memory.
+    Beside it: `width` D and `patches` P of the features, decoding on a worker's threads, float32 products, and the
+    peak of the process's resident memory.
     """
 
     images_per_second: float

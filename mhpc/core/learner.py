@@ -40,7 +40,7 @@ class OnePassLearner:
     5. The bank grows and moves by the rows as the basis shows them.
 
     Args:
-        bank_size: K, the anchors that the bank is reduced to; while it learns it holds up to a quarter more.
+        bank_size: K, the anchors that the bank is reduced to; while it learns up to a quarter more, or 2.5 K if small.
         space: of the distances; by default whitened by PCA that keeps 0.99 of the variance.
         top_k: an image's score is the mean of its top_k largest patch scores.
         aggregation: KMEANS moves anchors, GREEDY leaves them where they are, NONE samples rows uniformly.
@@ -120,8 +120,7 @@ class OnePassLearner:
         """
         self._refresh()
         bank = self._bank()
-        bank.reduce()
-        return bank.judge() if isinstance(bank, MemoryBank) else torch.empty(0, dtype=torch.int64)
+        return bank.settle() if isinstance(bank, MemoryBank) else torch.empty(0, dtype=torch.int64)
 
     def begin_again(self) -> None:
         """Go on from the statistics and the bank as they are, but count images from 0 and forget recent scores."""

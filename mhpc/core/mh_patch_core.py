@@ -75,7 +75,7 @@ class MHPatchCore:
         pca_variance_ratio: share of the variance that PCA keeps, in (0, 1).
         jitter: added to the covariance's diagonal. None: MAHALANOBIS without PCA shrinks by OAS
             (`mhpc.mahalanobis.oas`), with PCA adds nothing.
-        bank_size: ONLINE: anchors that the bank is reduced to; while it learns it holds up to a quarter more.
+        bank_size: ONLINE: anchors that the bank is reduced to; while it learns up to a quarter more, or 2.5 K if small.
         anomaly_score_num_nn: a patch's score is its mean distance to so many nearest rows of the bank.
         top_k: an image's score is the mean of its top_k largest patch scores; 1 is PatchCore's maximum.
         reweighting_num_nn: neighbours of the nearest that re-weight the maximum (eq. 7; anomalib takes 9); 0: none do.

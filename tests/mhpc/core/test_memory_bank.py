@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import Tensor
@@ -135,6 +137,34 @@ def test_reduction_keeps_mass_the_largest_support_and_what_it_covers() -> None:
     for i in range(30):
         assert int(bank.mass[i]) == int(mass[heirs == i].sum())
         assert int(bank.support[i]) == int(support[heirs == i].max())
+
+
+@pytest.mark.parametrize(("bank_size", "held"), [(999, 999), (1000, 2000), (1500, 2000), (2000, 2000), (6000, 6000)])
+def test_a_small_bank_holds_more_while_it_learns(bank_size: int, held: int) -> None:
+    assert MemoryBank(bank_size, D, torch.device("cpu")).held == held
+
+
+@pytest.mark.parametrize("moving", [True, False])
+def test_a_small_bank_settles_at_the_mean_of_what_falls_to_each_anchor_unless_it_is_pinned(
+    moving: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bank = learned(3, bank_size=100)
+    bank.moving = moving
+    bank.pinned[0] = True
+    anchors, images, mass = bank.anchors, bank.images, bank.mass
+    bank.bank_size = 30
+    monkeypatch.setattr(MemoryBank, "held", 100)
+    chosen = copy.deepcopy(bank)
+    chosen.reduce()
+    bank.settle()
+    heirs = torch.cdist(images, chosen.images, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
+    assert len(bank) == 30
+    for i in range(30):
+        fall = heirs == i
+        mean = (anchors[fall] * mass[fall, None]).sum(0) / mass[fall].sum()
+        expected = mean.float() if moving and not bank.pinned[i] else chosen.anchors[i]
+        torch.testing.assert_close(bank.anchors[i], expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(bank.images, bank.whiten(bank.anchors), rtol=1e-3, atol=1e-3)
 
 
 def test_a_bank_that_is_not_overfull_is_not_reduced() -> None:

@@ -63,7 +63,8 @@ def merged(learner: OnePassLearner) -> OnePassLearner | None:
     they are, and may go on.
 
     1. The moments are summed, exactly, and give the basis.
-    2. The banks are gathered, seen through that basis, and reduced to bank_size by exact greedy selection.
+    2. The banks are gathered, seen through that basis, and reduced by exact greedy selection, to what a bank holds
+       while it learns.
 
     Images of different ranks are different images, by different numbers (`learn_numbered`). So counts and masses are
     sums; an anchor's support is, of each rank, the largest of the anchors that fell to it, as ever, and their sum.
@@ -145,11 +146,11 @@ def _union(learner: OnePassLearner, rows: dict[str, list[Tensor]], moments: Mome
     order = bank.numbers.argsort()
     bank.numbers, bank.means = bank.numbers[order], bank.means[order]
     bank.refresh(learner.space.of_moments(moments))
-    if sum(len(part) > 0 for part in rows["anchors"]) == 1 or len(bank) <= bank.bank_size:
+    if sum(len(part) > 0 for part in rows["anchors"]) == 1 or len(bank) <= bank.held:
         bank.radius = radius
         return bank
     images = bank.images.split([len(part) for part in rows["anchors"]])
-    bank.reduce()
+    bank.reduce(bank.held)
     support = torch.zeros_like(bank.support)
     for z, of_rank in zip(images, rows["support"], strict=True):
         if len(z):

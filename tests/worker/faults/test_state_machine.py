@@ -1,5 +1,6 @@
 """Any order of {produce, answer, learn, snapshot, crash, take over, trim, relearn, wipe}: I1 to I4 hold after each."""
 
+import os
 import tempfile
 import uuid
 from collections import Counter
@@ -22,11 +23,12 @@ from worker.keeper import Keeper
 from worker.line import LEARNING, Line
 from worker.metrics import Metrics
 from worker.settings import CalibrationSettings, LearningSettings, LineConfig, ScoringSettings, SnapshotSettings
-from worker.snapshots import SnapshotStore
+from worker.snapshots import SnapshotStore, stem_of
 from worker.streams.line_streams import ANSWERING, REVIEW_CAPS, Answer, Entry, LineStreams, entry_key
 from worker.streams.line_streams import LEARNING as LEARNING_GROUP
 
 IMAGES, P, D = 4, 16, 6  # an entry's
+EXAMPLES = int(os.environ.get("FAULTS_ORDERS", "80"))  # of 30 steps each
 SOME = st.integers(1, 5)
 
 
@@ -56,6 +58,7 @@ class Machine(RuleBasedStateMachine):
         self.answered: Counter[int] = Counter()
         self.last = self.relearned_behind = self.highest_epoch = self.processes = 0
         self.ever_quarantined = False
+        self.uncommitted = ("", 0)  # the newest version that a fenced keeper wrote, and up to where it had learned
         self.former: Keeper | None = None
         self.holder = "station-1"
         self.start()
@@ -114,10 +117,14 @@ class Machine(RuleBasedStateMachine):
     def former_keeper_acts(self) -> None:
         former = self.former
         assert former is not None
+        there = set(former.store.stems())
         for act in (lambda: former.learn(extract, 1), former.snapshot):
             with pytest.raises(FencedError):
                 act()
             former.epoch = former.epoch or 1  # as if it had not noticed
+        (stem,) = set(former.store.stems()) - there  # durable, although nobody commits it
+        assert stem < stem_of(self.keeper.epoch, 0)  # older than whatever the present keeper writes
+        self.uncommitted = max(self.uncommitted, (stem, entry_key(former.line.applied_through)[0]))
         self.former = None
 
     @rule()
@@ -136,14 +143,19 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def wipe(self) -> None:
-        committed = entry_key(self.streams.state().get("applied_through", "0-0"))[0]
-        self.passed_over |= {number for number in self.sent if number > committed}
+        state = self.streams.state()
+        committed = state.get("model", ""), entry_key(state.get("applied_through", "0-0"))[0]
+        newest, through = max(committed, self.uncommitted)  # which was committed, only Redis knew
+        assert through >= committed[1]
+        self.passed_over |= {number for number in self.sent if number > through}
         self.collect()
         self.unanswerable |= {number for number in self.sent if not self.answered[number]}
         self.client.delete(*self.client.keys(f"mhpc:{{{self.name}}}:*"))
         self.former = None  # what was fenced by Redis alone is forgotten with it
         self.highest_epoch = self.keeper.store.highest_epoch()
         self.start()
+        assert self.applied() == through
+        assert self.keeper.model > newest or not newest  # what was loaded has come back as a new version
 
     def applied(self) -> int:
         return entry_key(self.keeper.line.applied_through)[0]
@@ -195,5 +207,25 @@ def test_whatever_happens_in_whatever_order_the_invariants_hold(client: redis.Re
     with tempfile.TemporaryDirectory() as folder:
         run_state_machine_as_test(
             lambda: Machine(client, Path(folder)),  # type: ignore[arg-type]  # a factory is documented, too
-            settings=settings(max_examples=80, stateful_step_count=30, deadline=None),
+            settings=settings(max_examples=EXAMPLES, stateful_step_count=30, deadline=None),
         )
+
+
+def test_what_a_fenced_keeper_made_durable_is_kept_over_a_wipe_and_learned_once(
+    client: redis.Redis, tmp_path: Path
+) -> None:
+    machine = Machine(client, tmp_path)
+    machine.produce(3)
+    machine.learn(2)
+    machine.snapshot()
+    machine.learn(1)
+    machine.take_over()
+    machine.former_keeper_acts()
+    machine.crash()
+    assert machine.applied() == 2  # as long as Redis tells what was committed
+    machine.wipe()
+    assert machine.applied() == 3
+    machine.produce(2)
+    machine.learn(5)
+    machine.statistics_are_of_the_distinct_accepted_entries()
+    assert machine.keeper.line.learner.images_seen_ == 5 * IMAGES

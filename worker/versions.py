@@ -19,8 +19,8 @@ def find_version(line: str, store: Store, state: Mapping[str, str]) -> Snapshot 
     """The version that the line's state names, or the newest whole one before it; None where there is none.
 
     A version newer than the committed one was never acknowledged by: its entries come again, so it is not used, unless
-    it is all there is: then Redis has gone back behind what was pruned. After a wipe the newest in the store counts,
-    committed or not: only Redis knew.
+    it is all there is: then Redis has gone back behind what was pruned. Where Redis names none, after a wipe or before
+    the first commit, the newest in the store counts, committed or not.
 
     Raises:
         AbsentError: it was pruned while this looked: newer ones are committed.

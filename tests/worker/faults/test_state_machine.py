@@ -71,8 +71,11 @@ class Machine(RuleBasedStateMachine):
             lambda: Line(self.config, 0.99, torch.device("cpu")), LineStreams(self.client, self.name),
             SnapshotStore(self.folder, self.name), SnapshotSettings(directory=self.folder), "f", Metrics(),
         )  # fmt: skip
+        state = self.streams.state()
         self.keeper.acquire(f"{self.holder}#{self.processes}", take_over=self.holder)
         assert self.keeper.epoch
+        if state.get("model"):  # it is that version, whatever else is on disk
+            assert self.keeper.line.applied_through == state["applied_through"]
 
     @rule(count=SOME)
     def produce(self, count: int) -> None:

@@ -16,7 +16,7 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 FOLDER = DEPLOY / "prometheus"
 REQUIRED = {  # that a plant is to be told of
     "MhpcLag", "MhpcOldestPending", "MhpcSnapshotStale", "MhpcNoKeeper", "MhpcEntriesLost", "MhpcDeadLetters",
-    "MhpcDrift", "MhpcWorkerAbsent", "MhpcFleetProblems",
+    "MhpcDrift", "MhpcWorkerAbsent", "MhpcFleetProblems", "MhpcSettingsDiffer",
 }  # fmt: skip
 
 Document = dict[str, Any]

@@ -80,7 +80,7 @@ def _figures(settings: ModelSettings, parts: Sequence[Part]) -> BackboneFigures:
 
 
 def _images_per_second(engine: Engine) -> float:
-    images = torch.zeros(BATCH, 3, *engine.settings.input_shape)
+    images = torch.zeros(BATCH, 3, *engine.settings.input_shape, dtype=torch.uint8)
     seconds = []
     for _ in range(TIMED):
         start = time.perf_counter()

@@ -17,6 +17,13 @@ MASTERS = 3
 HIGHEST_PORT = 55_535  # a node listens for the others 10,000 above
 
 
+def node_port() -> int:
+    """A free one for a node of a Cluster."""
+    while (port := free_port()) > HIGHEST_PORT:
+        pass
+    return port
+
+
 class DurableRedis(PrivateRedis):
     """Each write is on disk before it is confirmed: what a kill takes is what nobody was told of."""
 
@@ -31,9 +38,7 @@ class Node:
     """A server of a Cluster."""
 
     def __init__(self, folder: Path, *options: str) -> None:
-        self.port = free_port()
-        while self.port > HIGHEST_PORT:
-            self.port = free_port()
+        self.port = node_port()
         self.folder, self.options = folder / str(self.port), options
         self.folder.mkdir()
         self.start()

@@ -11,6 +11,7 @@ import pytest
 
 from tests.conftest import free_port
 from tests.servers import started
+from tests.worker.faults.servers import node_port
 from tests.worker.helpers import eventually
 from worker.errors import ConfigurationError, RedisUnreachableError
 from worker.producer import connect_async
@@ -173,7 +174,7 @@ def test_sentinels_and_the_master_that_they_name_are_reached_by_tls(
 
 
 def test_the_nodes_of_a_cluster_are_reached_by_tls(certificates: Path, tmp_path: Path) -> None:
-    first, folder = free_port(), tmp_path / "node"
+    first, folder = node_port(), tmp_path / "node"
     folder.mkdir()
     options = [
         "--port",

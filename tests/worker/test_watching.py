@@ -54,8 +54,10 @@ def test_a_threshold_that_was_tracked_outlasts_the_process(make_keeper: MakeKeep
     look(keeper)
     tracked = limit(keeper)
     assert before * 1.08 < tracked <= before * 1.2
+    assert keeper.line.threshold == keeper.line.fitted()
     again = opened(make_keeper(), "station-1#b")
     assert limit(again) == tracked
+    assert again.line.threshold == again.line.fitted()
     publish(again, 70, seed=1)
     look(again)
     assert limit(again) == pytest.approx(tracked, rel=0.02)

@@ -7,6 +7,7 @@ import structlog
 import torch
 from torch import Tensor
 
+from mhpc.core.patch_maps import PatchMaps
 from worker.answers import Opened
 from worker.errors import RejectedError, one_line
 from worker.message import Image, Rejected
@@ -15,7 +16,7 @@ from worker.reading import ATTEMPTS
 
 log = structlog.get_logger()
 
-Judge = Callable[[list[tuple[Opened, Image]], Tensor], None]  # fills in verdicts by features [B, P, D]
+Judge = Callable[[list[tuple[Opened, Image]], PatchMaps], None]  # fills in verdicts by features
 
 
 class GivesUpLaterError(Exception):
@@ -38,7 +39,7 @@ def judge_alone(opening: Opening, part: Opened, judge: Judge) -> None:
             try:
                 x = _decoded(opening, part, image)
                 if x is not None and opening.is_first(part.name, image, part.entry, place):
-                    judge([(part, image)], opening.engine.forward([x]))
+                    judge([(part, image)], opening.engine.maps([x]))
                 streams.unmark(mark)
                 break
             except (torch.AcceleratorError, redis.RedisError):

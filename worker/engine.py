@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mhpc.core.backbones import BackboneError, hash_parameters, load_backbone
 from mhpc.core.patch_features import PatchFeatures
+from mhpc.core.patch_maps import PatchMaps
 from worker.errors import DeviceError, ModelError, one_line
 from worker.failpoints import failpoint
 from worker.graphs import Replayed
@@ -93,7 +94,8 @@ class Engine:
             torch.backends.cudnn.allow_tf32 = False  # float32 convolutions would be of 10 bits unless told otherwise
             torch.set_num_threads(1)  # more, which had little to do, would wait for the cores that decode
         self.precision = self._precision(learned_in)
-        self._extract = Replayed(self._extracted, device, self.max_batch) if device.type == "cuda" else self._extracted
+        if device.type == "cuda":
+            self._replayed = Replayed(lambda pixels: self._extracted(pixels).joined(), device, self.max_batch)
 
     def _fingerprint(self) -> str:
         """Hash of what decides a feature's meaning, the precision left out: a bank is of use with equal ones only."""
@@ -114,7 +116,7 @@ class Engine:
         for _ in range(TRIALS):
             for dtype in seconds:  # alternating: other work on the machine falls on both
                 began = time.perf_counter()
-                self._features(images, dtype)[0].sum().item()  # GPU sync
+                self._maps(images, dtype).maps[-1].sum().item()  # GPU sync
                 seconds[dtype] = min(seconds[dtype], time.perf_counter() - began)
         found = faster(seconds, learned_in)
         if learned_in not in (None, found):
@@ -138,22 +140,28 @@ class Engine:
             yield self.forward(chunk)
 
     def forward(self, images: list[Tensor]) -> Tensor:
-        """Features [B, P, D] float32 of B prepared images [3, H, W] uint8, in one pass.
+        """Features [B, P, D] float32 of B prepared images [3, H, W] uint8, in one pass."""
+        return self.maps(images).joined()
+
+    def maps(self, images: list[Tensor]) -> PatchMaps:
+        """The same, not joined yet.
 
         A batch that the device has no memory for is halved, down to one image.
         """
         with self.metrics.stage("forward"):
-            features = self._halved(images)
+            maps = self._halved(images)
         self.beat()
-        return features
+        return maps
 
-    def _halved(self, images: list[Tensor]) -> Tensor:
+    def _halved(self, images: list[Tensor]) -> PatchMaps:
         try:
             failpoint("forward", str(len(images)))
             H, W = self.settings.input_shape
             pixels = torch.empty(len(images), H, W, 3, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
             torch.stack(images, out=pixels.permute(0, 3, 1, 2))  # channels last, as they lie in memory
-            return self._extract(pixels)
+            if self.device.type == "cuda":
+                return PatchMaps.of_features(self._replayed(pixels), self.grid)
+            return self._extracted(pixels)
         except torch.OutOfMemoryError as error:
             if len(images) == 1:
                 raise
@@ -161,16 +169,16 @@ class Engine:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         half = len(images) // 2
-        return torch.cat([self._halved(images[:half]), self._halved(images[half:])])
+        return PatchMaps.cat([self._halved(images[:half]), self._halved(images[half:])])
 
     @torch.inference_mode()
-    def _extracted(self, pixels: Tensor) -> Tensor:
-        """Features [B, P, D] of pixels [B, H, W, 3] uint8."""
+    def _extracted(self, pixels: Tensor) -> PatchMaps:
+        """Of pixels [B, H, W, 3] uint8."""
         x = pixels.to(self.device).permute(0, 3, 1, 2)  # [B, 3, H, W], channels last
-        return self._features(torch.addcmul(self._shift, x.float(), self._scale), self.precision)[0]
+        return self._maps(torch.addcmul(self._shift, x.float(), self._scale), self.precision)
 
-    def _features(self, images: Tensor, dtype: torch.dtype) -> tuple[Tensor, tuple[int, int]]:
-        """Features of normalised images [B, 3, H, W], the backbone under autocast where that is asked for."""
+    def _maps(self, images: Tensor, dtype: torch.dtype) -> PatchMaps:
+        """Of normalised images [B, 3, H, W], the backbone under autocast where that is asked for."""
         autocast = torch.autocast(self.device.type, dtype) if dtype is not torch.float32 else nullcontext()
         with autocast:
-            return self.features(images)
+            return self.features.maps(images)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mhpc.core.patch_maps import PatchMaps
 from worker.answers import Judged, Opened
 from worker.batching import Picture
 from worker.features import FeatureCache
@@ -18,11 +19,11 @@ from worker.records import Scores
 
 
 class Scoring(NamedTuple):
-    """Images of a line, with their features [B, P, D], and the scores that are on their way."""
+    """Images of a line, with their features, and the scores that are on their way."""
 
     keeper: Keeper
     images: list[tuple[Opened, Image]]
-    features: Tensor
+    features: PatchMaps
     scores: Scores
 
 
@@ -67,27 +68,27 @@ class Judging:
         if pixels:
             with self.blamed_on(*{part.name for part, _ in taken}) as well:
                 wanted = self.cache.capacity or any(keepers[part.name].line.serving.scorer for part, _ in taken)
-                features = self.engine.forward(pixels) if wanted else torch.empty(len(pixels), 0, 0)
+                features = self.engine.maps(pixels) if wanted else PatchMaps((torch.empty(len(pixels), 0, 1, 1),))
             if well:
                 flight.scored.extend(self._score(taken, features, keepers))
 
     def _score(
-        self, images: list[tuple[Opened, Image]], features: Tensor, keepers: Mapping[str, Keeper]
+        self, images: list[tuple[Opened, Image]], features: PatchMaps, keepers: Mapping[str, Keeper]
     ) -> Iterator[Scoring]:
-        """Begin to score images by their features [B, P, D]; those of a line, and of an entry, stand together."""
+        """Begin to score images by their features; those of a line, and of an entry, stand together."""
         start = 0
         for name, run in groupby(images, key=lambda item: item[0].name):
             of_line = list(run)
-            of_images = features[start : start + len(of_line)]
+            of_images = features.images(start, start + len(of_line))
             start += len(of_line)
             with self.blamed_on(name) as well:
                 scoring = self._scoring(keepers[name], of_line, of_images)
             if well:
                 yield scoring
 
-    def _scoring(self, keeper: Keeper, images: list[tuple[Opened, Image]], features: Tensor) -> Scoring:
+    def _scoring(self, keeper: Keeper, images: list[tuple[Opened, Image]], features: PatchMaps) -> Scoring:
         with self.metrics.stage("score"):
-            return Scoring(keeper, images, features, keeper.line.score(features, self.engine.grid))
+            return Scoring(keeper, images, features, keeper.line.score(features))
 
     @property
     def under_way(self) -> bool:
@@ -110,8 +111,8 @@ class Judging:
             for picture in flight.pictures:
                 picture.part.left -= 1
 
-    def judge(self, keeper: Keeper, images: list[tuple[Opened, Image]], features: Tensor) -> None:
-        """Fill in the verdicts on images of a line, by their features [B, P, D], at once."""
+    def judge(self, keeper: Keeper, images: list[tuple[Opened, Image]], features: PatchMaps) -> None:
+        """Fill in the verdicts on images of a line, by their features, at once."""
         self._fill_in(self._scoring(keeper, images, features), [part for part, _ in images])
 
     def _fill_in(self, scoring: Scoring, hand: Sequence[Opened]) -> None:
@@ -121,7 +122,7 @@ class Judging:
         for (part, image), verdict in zip(scoring.images, verdicts, strict=True):
             part.judged.append(Judged(image, verdict, scoring.scores.serving))
         if line.learns and scoring.keeper.epoch and self.cache.capacity:
-            self.cache.keep([part for part, _ in scoring.images], scoring.features, hand)
+            self.cache.keep([part for part, _ in scoring.images], scoring.features.joined(), hand)
 
     def _pixels(self, picture: Picture) -> Tensor | None:
         part, image, x = picture.part, picture.image, picture.pixels.result()

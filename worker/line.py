@@ -9,6 +9,7 @@ from torch import Tensor
 from mhpc.core.calibration import Threshold, tracked_scores
 from mhpc.core.drift import DriftMonitor
 from mhpc.core.learner import STEP
+from mhpc.core.patch_maps import PatchMaps
 from mhpc.core.recent import Convergence
 from mhpc.core.scorer import Scorer
 from mhpc.linalg import all_finite
@@ -91,22 +92,20 @@ class Line:
     def gather(self) -> None:
         """Have all that was learned in `learner`; it is there already, unless others learn with this process."""
 
-    def judge(self, features: Tensor, grid: tuple[int, int]) -> list[Verdict]:
-        """Verdicts on images by their features [B, P, D]."""
-        return self.verdicts(self.score(features, grid))
+    def score(self, maps: PatchMaps) -> Scores:
+        """Begin to score images by the maps of their features; a GPU computes while other things are done.
 
-    def score(self, features: Tensor, grid: tuple[int, int]) -> Scores:
-        """Begin to score images by their features [B, P, D]; a GPU computes while other things are done."""
-        B, _, _ = features.shape
-        on_gpu = features.device.type != "cpu"  # there `verdicts` finds out whether they are finite
-        serving, scorer = self.serving, self.serving.scorer
+        Raises:
+            ValueError: they are not finite; on a GPU `verdicts` finds that out.
+        """
+        B, serving, scorer = len(maps), self.serving, self.serving.scorer
         monitor = None if self.relearning or self.paused else self.monitor
         if scorer is None:
             return Scores(serving, monitor, B, None)
-        z, heat_map = scorer.whiten(features, finite=on_gpu), self.config.scoring.heat_map
+        z, heat_map = scorer.whiten_maps(maps, finite=maps.device.type != "cpu"), self.config.scoring.heat_map
         scores, patches = scorer.score_maps(z, serving.threshold if heat_map else None)
-        maps = (patches.reshape(B, *grid),) if heat_map else ()
-        return Scores(serving, monitor, B, fetch(scores, z.mean(1), *maps))
+        heats = (patches.reshape(B, *maps.grid),) if heat_map else ()
+        return Scores(serving, monitor, B, fetch(scores, z.mean(1), *heats))
 
     def verdicts(self, scored: Scores) -> list[Verdict]:
         """Verdicts once the scores are there; the drift monitor watches, unless the line was paused.

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mhpc.core.backbones import BackboneError
+from mhpc.core.patch_maps import PatchMaps
 from mhpc.linalg import all_finite
 
 MIN_SIDE = 32  # pixels
@@ -85,28 +86,34 @@ class PatchFeatures:
         Raises:
             ValueError: not floating, not [B, 3, H, W], too small, or a layer whose output is not a map.
         """
-        check_images(images)
-        dtype = next((p.dtype for p in self.backbone.parameters() if p.is_floating_point()), torch.float32)
-        maps = self._forward(images.to(self.device, dtype, memory_format=torch.channels_last))
+        maps = self._forward(images)
         if self.pretrain_embed_dimension is None and self.target_embed_dimension is None:
             return self._embed(maps)
         groups = zip(*(m.split(self._group(maps)) for m in maps), strict=True)
         features, grids = zip(*(self._embed(list(group)) for group in groups), strict=True)
         return torch.cat(features), grids[0]
 
+    @torch.inference_mode()
+    def maps(self, images: Tensor) -> PatchMaps:
+        """The same, not joined yet, where no target_embed_dimension asks for more than that.
+
+        Raises:
+            ValueError: as for features; or there is a target_embed_dimension.
+        """
+        if self.target_embed_dimension is not None:
+            raise ValueError(f"target_embed_dimension is {self.target_embed_dimension}: it pools joined features")
+        return self._pooled(self._forward(images))
+
     def _embed(self, maps: list[Tensor]) -> tuple[Tensor, tuple[int, int]]:
         """Features [B, P, D] and grid (h, w) of the layers' maps [B, C, ., .]."""
-        pooled = [self._pool(m.float()) for m in maps]
-        h, w = max((m.shape[2:] for m in pooled), key=lambda size: size[0] * size[1])
-        aligned = [
-            m if m.shape[2:] == (h, w) else F.interpolate(m, size=(h, w), mode="bilinear", align_corners=False)
-            for m in pooled
-        ]
-        B = len(maps[0])
-        features = torch.cat(aligned, 1).permute(0, 2, 3, 1).reshape(B, h * w, -1)  # [B, h * w, sum of the channels]
+        pooled = self._pooled(maps)
+        features = pooled.joined()
         if self.target_embed_dimension is not None:
             features = F.adaptive_avg_pool1d(features, self.target_embed_dimension)
-        return features, (h, w)
+        return features, pooled.grid
+
+    def _pooled(self, maps: list[Tensor]) -> PatchMaps:
+        return PatchMaps(tuple(self._pool(m.float()) for m in maps))
 
     def _pool(self, x: Tensor) -> Tensor:
         """Neighbourhoods of a map [B, C, ., .] as vectors: [B, C, h, w] averaged, or [B, E, h, w] pooled adaptively."""
@@ -124,8 +131,11 @@ class PatchFeatures:
         cells = max(m[0].numel() for m in maps) * (self.patchsize / self.patchstride) ** 2
         return max(1, int(UNFOLD_BYTES / (4 * cells)))
 
-    def _forward(self, x: Tensor) -> list[Tensor]:
+    def _forward(self, images: Tensor) -> list[Tensor]:
         """The layers' maps, each [B, C, h, w]; the pass ends once the last of them is there."""
+        check_images(images)
+        dtype = next((p.dtype for p in self.backbone.parameters() if p.is_floating_point()), torch.float32)
+        x = images.to(self.device, dtype, memory_format=torch.channels_last)
         maps: dict[str, Tensor] = {}
 
         def keep(name: str, _module: nn.Module, _inputs: object, output: object) -> None:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mhpc.core.neighbours import Neighbours, groups_pay
+from mhpc.core.patch_maps import PatchMaps
 from mhpc.core.scoring import image_scores, patch_scores
 from mhpc.core.whitening import Whitening, check_features
 from mhpc.sampler import farthest_first
@@ -49,20 +50,32 @@ class Scorer:
         """From anchors images [K, d] and the squared distance lift [K] that doubt adds to each."""
         return cls(whitening, torch.cat([images, lift.sqrt()[:, None]], 1), top_k)
 
-    def whiten(self, features: Tensor, finite: bool = False) -> Tensor:
+    def whiten(self, features: Tensor) -> Tensor:
         """Features [B, P, D] as the bank sees them, [B, P, d + 1].
+
+        Raises:
+            ValueError: not [B, P, D], or values that are not finite.
+        """
+        x = check_features(features, len(self.whitening.mean)).detach().to(self.memory.device, torch.float32)
+        if x.device.type == "cpu":
+            # An image at a time: products are the same in every batch, and what is subtracted stays in the cache.
+            return F.pad(torch.stack([self.whitening(image) for image in x]), (0, 1))
+        return F.pad(self.whitening(x), (0, 1))
+
+    def whiten_maps(self, maps: PatchMaps, finite: bool = False) -> Tensor:
+        """What `whiten` gives of the joined maps, up to rounding, [B, P, d + 1].
 
         Args:
             finite: whether they are known to be finite; finding out waits for a GPU.
 
         Raises:
-            ValueError: not [B, P, D], or values that are not finite.
+            ValueError: the maps are of another D, or values are not finite.
         """
-        x = check_features(features, len(self.whitening.mean), finite).detach().to(self.memory.device, torch.float32)
-        if x.device.type == "cpu":
-            # An image at a time: products are the same in every batch, and what is subtracted stays in the cache.
-            return F.pad(torch.stack([self.whitening(image) for image in x]), (0, 1))
-        return F.pad(self.whitening(x), (0, 1))
+        mean, projection = self.whitening.mean, self.whitening.projection
+        z = maps.joined() if projection is None else maps.projected(mean, projection)
+        if not finite:
+            check_features(z)
+        return F.pad(z, (0, 1))
 
     def score_patches(self, features: Tensor) -> Tensor:
         """Distance [B, P] of each patch of features [B, P, D] to the bank, in standard deviations (Mahalanobis)."""

@@ -161,15 +161,15 @@ def checked_share(share: float, name: str = "share") -> float:
     return share
 
 
-def check_features(features: Tensor, D: int | None = None, finite: bool = False) -> Tensor:
-    """Return patch features that are [B, P, D] and finite, or known to be.
+def check_features(features: Tensor, D: int | None = None) -> Tensor:
+    """Return patch features that are [B, P, D] and finite.
 
     Raises:
         ValueError: what came and what was expected.
     """
     if features.ndim != 3 or 0 in features.shape or (D is not None and features.shape[2] != D):
         raise ValueError(f"features have shape {list(features.shape)}, expected [B, P, {D or 'D'}] with B, P >= 1")
-    if not finite and not all_finite(features):
+    if not all_finite(features):
         raise ValueError(
             f"features {list(features.shape)} hold NaN or infinite values; is the backbone's output sound?"
         )

@@ -6,7 +6,7 @@ from typing import Any
 import msgpack
 from torch import Tensor
 
-from tests.worker.helpers import patches
+from tests.worker.helpers import judge, patches
 from tests.worker.keeping import ENTRIES, MakeKeeper, add, learn_all, opened
 from worker.keeper import Keeper
 from worker.line import SCORING
@@ -54,7 +54,7 @@ def put_up_for_review(keeper: Keeper, entry: str = "9-9", why: str = "anomalous"
 
 
 def score(keeper: Keeper) -> float:
-    (verdict,) = keeper.line.judge(STRANGE, (4, 4))
+    (verdict,) = judge(keeper.line, STRANGE, (4, 4))
     assert verdict.score is not None
     return verdict.score
 

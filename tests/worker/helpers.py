@@ -15,7 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 from torch import Tensor
 
+from mhpc.core.patch_maps import PatchMaps
 from worker.configuration import load_settings
+from worker.line import Line
+from worker.records import Verdict
 from worker.settings import Settings
 
 DEADLINE_SECONDS = 60.0  # for what takes a moment here, but longer on a machine that is busy
@@ -123,3 +126,8 @@ class LosesReplies:
                     break
                 caller.sendall(reply)
             caller.shutdown(socket.SHUT_RDWR)
+
+
+def judge(line: Line, features: Tensor, grid: tuple[int, int]) -> list[Verdict]:
+    """A line's verdicts on images by their features [B, P, D]."""
+    return line.verdicts(line.score(PatchMaps.of_features(features, grid)))

@@ -14,6 +14,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from mhpc.core.backbones import load_backbone
+from mhpc.core.patch_maps import PatchMaps
 from tests.worker.helpers import picture, small_settings
 from worker.engine import Engine, faster, pick_device
 from worker.errors import DeviceError, ModelError
@@ -179,13 +180,13 @@ def test_the_faster_precision_is_found_by_a_trial(monkeypatch: pytest.MonkeyPatc
 
 def slowed_down(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, seconds: float) -> None:
     """Have forward passes take 0.3 s by the engine's clock, and so much longer in one precision."""
-    real, clock = Engine._features, [0.0]
+    real, clock = Engine._maps, [0.0]
 
-    def features(self: Engine, images: Tensor, of: torch.dtype) -> tuple[Tensor, tuple[int, int]]:
+    def maps(self: Engine, images: Tensor, of: torch.dtype) -> PatchMaps:
         clock[0] += 0.3 + seconds * (of is dtype)
         return real(self, images, of)
 
-    monkeypatch.setattr(Engine, "_features", features)
+    monkeypatch.setattr(Engine, "_maps", maps)
     monkeypatch.setattr("worker.engine.time", SimpleNamespace(perf_counter=lambda: clock[0]))
 
 

@@ -7,6 +7,7 @@ import pytest
 import redis
 
 from mhpc.core.drift import DriftMonitor
+from mhpc.core.patch_maps import PatchMaps
 from tests.worker.helpers import item, message
 from tests.worker.station import MODEL, State, Station
 from worker.engine import Engine
@@ -126,8 +127,10 @@ def test_a_line_that_is_served_no_more_leaves_what_is_under_way(station: Station
 def test_features_that_are_not_finite_are_blamed_on_their_line(
     station: Station, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = station.engine.forward
-    monkeypatch.setattr(station.engine, "forward", lambda images: real(images) * float("nan"))
+    real = station.engine.maps
+    monkeypatch.setattr(
+        station.engine, "maps", lambda images: PatchMaps(tuple(m * float("nan") for m in real(images).maps))
+    )
     station.send(line, message(item("1")))
     for _ in range(8):
         turn(station)

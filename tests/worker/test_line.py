@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mhpc.core.scoring import image_scores
-from tests.worker.helpers import patches
+from tests.worker.helpers import judge, patches
 from worker.errors import ModelError
 from worker.line import CALIBRATING, LEARNING, SCORING, Line
 from worker.records import Serving, Taken
@@ -176,7 +176,7 @@ def test_a_state_is_not_changed_by_what_is_learned_later() -> None:
 def test_without_a_model_there_is_no_verdict() -> None:
     line = play(fresh(), 1, 3)
     assert line.served_by(MODEL) == Serving(LEARNING, None, None)
-    verdicts = line.judge(patches(0, 3), GRID)
+    verdicts = judge(line, patches(0, 3), GRID)
     assert [(verdict.score, verdict.map) for verdict in verdicts] == [(None, None)] * 3
 
 
@@ -184,20 +184,20 @@ def test_while_it_calibrates_a_line_scores_without_a_threshold() -> None:
     line = play(fresh(), 1, 7)
     line.serving = line.served_by(MODEL)
     assert line.serving[:3] == (CALIBRATING, MODEL, None)
-    assert all(verdict.score is not None for verdict in line.judge(patches(0, 3), GRID))
+    assert all(verdict.score is not None for verdict in judge(line, patches(0, 3), GRID))
 
 
 def test_a_verdict_is_by_the_committed_version_alone() -> None:
     line = play(fresh(), 1, 11)
     assert line.serving == Serving(LEARNING, None, None)
-    assert line.judge(patches(0), GRID)[0].score is None
+    assert judge(line, patches(0), GRID)[0].score is None
 
 
 def test_scores_are_the_means_of_the_largest_patch_scores() -> None:
     line = trained()
     features = patches(70, 3)
     scored = line.learner.score_patches(features)
-    verdicts = line.judge(features, GRID)
+    verdicts = judge(line, features, GRID)
     assert [verdict.score for verdict in verdicts] == image_scores(scored, 3).tolist()
     for verdict, row in zip(verdicts, scored, strict=True):
         assert verdict.map is not None
@@ -209,14 +209,14 @@ def test_a_part_that_is_far_from_normal_is_above_the_threshold_and_normal_ones_b
     assert line.serving.threshold is not None
 
     def scores(features: Tensor) -> list[Any]:
-        return [verdict.score for verdict in line.judge(features, GRID)]
+        return [verdict.score for verdict in judge(line, features, GRID)]
 
     assert min(scores(patches(71, 5, shift=5.0))) > line.serving.threshold
     assert np.median(scores(patches(72, 30))) < line.serving.threshold
 
 
 def test_heat_maps_can_be_left_out() -> None:
-    verdict = trained(heat_map=False).judge(patches(70), GRID)[0]
+    verdict = judge(trained(heat_map=False), patches(70), GRID)[0]
     assert verdict.score is not None
     assert verdict.map is None
 
@@ -224,8 +224,8 @@ def test_heat_maps_can_be_left_out() -> None:
 def test_a_score_does_not_depend_on_the_batch() -> None:
     line = trained()
     features = patches(73, 6)
-    together = [verdict.score for verdict in line.judge(features, GRID)]
-    alone = [line.judge(one[None], GRID)[0].score for one in features]
+    together = [verdict.score for verdict in judge(line, features, GRID)]
+    alone = [judge(line, one[None], GRID)[0].score for one in features]
     np.testing.assert_allclose(np.array(together, float), np.array(alone, float), rtol=1e-5)
 
 

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from mhpc.core.patch_maps import PatchMaps
 from mhpc.core.scorer import Scorer
 from mhpc.core.whitening import Whitening
 from tests.mhpc.core.patches import D, defective, learner, pictures
@@ -47,3 +48,18 @@ def test_a_state_goes_round() -> None:
 def test_features_of_another_shape_are_refused() -> None:
     with pytest.raises(ValueError, match=r"features have shape \[1, 2, 4\], expected \[B, P, 3\]"):
         scorer().score(torch.zeros(1, 2, 4))
+
+
+def test_maps_of_layers_are_whitened_as_joined_features_are() -> None:
+    maps = PatchMaps((torch.rand(2, 1, 4, 6), torch.rand(2, 2, 2, 3)))
+    for space in (Whitening(torch.rand(3), torch.rand(2, 3)), Whitening(torch.zeros(3), None)):
+        d = 3 if space.projection is None else 2
+        of = Scorer.of_bank(space, torch.zeros(1, d), torch.zeros(1), top_k=1)
+        torch.testing.assert_close(of.whiten_maps(maps), of.whiten(maps.joined()))
+
+
+def test_maps_that_are_not_finite_are_refused_unless_they_are_known_to_be() -> None:
+    maps = PatchMaps((torch.full((1, 3, 1, 2), torch.nan),))
+    with pytest.raises(ValueError, match="NaN"):
+        scorer().whiten_maps(maps)
+    assert bool(scorer().whiten_maps(maps, finite=True).isnan().any())

@@ -1,7 +1,6 @@
 """`make soak`: does a worker's memory grow under long use, with one input in twenty malformed?"""
 
 import argparse
-import os
 import random
 import sys
 import tempfile
@@ -30,6 +29,14 @@ STANDARD_ERRORS = 3.0
 COUNTED = 5000  # answers read at once
 
 
+class Sample(NamedTuple):
+    """Minutes since it began, and KiB that are resident: all, and anonymous ones."""
+
+    minute: float
+    resident: float
+    anonymous: float
+
+
 class Growth(NamedTuple):
     """KiB in a minute, and its standard error."""
 
@@ -55,9 +62,11 @@ def growth(minutes: NDArray[np.float64], kib: NDArray[np.float64]) -> Growth:
     return Growth(float(slope), variance**0.5)
 
 
-def resident_kib(pid: int) -> float:
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1024
+def resident_kib(pid: int) -> tuple[float, float]:
+    """All that is resident, and what of it is anonymous: pages of libraries come in as they are first used."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    kib = {name: float(value.split()[0]) for name, _, value in (line.partition(":") for line in lines) if "Rss" in name}
+    return sum(kib.values()), kib["RssAnon"]
 
 
 class Sender:
@@ -106,9 +115,9 @@ class Sender:
         return f"mhpc:{{{LINE}}}:{kind}"
 
 
-def soaked(server: PrivateRedis, folder: Path, minutes: float, rate: float) -> tuple[Sender, list[tuple[float, float]]]:
-    """Run a worker for so long; returns what it was sent and its resident memory, (minute, KiB) each."""
-    client, samples = redis.Redis(port=server.port, protocol=2), list[tuple[float, float]]()
+def soaked(server: PrivateRedis, folder: Path, minutes: float, rate: float) -> tuple[Sender, list[Sample]]:
+    """Run a worker for so long; returns what it was sent, and its memory meanwhile."""
+    client, samples = redis.Redis(port=server.port, protocol=2), list[Sample]()
     config = write_config(folder, server.url, LINE, folder / "snapshots", learn=200, calibrate=200, every_images=100)
     with running_worker(config) as worker:
         eventually(lambda: client.exists(f"mhpc:{{{LINE}}}:lease"))
@@ -117,7 +126,7 @@ def soaked(server: PrivateRedis, folder: Path, minutes: float, rate: float) -> t
             sender.send_what_is_due()
             sender.count()
             if elapsed >= SAMPLE_SECONDS * len(samples):
-                samples.append((elapsed / 60, resident_kib(worker.pid)))
+                samples.append(Sample(elapsed / 60, *resident_kib(worker.pid)))
             time.sleep(0.02)
         try:
             eventually(sender.is_done)
@@ -134,6 +143,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.worker.faults.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--rate", type=float, default=40, help="images a second, at most")
+    parser.add_argument("--csv", type=Path, help="file for the samples: minute, resident and anonymous KiB")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         server = PrivateRedis(Path(name))
@@ -141,8 +151,10 @@ def main() -> int:
             sender, samples = soaked(server, Path(name), given.minutes, given.rate)
         finally:
             server.kill()
-    minutes, kib = np.array(samples).T
-    found = growth(minutes, kib)
+    minutes, kib, anonymous = np.array(samples).T
+    if given.csv:
+        np.savetxt(given.csv, samples, fmt="%.3f", delimiter=",", header=",".join(Sample._fields), comments="")
+    found, of_anonymous = growth(minutes, kib), growth(minutes, anonymous)
     answers = sender.answers
     say(
         f"sent {sender.sent}, malformed {sender.malformed}: results {answers['scores']}, dead letters {answers['dead']}"
@@ -150,7 +162,10 @@ def main() -> int:
     say(
         f"resident {kib[int(len(kib) * WARM_UP)] / 1024:.0f} MiB after the warm-up, {kib[-1] / 1024:.0f} MiB at the end"
     )
-    say(f"growth {found.slope:.1f} KiB/min, standard error {found.error:.1f}")
+    say(
+        f"growth {found.slope:.1f} KiB/min, standard error {found.error:.1f}; of anonymous memory "
+        f"{of_anonymous.slope:.1f}, {of_anonymous.error:.1f}"
+    )
     counts = answers["dead"] == sender.malformed and sender.outstanding == 0
     say(
         ("answered once each" if counts else "COUNTS DIFFER") + (", memory GROWS" if found.leaks else ", memory steady")

@@ -5,8 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
-from itertools import islice, takewhile
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -19,7 +18,7 @@ from worker.settings import MIB
 AHEAD = 2  # batches that are decoded ahead
 LINE_AHEAD_BYTES = MIB  # of a line's images that are decoded at once, or one image: huge ones leave threads to others
 DECODING_SECONDS = 0.05  # that are waited at most for a picture to be decoded, before the loop turns
-FRESH_SECONDS = 0.005  # in which small pictures are decoded: one that has just come need not miss the batch
+FRESH_SECONDS = 0.003  # in which small pictures are decoded: one that has just come need not miss the batch
 
 
 class Picture(NamedTuple):
@@ -34,31 +33,24 @@ class Picture(NamedTuple):
 
 @dataclass
 class _Queue:
-    """One line's images: those that wait, those on their way, and how many it may take in its turn."""
+    """One line's images: those that wait, those on their way, and what the line may still take in this round."""
 
-    credit: float
-    waiting: "deque[tuple[Opened, int, Image]]" = field(default_factory=deque)
-    ahead: "deque[Picture]" = field(default_factory=deque)
+    waiting: "deque[tuple[Opened, int, Image]]"
+    ahead: "deque[Picture]"
+    credit: float = 0.0
 
     @property
     def ready(self) -> bool:
         """Whether its next image is decoded."""
         return bool(self.ahead) and self.ahead[0].pixels.done()
 
-    @property
-    def run(self) -> int:
-        """Images that it can take now."""
-        return sum(1 for _ in takewhile(lambda picture: picture.pixels.done(), islice(self.ahead, int(self.credit))))
-
 
 class Batcher:
     """Forms batches across lines by deficit round-robin (Shreedhar & Varghese, 1996), a line's images in order.
 
-    A line's turn is of as many images as a batch has, times its weight: those of one line are searched for together, so
-    turns and batches are kept in step. A turn that less than half of would fit begins the next batch; one that is
-    nearly through when a batch is full is over, and its rest is added to the line's next. A line that had nothing
-    waiting comes first, as in FQ-CoDel (RFC 8290): who sends little waits for no queue. Only images that are decoded
-    are taken, so that a line whose images take long holds nobody up.
+    A line's turn is of as many images as a batch has, times its weight: those of one line are searched for together.
+    A line that had nothing waiting comes first, as in FQ-CoDel (RFC 8290): who sends little waits for no queue. Only
+    images that are decoded are taken, so that a line whose images take long holds nobody up.
 
     Args:
         decode: from an image to what the engine takes, or why it has none; runs on threads.
@@ -88,7 +80,7 @@ class Batcher:
         new: dict[str, _Queue] = {}
         for part, images in opened:
             if images:
-                queue = self._queues.get(part.name) or new.setdefault(part.name, _Queue(self._turn(part.name)))
+                queue = self._queues.get(part.name) or new.setdefault(part.name, _Queue(deque(), deque()))
                 queue.waiting.extend((part, place, image) for place, image in enumerate(images))
         self._queues = new | self._queues
         self._decode_ahead()
@@ -121,8 +113,7 @@ class Batcher:
                 DECODING_SECONDS,
                 FIRST_COMPLETED,
             )
-        first = next(iter(self._queues.values()), None)  # whose turn it is; a line that has just come may be
-        if sum(picture.pixels.done() for picture in ahead) < self.max_batch or (first and not first.ready):
+        if sum(picture.pixels.done() for picture in ahead) < self.max_batch:
             fresh = time.monotonic() - FRESH_SECONDS
             wait([picture.pixels for picture in ahead if picture.since > fresh], FRESH_SECONDS)
         batch = list(self._round_robin())
@@ -131,19 +122,19 @@ class Batcher:
         return batch
 
     def _round_robin(self) -> Iterable[Picture]:
-        """A line that has nothing ready keeps no credit."""
+        """A line that has nothing ready keeps no credit; one that is cut off goes on with what it has left."""
         left, idle = self.max_batch, 0  # lines in a row that had nothing ready
         while left and idle < len(self._queues):
             name, queue = next(iter(self._queues.items()))
             idle = 0 if queue.ready else idle + 1
-            run = queue.run
-            if run > 2 * left and left < self.max_batch:
-                return
-            for _ in range(taken := min(run, left)):
+            if queue.ready and queue.credit < 1:
+                queue.credit += self._turn(name)
+            while left and queue.credit >= 1 and queue.ready:
                 yield queue.ahead.popleft()
-            queue.credit, left = queue.credit - taken, left - taken
-            if run - taken < self.max_batch / 2:
-                queue.credit = self._turn(name) + (queue.credit if queue.ready else 0.0)
+                queue.credit, left = queue.credit - 1, left - 1
+            if not queue.ready:
+                queue.credit = 0.0
+            if queue.credit < 1:
                 self._queues[name] = self._queues.pop(name)  # to the end
 
     def _turn(self, line: str) -> float:

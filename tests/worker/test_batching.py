@@ -87,57 +87,6 @@ def test_a_lines_images_are_judged_together(make: Make) -> None:
     assert [sorted({line for line, _ in batch}) for batch in batches(batcher)] == [["c"], ["b"], ["a"]] * 2
 
 
-def test_turns_and_batches_stay_in_step_whatever_comes_between(make: Make) -> None:
-    batcher = make()
-    for line in "abc":
-        put(batcher, line, images(5 * BATCH))
-    time.sleep(0.05)
-    batcher.take()
-    put(batcher, "few", images(3))
-    time.sleep(0.05)
-    found = [Counter(line for line, _ in batch) for batch in batches(batcher)]
-    assert found[0] == Counter(few=3, b=BATCH - 3)
-    assert [len(batch) for batch in found[1:12]] == [1] * 11  # of one line each
-    assert sum(found, Counter()) == Counter(few=3, a=5 * BATCH, b=5 * BATCH, c=4 * BATCH)
-
-
-def test_a_turn_that_hardly_fits_begins_the_next_batch(make: Make) -> None:
-    batcher = make()
-    for line in "abc":
-        put(batcher, line, images(5 * BATCH))
-    put(batcher, "many", images(BATCH - 2))
-    assert [Counter(line for line, _ in batch) for batch in batches(batcher)][:2] == [
-        Counter(many=BATCH - 2), Counter(c=BATCH),
-    ]  # fmt: skip
-
-
-def test_lines_of_few_images_fill_a_batch_together(make: Make) -> None:
-    batcher = make()
-    for line in range(12):
-        put(batcher, str(line), images(2))
-    assert [len(batch) for batch in batches(batcher)] == [BATCH] * 3
-
-
-def test_a_picture_that_has_just_come_is_waited_for_although_others_are_ready(make: Make) -> None:
-    def decode(image: Image) -> Tensor:
-        time.sleep(0.002 * image.id.startswith("new"))
-        return pixels(image)
-
-    batcher = make(decode)
-    put(batcher, "flood", images(100))
-    time.sleep(0.05)
-    put(batcher, "light", images(1, name="new"))
-    assert [picture.part.name for picture in batcher.take()][:1] == ["light"]
-
-
-def test_a_line_of_little_weight_waits_for_its_turn_and_gets_it(make: Make) -> None:
-    batcher = make(weights={"a": 0.05})
-    for line in "ab":
-        put(batcher, line, images(200))
-    found = Counter(line for batch in list(batches(batcher))[4:24] for line, _ in batch)  # b came later
-    assert 0.03 <= found["a"] / found["b"] <= 0.08
-
-
 def test_lines_that_compete_are_served_by_their_weights(make: Make) -> None:
     batcher = make(weights={"a": 3.0, "c": 0.5})
     for line in "abc":

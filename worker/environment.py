@@ -27,7 +27,8 @@ MALLOC = {
 }
 
 # For which a thread may hold the interpreter while others want it; by default 5 ms. Each of a forward pass's hundred
-# operations may wait so long for a thread that packs results or opens messages, and a core with them.
+# operations may wait so long for a thread that packs results or opens messages, and a core with them; what it gains is
+# within what runs differ by (docs/performance.md).
 SWITCH_SECONDS = 0.0005
 
 

@@ -122,7 +122,9 @@ class Judging:
         for (part, image), verdict in zip(scoring.images, verdicts, strict=True):
             part.judged.append(Judged(image, verdict, scoring.scores.serving))
         if line.learns and scoring.keeper.epoch and self.cache.capacity:
-            self.cache.keep([part for part, _ in scoring.images], scoring.features.joined(), hand)
+            with self.metrics.stage("forward"):
+                features = scoring.features.joined()
+            self.cache.keep([part for part, _ in scoring.images], features, hand)
 
     def _pixels(self, picture: Picture) -> Tensor | None:
         part, image, x = picture.part, picture.image, picture.pixels.result()

@@ -75,6 +75,7 @@ def test_a_declared_line_is_kept_by_the_keeper_and_answered_by_a_scorer_when_it_
             send(client("producer"), LINE, 1, 40)
             eventually(lambda: in_phase(client("reader"), LINE, SCORING))
             assert scorer.keepers[LINE].epoch == 0
+            eventually(lambda: scorer.keepers[LINE].line.serving.scorer)  # it looks for a version between batches
             for worker in (keeper, scorer):
                 eventually(lambda worker=worker: get(worker, "/readyz")[0] == 200)  # type: ignore[misc]  # binds the loop's
                 eventually(lambda worker=worker: "mhpc_stream_lag_entries{" in get(worker, "/metrics")[1])  # type: ignore[misc]

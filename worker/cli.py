@@ -21,7 +21,7 @@ from worker.cli_snapshots import snapshots
 from worker.cli_status import status
 from worker.cli_tail import tail
 from worker.cli_weights import weights
-from worker.environment import OF_A_WORKER, prompt_switches, set_unless_set, steady_memory
+from worker.environment import OF_A_WORKER, set_unless_set, steady_memory
 from worker.errors import ConfigurationError, RedisUnreachableError, WorkerError, one_line
 
 RUN, LOOK, ACT, PREPARE = "Run", "Look", "Act", "Prepare"  # panels of the help
@@ -95,7 +95,6 @@ def run(
     settings = settings_of(config, redis)
     set_unless_set(OF_A_WORKER)
     steady_memory()
-    prompt_switches()
     from worker.logs import configure_logs, log_crash
     from worker.process import run_worker
 

@@ -3,7 +3,6 @@
 import ctypes
 import getpass
 import os
-import sys
 
 # torch's tensors of 2 MiB and more on huge pages: fresh memory, of which learning takes a lot, costs half as much time.
 HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
@@ -26,11 +25,6 @@ MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": (-1, 64 * MIB),
 }
 
-# For which a thread may hold the interpreter while others want it; by default 5 ms. Each of a forward pass's hundred
-# operations may wait so long for a thread that packs results or opens messages, and a core with them; what it gains is
-# within what runs differ by (docs/performance.md).
-SWITCH_SECONDS = 0.0005
-
 
 def set_unless_set(variables: dict[str, str]) -> None:
     """Whoever starts the process has the last word."""
@@ -50,11 +44,6 @@ def steady_memory() -> None:
     for name, (parameter, value) in MALLOC.items():
         if name not in os.environ and f"glibc.malloc.{name[7:].strip('_').lower()}=" not in tunables:
             mallopt(parameter, value)
-
-
-def prompt_switches() -> None:
-    """Have threads take turns sooner than Python does by itself."""
-    sys.setswitchinterval(SWITCH_SECONDS)
 
 
 def user_name() -> str:

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from mhpc.core.distributed import mean_convergence
-from mhpc.core.learner import STEP, OnePassLearner
-from mhpc.core.memory_bank import MemoryBank
+from mhpc.core.learner import STEP
 from mhpc.core.recent import Convergence
 from worker.crew import Crew, Step
 from worker.keeper import Extract, Keeper
@@ -68,21 +67,11 @@ class HotLine(Line):
 
     def gather(self) -> None:
         if any(self.elsewhere):
-            self.learner = self._merged()
-            self._begin_shares()
-
-    def _merged(self) -> OnePassLearner:
-        """What all shares hold, in a bank of one learner's size."""
-        whole = self.crew.merge(self.learner, self.ticket)
-        if isinstance(whole.bank_, MemoryBank):
-            whole.bank_.reduce(whole.bank_.held)
-        return whole
-
-    def end_learning(self) -> None:
-        """The last reduction has the anchors of all ranks before it."""
-        if any(self.elsewhere):
             self.learner = self.crew.merge(self.learner, self.ticket)
             self._begin_shares()
+
+    def end_learning(self) -> None:
+        self.gather()
         super().end_learning()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -90,7 +79,7 @@ class HotLine(Line):
         if not any(self.elsewhere):
             return super().state()
         own, elsewhere = self.learner, self.elsewhere
-        self.learner, self.elsewhere = self._merged(), (0, 0)
+        self.learner, self.elsewhere = self.crew.merge(own, self.ticket), (0, 0)
         try:
             tensors, metadata = super().state()
         finally:

@@ -14,7 +14,7 @@ from mhpc.core.choices import PatchCoreAggregation
 from mhpc.core.learner import OnePassLearner, Step
 from mhpc.core.memory_bank import MemoryBank
 from mhpc.core.recent import RECENT, Convergence, Recent
-from mhpc.linalg import Moments
+from mhpc.linalg import Moments, nearest
 
 
 def reduce_moments(own: Moments) -> Moments:
@@ -63,10 +63,11 @@ def merged(learner: OnePassLearner) -> OnePassLearner | None:
     they are, and may go on.
 
     1. The moments are summed, exactly, and give the basis.
-    2. The banks are gathered and seen through that basis, all anchors of them: to be reduced as ever, when more is
-       learned or when learning ends.
+    2. The banks are gathered, seen through that basis, and reduced by exact greedy selection, to what a bank holds
+       while it learns.
 
-    Images of different ranks are different images, by different numbers (`learn_numbered`): counts are sums.
+    Images of different ranks are different images, by different numbers (`learn_numbered`). So counts and masses are
+    sums; an anchor's support is, of each rank, the largest of the anchors that fell to it, as ever, and their sum.
 
     Raises:
         ValueError: the bank is a reservoir, or the space has no moments.
@@ -137,7 +138,7 @@ def _recent(parts: dict[str, list[Tensor]]) -> Recent:
 
 
 def _union(learner: OnePassLearner, rows: dict[str, list[Tensor]], moments: Moments, radius: float) -> MemoryBank:
-    """The anchors of all ranks as one bank, which covers what theirs do; `radius` is the largest of theirs."""
+    """The anchors of all ranks as one bank; `radius` is the largest of theirs, which holds where none is dropped."""
     moving = learner.aggregation is PatchCoreAggregation.KMEANS
     bank = MemoryBank(learner.bank_size, len(moments.mean), learner.device, moving)
     for name, parts in rows.items():
@@ -145,5 +146,15 @@ def _union(learner: OnePassLearner, rows: dict[str, list[Tensor]], moments: Mome
     order = bank.numbers.argsort()
     bank.numbers, bank.means = bank.numbers[order], bank.means[order]
     bank.refresh(learner.space.of_moments(moments))
-    bank.radius = radius
+    if sum(len(part) > 0 for part in rows["anchors"]) == 1 or len(bank) <= bank.held:
+        bank.radius = radius
+        return bank
+    images = bank.images.split([len(part) for part in rows["anchors"]])
+    bank.reduce(bank.held)
+    support = torch.zeros_like(bank.support)
+    for z, of_rank in zip(images, rows["support"], strict=True):
+        if len(z):
+            heirs = nearest(z, bank.images)[1]
+            support += torch.zeros_like(support).scatter_reduce(0, heirs, of_rank, "amax")
+    bank.support = support
     return bank

@@ -1,7 +1,6 @@
 """The memory bank of a stream: a streaming k-center of anchors, most of which move."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,20 +21,11 @@ MAX_PINNED = 0.5  # of bank_size
 RADIUS_SAMPLE = 1024  # anchors whose nearest distances tell how a new basis scales
 
 
-class Fallen(NamedTuple):
-    """Anchors that were dropped, in feature and in Z-space, their mass, and which of those kept is nearest to each."""
-
-    anchors: Tensor
-    images: Tensor
-    mass: Tensor
-    heirs: Tensor
-
-
 class MemoryBank(Bank):
     """Anchors of a streaming k-center, `bank_size` once reduced, up to OVERFULL times `held` in between.
 
     A small bank holds more while it learns than it keeps: reduced again and again, it would lose 0.02 of AUROC on tiles
-    with 1,000 anchors; kept twice as large and merged once, at the end, it loses 0.010.
+    with 1,000 anchors; kept twice as large and merged once, at the end, it loses 0.007.
 
     Attributes, beside those of a Bank:
         mass [K]: rows an anchor stands for; sums to the rows seen, less what was forgotten.
@@ -174,57 +164,47 @@ class MemoryBank(Bank):
         pairs = ((pictures - first) * len(self) + labels).unique()  # one number each: `unique` of columns is slow
         self.support = self.support + torch.bincount(pairs % len(self), minlength=len(self))
 
-    def reduce(self, size: int | None = None) -> Fallen | None:
+    def reduce(self, size: int | None = None, merge: bool = False) -> None:
         """Keep `size` anchors, bank_size by default, those that are pinned and others by exact greedy selection.
 
         The radius becomes what they cover. A dropped anchor's mass goes to the kept one nearest to it, its support is
-        merged by maximum.
+        merged by maximum. With `merge` a kept anchor that may move does so to the mean of itself and those that fall to
+        it, by their mass: a step of Lloyd's (1982) k-means.
         """
         size = size or self.bank_size
         if len(self) <= size:
-            return None
+            return
         pinned = self.pinned.nonzero()[:, 0]
         covered = nearest(self.images, self.images[pinned])[0] if len(pinned) else None
         chosen, radius = farthest_first(self.images, size - len(pinned), covered)
-        fallen = self._keep(torch.cat([pinned, chosen]))
+        self._keep(torch.cat([pinned, chosen]), merge=merge and self.moving)
         self.radius = radius
-        return fallen
 
-    def _keep(self, kept: Tensor) -> Fallen:
-        """Drop all anchors but those at kept [k]; mass and support go to the heirs, which stay where they are."""
+    def _keep(self, kept: Tensor, merge: bool = False) -> None:
+        """Drop all anchors but those at kept [k]; mass and support go to the heirs, which may move to the mean."""
         gone = torch.ones(len(self), dtype=torch.bool, device=kept.device)
         gone[kept] = False
-        mass, support, images, anchors = self.mass[gone], self.support[gone], self.images[gone], self.anchors[gone]
+        mass, support, orphans, dropped = self.mass[gone], self.support[gone], self.images[gone], self.anchors[gone]
         for name in self.ROWS:
             setattr(self, name, getattr(self, name)[kept])
         used = torch.isin(self.numbers, self.picture)
         self.numbers, self.means = self.numbers[used], self.means[used]
-        heirs = nearest(images, self.images)[1] if len(images) else torch.empty_like(kept[:0])
-        self.mass = self.mass.index_add(0, heirs, mass)
-        self.support = self.support.scatter_reduce(0, heirs, support, "amax")
-        return Fallen(anchors, images, mass, heirs)
-
-    def _move_to_means(self, fallen: Fallen) -> None:
-        """Move anchors to the mean of themselves and those that fell to them, by mass, unless they are pinned."""
-        heirs = fallen.heirs
-        share = torch.where(self.pinned[heirs], 0, fallen.mass / self.mass[heirs])[:, None].to(self.images.dtype)
-        self.anchors = self.anchors.index_add(0, heirs, share * (fallen.anchors - self.anchors[heirs]))
-        self.images = self.images.index_add(0, heirs, share * (fallen.images - self.images[heirs]))
+        if len(orphans):
+            heirs = nearest(orphans, self.images)[1]
+            self.mass = self.mass.index_add(0, heirs, mass)
+            if merge:
+                share = torch.where(self.pinned[heirs], 0, mass / self.mass[heirs])[:, None].to(orphans.dtype)
+                self.anchors = self.anchors.index_add(0, heirs, share * (dropped - self.anchors[heirs]))
+                self.images = self.images.index_add(0, heirs, share * (orphans - self.images[heirs]))
+            self.support = self.support.scatter_reduce(0, heirs, support, "amax")
 
     def settle(self) -> Tensor:
-        """Reduce to bank_size and judge, for scoring; returns what `judge` does.
+        """Reduce to bank_size and judge, for scoring; a small bank is merged, too.
 
-        1. Greedy selection.
-        2. Judgement by where those that are left were learned.
-        3. Where far more was held than is kept, by a small bank or by many ranks, those that may move do so to the mean
-           of what fell to them: a step of Lloyd's (1982) k-means. Selection alone leaves the outermost of so many.
+        Returns what `judge` does.
         """
-        far_more = len(self) > OVERFULL * self.bank_size
-        fallen = self.reduce()
-        set_aside = self.judge()
-        if fallen and far_more and self.moving:
-            self._move_to_means(fallen)
-        return set_aside
+        self.reduce(merge=self.held > self.bank_size)
+        return self.judge()
 
     def judge(self) -> Tensor:
         """Find doubt in the anchors born of late, `lift`; returns the numbers of pictures that are in full doubt."""

@@ -50,7 +50,6 @@ function open(pressed) {
   value.value = "";
   value.required = Boolean(field) && !("optional" in pressed.dataset);
   document.getElementById("ask-known").replaceChildren(...(known ? models : []).map((model) => new Option(model)));
-  ask.returnValue = "cancel";
   ask.showModal();
   (field ? value : document.getElementById("ask-confirm")).focus();
 }
@@ -63,13 +62,11 @@ export function commands() {
     event.preventDefault();
     document.getElementById("ask-confirm").click();
   });
-  ask.addEventListener("close", () => {
-    const pressed = button;
-    button = null;
-    if (ask.returnValue !== "confirm" || !pressed) return;
+  // Not at the dialog's "close", which comes later than it closes: the next question may be open by then.
+  ask.addEventListener("submit", (event) => {
+    if (event.submitter.id !== "ask-confirm") return;
     const typed = value.value.trim();
-    const args = pressed.dataset.args ? JSON.parse(pressed.dataset.args) : typed ? [typed] : [];
-    send(pressed, args);
+    send(button, button.dataset.args ? JSON.parse(button.dataset.args) : typed ? [typed] : []);
   });
 }
 

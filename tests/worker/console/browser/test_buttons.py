@@ -121,6 +121,20 @@ def test_review_goes_by_the_keyboard(plant: Plant, open_page: OpenPage, flagged:
     expect(page.locator("#journal tbody tr").first).to_contain_text("annanomalous")
 
 
+def test_keys_pressed_at_once_after_a_question_is_left_still_ask_and_send(
+    plant: Plant, open_page: OpenPage, flagged: list[str]
+) -> None:
+    page = open_page(f"/lines/{plant.shown}")
+    page.locator("#gallery li", has_text=flagged[1]).click()
+    expect(page.locator("h1")).to_have_text(flagged[1])
+    before = plant.commands(plant.shown)
+    page.evaluate(  # in one task of the browser: no event of the dialog comes in between
+        """for (const id of ["normal", "ask-cancel", "anomalous", "ask-confirm"]) document.getElementById(id).click()"""
+    )
+    expect(answer(page)).to_contain_text("(anomalous, ann at")
+    assert plant.commands(plant.shown) == before + 1
+
+
 def test_who_only_looks_finds_every_button_shut(plant: Plant, open_page: OpenPage, flagged: list[str]) -> None:
     page = open_page(f"/lines/{plant.shown}", token="")
     for button in page.locator("[data-command]").all():

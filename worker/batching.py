@@ -5,7 +5,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice, takewhile
 from typing import NamedTuple
 
 import torch
@@ -33,24 +34,56 @@ class Picture(NamedTuple):
 
 @dataclass
 class _Queue:
-    """One line's images: those that wait, those on their way, and what the line may still take in this round."""
+    """One line's images: those that wait, and those on their way. Having drained, it stays until its next turn."""
 
-    waiting: "deque[tuple[Opened, int, Image]]"
-    ahead: "deque[Picture]"
-    credit: float = 0.0
+    turn: float  # images that it may take in a round
+    carried: float  # of them, at most, that are left for the next
+    credit: float  # that it may take now
+    drained: bool = True  # since its last turn; so is one that is new
+    in_turn: bool = False
+    put_off: bool = False  # whether its turn begins a batch, since too little of it would have fitted the one before
+    waiting: "deque[tuple[Opened, int, Image]]" = field(default_factory=deque)
+    ahead: "deque[Picture]" = field(default_factory=deque)
+
+    def __len__(self) -> int:
+        return len(self.waiting) + len(self.ahead)
 
     @property
     def ready(self) -> bool:
         """Whether its next image is decoded."""
         return bool(self.ahead) and self.ahead[0].pixels.done()
 
+    @property
+    def early(self) -> bool:
+        """Whether it is served before any turn: it sends little, and has not had its share of this round."""
+        return self.drained and self.credit >= 1
+
+    @property
+    def credit_of_next_turn(self) -> float:
+        return self.turn + min(self.credit, self.carried)
+
+    @property
+    def run(self) -> int:
+        """Images that it can take now."""
+        return sum(1 for _ in takewhile(lambda picture: picture.pixels.done(), islice(self.ahead, int(self.credit))))
+
+    def serve(self, batch: list[Picture], size: int) -> None:
+        """Move images to a batch of that size."""
+        taken = min(self.run, size - len(batch))
+        batch += [self.ahead.popleft() for _ in range(taken)]
+        self.credit -= taken
+        self.drained |= not len(self)
+
 
 class Batcher:
     """Forms batches across lines by deficit round-robin (Shreedhar & Varghese, 1996), a line's images in order.
 
-    A line's turn is of as many images as a batch has, times its weight: those of one line are searched for together.
-    A line that had nothing waiting comes first, as in FQ-CoDel (RFC 8290): who sends little waits for no queue. Only
-    images that are decoded are taken, so that a line whose images take long holds nobody up.
+    A line's turn is of as many images as a batch has, times its weight: those of one line are searched for together,
+    so turns and batches are kept in step. A turn of which less than half would fit begins the next batch; one that is
+    nearly through when a batch is full is over, and the line's next is longer by what was left. A line that is new, or
+    had nothing waiting, comes before all turns, with what is left of its share of the round: who sends little waits for
+    no queue, as in FQ-CoDel (RFC 8290). Only images that are decoded are taken, so that a line whose images take long
+    holds nobody up.
 
     Args:
         decode: from an image to what the engine takes, or why it has none; runs on threads.
@@ -73,16 +106,16 @@ class Batcher:
         self.max_wait = max_wait
         self.weights = weights
         self._pool = ThreadPoolExecutor(threads, "decode", initializer=torch.set_num_threads, initargs=(1,))
-        self._queues: dict[str, _Queue] = {}  # the line whose turn is next stands first
+        self._queues: dict[str, _Queue] = {}  # in the order of their turns
 
     def put(self, opened: Iterable[tuple[Opened, list[Image]]]) -> None:
         """Let the images of opened entries wait for their turn."""
-        new: dict[str, _Queue] = {}
         for part, images in opened:
             if images:
-                queue = self._queues.get(part.name) or new.setdefault(part.name, _Queue(deque(), deque()))
+                turn = self.max_batch * self.weights.get(part.name, 1.0)
+                queue = self._queues.setdefault(part.name, _Queue(turn, max(1.0, self.max_batch / 2), turn))
+                queue.turn = turn  # weights change
                 queue.waiting.extend((part, place, image) for place, image in enumerate(images))
-        self._queues = new | self._queues
         self._decode_ahead()
 
     def drop(self, line: str) -> None:
@@ -94,58 +127,70 @@ class Batcher:
     def waiting(self, line: str) -> int:
         """Images of a line that are not taken yet."""
         queue = self._queues.get(line)
-        return 0 if queue is None else len(queue.waiting) + len(queue.ahead)
+        return 0 if queue is None else len(queue)
 
     def patience(self) -> float:
         """Seconds until a batch is to go although it is not full."""
         queues = self._queues.values()
-        if not queues or sum(len(queue.waiting) + len(queue.ahead) for queue in queues) >= self.max_batch:
+        if not 0 < sum(map(len, queues)) < self.max_batch:
             return 0.0
         oldest = min((picture.since for queue in queues for picture in queue.ahead), default=0.0)
         return max(0.0, oldest + self.max_wait - time.monotonic())
 
     def take(self) -> list[Picture]:
         """The next batch, of decoded images; empty if none is ready in a moment."""
+        heads = [queue.ahead[0] for queue in self._queues.values() if queue.ahead]
+        if not any(picture.pixels.done() for picture in heads):
+            wait([picture.pixels for picture in heads], DECODING_SECONDS, FIRST_COMPLETED)
         ahead = [picture for queue in self._queues.values() for picture in queue.ahead]
-        if not any(queue.ready for queue in self._queues.values()):
-            wait(
-                [queue.ahead[0].pixels for queue in self._queues.values() if queue.ahead],
-                DECODING_SECONDS,
-                FIRST_COMPLETED,
-            )
-        if sum(picture.pixels.done() for picture in ahead) < self.max_batch:
-            fresh = time.monotonic() - FRESH_SECONDS
-            wait([picture.pixels for picture in ahead if picture.since > fresh], FRESH_SECONDS)
-        batch = list(self._round_robin())
-        self._queues = {name: queue for name, queue in self._queues.items() if queue.waiting or queue.ahead}
+        if sum(picture.pixels.done() for picture in ahead) >= self.max_batch:
+            ahead = heads  # of a line that has come just now
+        fresh = time.monotonic() - FRESH_SECONDS
+        wait([picture.pixels for picture in ahead if picture.since > fresh], FRESH_SECONDS)
+        batch = self._form()
         self._decode_ahead()
         return batch
 
-    def _round_robin(self) -> Iterable[Picture]:
-        """A line that has nothing ready keeps no credit; one that is cut off goes on with what it has left."""
-        left, idle = self.max_batch, 0  # lines in a row that had nothing ready
-        while left and idle < len(self._queues):
+    def _form(self) -> list[Picture]:
+        batch: list[Picture] = []
+        # 1. Lines that come before any turn.
+        for queue in self._in_order():
+            if queue.early:
+                queue.serve(batch, self.max_batch)
+        # 2. Turns.
+        idle = 0  # lines in a row that had nothing ready
+        while len(batch) < self.max_batch and idle < len(self._queues):
             name, queue = next(iter(self._queues.items()))
+            if not len(queue):
+                del self._queues[name]
+                continue
+            if not queue.in_turn:
+                queue.credit, queue.in_turn, queue.drained = queue.credit_of_next_turn, True, False
+            if self._is_to_begin_a_batch(queue, len(batch)):
+                queue.put_off = True
+                break
             idle = 0 if queue.ready else idle + 1
-            if queue.ready and queue.credit < 1:
-                queue.credit += self._turn(name)
-            while left and queue.credit >= 1 and queue.ready:
-                yield queue.ahead.popleft()
-                queue.credit, left = queue.credit - 1, left - 1
-            if not queue.ready:
-                queue.credit = 0.0
-            if queue.credit < 1:
-                self._queues[name] = self._queues.pop(name)  # to the end
+            queue.serve(batch, self.max_batch)
+            if len(batch) == self.max_batch and queue.ready and queue.credit >= self.max_batch / 2:
+                break  # the next batch goes on with it
+            queue.in_turn = queue.put_off = False
+            self._queues[name] = self._queues.pop(name)  # to the end
+        return batch
 
-    def _turn(self, line: str) -> float:
-        """Images of a line in its turn."""
-        return self.max_batch * self.weights.get(line, 1.0)
+    def _is_to_begin_a_batch(self, queue: _Queue, taken: int) -> bool:
+        """Whether less than half of what a batch could have of a turn would fit behind what is taken; once alone."""
+        return taken > 0 and not queue.put_off and min(queue.run, self.max_batch) > 2 * (self.max_batch - taken)
+
+    def _in_order(self) -> list[_Queue]:
+        """Queues in the order in which they are served; of those before any turn the shortest first."""
+        return sorted(self._queues.values(), key=lambda queue: len(queue) if queue.early else math.inf)
 
     def _decode_ahead(self) -> None:
-        """Keep the threads busy with what is taken next: a few batches, in the order of the lines' turns."""
+        """Keep the threads busy with what is taken next: a few batches, in the order of service."""
         room = AHEAD * self.max_batch
-        for name, queue in self._queues.items():
-            most = room if len(self._queues) == 1 else min(room, math.ceil(self._turn(name)))
+        for queue in self._in_order():
+            credit = queue.credit if queue.early or queue.in_turn else queue.credit_of_next_turn
+            most = room if len(self._queues) == 1 else min(room, math.ceil(credit))
             undone = sum(len(picture.image.data) for picture in queue.ahead if not picture.pixels.done())
             while queue.waiting and len(queue.ahead) < most:
                 size = len(queue.waiting[0][2].data)

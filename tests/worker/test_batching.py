@@ -84,21 +84,95 @@ def test_a_lines_images_are_judged_together(make: Make) -> None:
     batcher = make()
     for line in "abc":
         put(batcher, line, images(2 * BATCH))
-    assert [sorted({line for line, _ in batch}) for batch in batches(batcher)] == [["c"], ["b"], ["a"]] * 2
+    assert [sorted({line for line, _ in batch}) for batch in batches(batcher)] == [["a"], ["b"], ["c"]] * 2
 
 
-def test_lines_that_compete_are_served_by_their_weights(make: Make) -> None:
-    batcher = make(weights={"a": 3.0, "c": 0.5})
+def test_turns_and_batches_stay_in_step_whatever_comes_between(make: Make) -> None:
+    batcher = make()
     for line in "abc":
-        put(batcher, line, images(200))
-    served: Counter[str] = Counter()
-    for batch in batches(batcher):
-        served.update(line for line, _ in batch)
-        if served.total() >= 180:
-            break
-    assert abs(served["a"] - 120) <= 3 * BATCH
-    assert abs(served["b"] - 40) <= BATCH
-    assert abs(served["c"] - 20) <= BATCH
+        put(batcher, line, images(5 * BATCH))
+    for _ in "abc":  # whoever is new comes before all turns; these have had that
+        time.sleep(0.01)
+        batcher.take()
+    put(batcher, "few", images(3))
+    found = [Counter(line for line, _ in batch) for batch in batches(batcher)]
+    assert found[0] == Counter(few=3, a=BATCH - 3)
+    assert [len(batch) for batch in found[1:9]] == [1] * 8  # of one line each
+    assert sum(found, Counter()) == Counter(few=3, a=4 * BATCH, b=4 * BATCH, c=4 * BATCH)
+
+
+def test_a_turn_that_hardly_fits_begins_the_next_batch_but_is_put_off_once_alone(make: Make) -> None:
+    batcher = make()
+    put(batcher, "a", images(5 * BATCH))
+    time.sleep(0.01)
+    batcher.take()
+    found = []
+    for line in ("many", "more"):
+        put(batcher, line, images(BATCH - 2))
+        time.sleep(0.01)
+        found.append(Counter(picture.part.name for picture in batcher.take()))
+    assert found == [Counter(many=BATCH - 2), Counter(more=BATCH - 2, a=2)]
+
+
+def test_lines_of_few_images_fill_a_batch_together(make: Make) -> None:
+    batcher = make()
+    for line in range(12):
+        put(batcher, str(line), images(2))
+    assert [len(batch) for batch in batches(batcher)] == [BATCH] * 3
+
+
+def test_a_picture_that_has_just_come_is_waited_for_although_others_are_ready(make: Make) -> None:
+    def decode(image: Image) -> Tensor:
+        time.sleep(0.001 * image.id.startswith("new"))
+        return pixels(image)
+
+    batcher = make(decode)
+    put(batcher, "flood", images(100))
+    time.sleep(0.05)
+    put(batcher, "light", images(1, name="new"))
+    assert [picture.part.name for picture in batcher.take()][:1] == ["light"]
+
+
+def served(batcher: Batcher, arrivals: Mapping[str, int], takes: int) -> list[Counter[str]]:
+    """Each batch's images by line; of 0 arrivals a line floods, of others so many come before each batch."""
+    found = []
+    for _ in range(takes):
+        for line, count in arrivals.items():
+            if count or batcher.waiting(line) < BATCH:
+                put(batcher, line, images(count or BATCH))
+        time.sleep(0.004)  # all that is ahead is decoded
+        found.append(Counter(picture.part.name for picture in batcher.take()))
+    return found
+
+
+@pytest.mark.parametrize(
+    "weights", [(1.0, 1.0, 1.0), (1.3, 1.0, 1.0), (3.0, 1.0, 0.5), (2.5, 0.3, 1.0), (0.05, 1.0, 1.0)], ids=str
+)
+def test_lines_that_compete_are_served_by_their_weights(make: Make, weights: tuple[float, ...]) -> None:
+    batcher = make(weights=dict(zip("abc", weights, strict=True)))
+    taken = sum(served(batcher, dict.fromkeys("abc", 0), 250), Counter())
+    for line, weight in zip("abc", weights, strict=True):
+        share = taken.total() * weight / sum(weights)
+        assert abs(taken[line] - share) <= max(0.02 * share, 2 * BATCH * weight)
+
+
+def test_a_line_that_sends_little_is_in_every_batch_that_floods_fill(make: Make) -> None:
+    batcher = make()
+    for batch in served(make(), {"light": 1, **dict.fromkeys("abcd", 0)}, 100):
+        assert batch["light"] == 1
+    assert batcher.waiting("light") == 0
+
+
+def test_a_line_that_drains_and_comes_again_gets_no_more_than_a_flood(make: Make) -> None:
+    taken = sum(served(make(), {"much": 6, "flood": 0}, 200), Counter())
+    assert abs(taken["much"] - taken["flood"]) <= 4 * BATCH
+
+
+def test_lines_that_come_between_cannot_put_a_flood_off_for_good(make: Make) -> None:
+    found = served(make(), {"two": 2, "four": 4, "flood": 0}, 200)
+    taken = sum(found, Counter())
+    assert (taken["two"], taken["flood"]) >= (2 * 200 - BATCH, 500)
+    assert all(sum(found[at : at + 3], Counter()).keys() >= {"two", "four", "flood"} for at in range(197))
 
 
 def test_a_line_whose_images_take_long_to_decode_holds_nobody_up(make: Make) -> None:

@@ -2,11 +2,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import wait
 
 import pytest
 import torch
 from torch import Tensor
 
+from worker import batching
 from worker.answers import Opened
 from worker.batching import AHEAD, Batcher
 from worker.message import Image
@@ -46,12 +48,26 @@ def put(batcher: Batcher, line: str, of_line: list[Image]) -> Opened:
     return part
 
 
+def decode_all(batcher: Batcher) -> None:
+    """Wait until all that is ahead is decoded."""
+    wait([picture.pixels for queue in batcher._queues.values() for picture in queue.ahead], 10)
+
+
+def take(batcher: Batcher) -> list[tuple[str, str]]:
+    """(line, image) of the next batch, once all that is ahead is decoded."""
+    decode_all(batcher)
+    return [(picture.part.name, picture.image.id) for picture in batcher.take()]
+
+
+def lines(batch: list[tuple[str, str]]) -> Counter[str]:
+    """Images of each line."""
+    return Counter(line for line, _ in batch)
+
+
 def batches(batcher: Batcher) -> Iterator[list[tuple[str, str]]]:
-    """(line, image) of each batch, to the end."""
-    time.sleep(0.01)  # all that is ahead is decoded
-    while batch := batcher.take():
-        yield [(picture.part.name, picture.image.id) for picture in batch]
-        time.sleep(0.01)
+    """Each batch, to the end."""
+    while batch := take(batcher):
+        yield batch
 
 
 def test_a_lines_images_come_in_order_and_none_is_left_out(make: Make) -> None:
@@ -92,10 +108,9 @@ def test_turns_and_batches_stay_in_step_whatever_comes_between(make: Make) -> No
     for line in "abc":
         put(batcher, line, images(5 * BATCH))
     for _ in "abc":  # whoever is new comes before all turns; these have had that
-        time.sleep(0.01)
-        batcher.take()
+        take(batcher)
     put(batcher, "few", images(3))
-    found = [Counter(line for line, _ in batch) for batch in batches(batcher)]
+    found = [lines(batch) for batch in batches(batcher)]
     assert found[0] == Counter(few=3, a=BATCH - 3)
     assert [len(batch) for batch in found[1:9]] == [1] * 8  # of one line each
     assert sum(found, Counter()) == Counter(few=3, a=4 * BATCH, b=4 * BATCH, c=4 * BATCH)
@@ -104,13 +119,11 @@ def test_turns_and_batches_stay_in_step_whatever_comes_between(make: Make) -> No
 def test_a_turn_that_hardly_fits_begins_the_next_batch_but_is_put_off_once_alone(make: Make) -> None:
     batcher = make()
     put(batcher, "a", images(5 * BATCH))
-    time.sleep(0.01)
-    batcher.take()
+    take(batcher)
     found = []
     for line in ("many", "more"):
         put(batcher, line, images(BATCH - 2))
-        time.sleep(0.01)
-        found.append(Counter(picture.part.name for picture in batcher.take()))
+        found.append(lines(take(batcher)))
     assert found == [Counter(many=BATCH - 2), Counter(more=BATCH - 2, a=2)]
 
 
@@ -121,14 +134,17 @@ def test_lines_of_few_images_fill_a_batch_together(make: Make) -> None:
     assert [len(batch) for batch in batches(batcher)] == [BATCH] * 3
 
 
-def test_a_picture_that_has_just_come_is_waited_for_although_others_are_ready(make: Make) -> None:
+def test_a_picture_that_has_just_come_is_waited_for_although_others_are_ready(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def decode(image: Image) -> Tensor:
-        time.sleep(0.001 * image.id.startswith("new"))
+        time.sleep(0.05 * image.id.startswith("new"))
         return pixels(image)
 
+    monkeypatch.setattr(batching, "FRESH_SECONDS", 10.0)
     batcher = make(decode)
     put(batcher, "flood", images(100))
-    time.sleep(0.05)
+    decode_all(batcher)
     put(batcher, "light", images(1, name="new"))
     assert [picture.part.name for picture in batcher.take()][:1] == ["light"]
 
@@ -140,8 +156,7 @@ def served(batcher: Batcher, arrivals: Mapping[str, int], takes: int) -> list[Co
         for line, count in arrivals.items():
             if count or batcher.waiting(line) < BATCH:
                 put(batcher, line, images(count or BATCH))
-        time.sleep(0.004)  # all that is ahead is decoded
-        found.append(Counter(picture.part.name for picture in batcher.take()))
+        found.append(lines(take(batcher)))
     return found
 
 

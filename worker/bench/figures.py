@@ -93,10 +93,11 @@ class Start:
 
 @dataclass(frozen=True)
 class Lines:
-    """So many lines together, flat out in scoring; `to_one` is the share of one line's throughput."""
+    """So many lines together, flat out in scoring; `to_one` is the share of one line's throughput, had in turns."""
 
     lines: int
     images_per_second: float
+    one_images_per_second: float
     to_one: float
     resident_bytes: int
 

@@ -4,6 +4,8 @@ import json
 import sys
 import time
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -30,8 +32,9 @@ CALIBRATED = 64  # images
 BRIEFLY = Plan((), learn=24, calibrate=24)  # each of many lines; eight pictures fill a bank of 6,000
 LEARNING_AHEAD, SCORING_AHEAD = 16, 24  # entries of eight: a worker always finds enough for its next batches
 ON_GPU = 8  # times as many beside a GPU: its batches are so much larger
-LIGHT_RATE = 5.0  # images per second
-LIGHT_WINDOWS = 3  # as long as others, so that a p99 has something to be of
+LINES_ROUNDS = 2
+LIGHT_RATE = 8.0  # images per second
+LIGHT_WINDOWS = 5  # as long as others, so that a p99 has something to be of
 CHILD_SECONDS = 600.0
 
 
@@ -58,7 +61,7 @@ def run_bench(options: BenchOptions, console: Console | None = None) -> Figures:
         several = [count for count in options.lines if count > 1]
         for count in several:
             with console.status(f"{count} lines"):
-                lines, flood = measure_lines(folder, parts, options, count, figures, with_flood=count == several[0])
+                lines, flood = measure_lines(folder, parts, options, count, bare, with_flood=count == several[0])
                 figures = figures.with_lines((*figures.lines, lines), flood or figures.flood)
     for table in tables(figures):
         console.print(table)
@@ -183,28 +186,48 @@ def phase_of(window: Window, bare: Bare, at: Station, *, learning: bool) -> Phas
 
 
 def measure_lines(
-    folder: Path, parts: Path, options: BenchOptions, count: int, one: Figures, *, with_flood: bool
+    folder: Path, parts: Path, options: BenchOptions, count: int, bare: Bare, *, with_flood: bool
 ) -> tuple[Lines, Flood | None]:
-    """Many lines flat out, each with a bank of its own; then, if asked for, a light one beside a flood."""
-    names = tuple(f"line-{number:03d}" for number in range(count))
-    plan = Plan(names, BRIEFLY.learn, BRIEFLY.calibrate)
-    with station(folder / f"lines-{count}", options, plan, parts) as at:
-        wait_until_serving(at)
-        entries = max(2, ahead(one.forward, SCORING_AHEAD) // count)
-        with at.cameras(Flow(names, ahead=entries, learns=True)):
-            at.wait_for_phase("scoring")
-        window = at.window(Flow(names, ahead=entries), options.seconds)
-        rate = window.answered / window.seconds
+    """Many lines flat out, each with a bank of its own, and then, if asked for, a light one beside a flood.
+
+    They take turns with one line of another worker, which rests meanwhile: a machine's speed changes within minutes.
+    """
+    with (
+        scoring_lines(folder / f"beside-{count}", options, parts, bare, 1) as one,
+        scoring_lines(folder / f"lines-{count}", options, parts, bare, count) as at,
+    ):
+        alone, together = list[Window](), list[Window]()
+        for _ in range(LINES_ROUNDS):
+            for of, windows in ((one, alone), (at, together)):
+                windows.append(of.window(Flow(of.lines, ahead=entries_ahead(bare, of.lines)), options.seconds))
+                of.wait_until_answered()
         resident = memory_bytes(at.worker.process.pid)[0]
-        flood = measure_flood(at, one.forward, options.seconds) if with_flood else None
-    return Lines(count, rate, rate / one.scoring.images_per_second, resident), flood
+        flood = measure_flood(at, bare, options.seconds) if with_flood else None
+    rate, of_one = (sum(w.answered for w in of) / sum(w.seconds for w in of) for of in (together, alone))
+    return Lines(count, rate, of_one, rate / of_one, resident), flood
+
+
+@contextmanager
+def scoring_lines(folder: Path, options: BenchOptions, parts: Path, bare: Bare, count: int) -> Iterator[Station]:
+    """A worker with so many lines, all of which score."""
+    names = tuple(f"line-{number:03d}" for number in range(count))
+    with station(folder, options, Plan(names, BRIEFLY.learn, BRIEFLY.calibrate), parts) as at:
+        wait_until_serving(at)
+        with at.cameras(Flow(names, ahead=entries_ahead(bare, names), learns=True)):
+            at.wait_for_phase("scoring")
+        at.wait_until_answered()
+        yield at
+
+
+def entries_ahead(bare: Bare, lines: tuple[str, ...]) -> int:
+    """Entries of each line that wait for a worker that scores flat out."""
+    return max(2, ahead(bare, SCORING_AHEAD) // len(lines))
 
 
 def measure_flood(at: Station, bare: Bare, seconds: float) -> Flood:
     """A light line's latency, alone and with another one flat out."""
     light, heavy = at.lines[:2]
     trickle = Flow((light,), per_entry=1, rate=LIGHT_RATE)
-    at.wait_until_answered()
     alone = at.latency(light, LIGHT_WINDOWS * seconds, trickle)
     flooded = at.latency(light, LIGHT_WINDOWS * seconds, trickle, Flow((heavy,), ahead=ahead(bare, SCORING_AHEAD)))
     return Flood(len(at.lines), LIGHT_RATE, alone, flooded)

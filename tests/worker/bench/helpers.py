@@ -42,4 +42,4 @@ def figures(with_lines: bool = True) -> Figures:
         memory=Memory(900 << 20, 1100 << 20, 20 << 20, 10 << 20),
     )  # fmt: skip
     flood = Flood(8, 5.0, LATENCY, Latency(100, 50.0, 90.0, 120.0, 130.0))
-    return found.with_lines((Lines(8, 110.0, 110 / 120, 2 << 30),), flood) if with_lines else found
+    return found.with_lines((Lines(8, 110.0, 120.0, 110 / 120, 2 << 30),), flood) if with_lines else found

@@ -72,7 +72,7 @@ def test_start_and_memory_are_told(found: dict[str, Any]) -> None:
 def test_more_lines_are_compared_with_one(found: dict[str, Any]) -> None:
     (lines,) = found["lines"]
     assert lines["lines"] == 2
-    assert lines["to_one"] == pytest.approx(lines["images_per_second"] / found["scoring"]["images_per_second"])
+    assert lines["to_one"] == pytest.approx(lines["images_per_second"] / lines["one_images_per_second"])
     assert found["flood"]["alone"]["images"] == pytest.approx(run.LIGHT_RATE * run.LIGHT_WINDOWS * SECONDS, abs=3)
     assert found["flood"]["flooded"]["images"] > 0
 

@@ -63,6 +63,11 @@ class _Queue:
         return self.turn + min(self.credit, self.carried)
 
     @property
+    def due(self) -> float:
+        """Images that it may take when it is served next."""
+        return self.credit if self.early or self.in_turn else self.credit_of_next_turn
+
+    @property
     def run(self) -> int:
         """Images that it can take now."""
         return sum(1 for _ in takewhile(lambda picture: picture.pixels.done(), islice(self.ahead, int(self.credit))))
@@ -79,11 +84,11 @@ class Batcher:
     """Forms batches across lines by deficit round-robin (Shreedhar & Varghese, 1996), a line's images in order.
 
     A line's turn is of as many images as a batch has, times its weight: those of one line are searched for together,
-    so turns and batches are kept in step. A turn of which less than half would fit begins the next batch; one that is
-    nearly through when a batch is full is over, and the line's next is longer by what was left. A line that is new, or
-    had nothing waiting, comes before all turns, with what is left of its share of the round: who sends little waits for
-    no queue, as in FQ-CoDel (RFC 8290). Only images that are decoded are taken, so that a line whose images take long
-    holds nobody up.
+    so turns and batches are kept in step. One that is nearly through when a batch is full is over, and the line's next
+    is longer by what was left. A line that is new, or had nothing waiting, comes before all turns, with what is left of
+    its share of the round: who sends little waits for no queue, as in FQ-CoDel (RFC 8290). A turn of which less than
+    half would fit behind such lines begins the next batch, and this one goes as it is. Only images that are decoded are
+    taken: a line whose images take long holds nobody up, and where all wait for decoding, shares are not kept.
 
     Args:
         decode: from an image to what the engine takes, or why it has none; runs on threads.
@@ -114,7 +119,7 @@ class Batcher:
             if images:
                 turn = self.max_batch * self.weights.get(part.name, 1.0)
                 queue = self._queues.setdefault(part.name, _Queue(turn, max(1.0, self.max_batch / 2), turn))
-                queue.turn = turn  # weights change
+                queue.turn, queue.credit = turn, min(queue.credit, turn + queue.carried)  # weights change
                 queue.waiting.extend((part, place, image) for place, image in enumerate(images))
         self._decode_ahead()
 
@@ -158,6 +163,7 @@ class Batcher:
             if queue.early:
                 queue.serve(batch, self.max_batch)
         # 2. Turns.
+        before = len(batch)
         idle = 0  # lines in a row that had nothing ready
         while len(batch) < self.max_batch and idle < len(self._queues):
             name, queue = next(iter(self._queues.items()))
@@ -165,8 +171,9 @@ class Batcher:
                 del self._queues[name]
                 continue
             if not queue.in_turn:
-                queue.credit, queue.in_turn, queue.drained = queue.credit_of_next_turn, True, False
-            if self._is_to_begin_a_batch(queue, len(batch)):
+                queue.credit = queue.credit_of_next_turn
+                queue.in_turn, queue.drained = True, False
+            if before and self._is_to_begin_a_batch(queue, self.max_batch - len(batch)):
                 queue.put_off = True
                 break
             idle = 0 if queue.ready else idle + 1
@@ -177,29 +184,43 @@ class Batcher:
             self._queues[name] = self._queues.pop(name)  # to the end
         return batch
 
-    def _is_to_begin_a_batch(self, queue: _Queue, taken: int) -> bool:
-        """Whether less than half of what a batch could have of a turn would fit behind what is taken; once alone."""
-        return taken > 0 and not queue.put_off and min(queue.run, self.max_batch) > 2 * (self.max_batch - taken)
+    def _is_to_begin_a_batch(self, queue: _Queue, left: int) -> bool:
+        """Whether less than half of what a batch could have of a turn would fit; once alone, and only beside others."""
+        if queue.put_off or min(queue.run, self.max_batch) <= 2 * left:
+            return False
+        return any(len(other) for other in self._queues.values() if other is not queue)
 
     def _in_order(self) -> list[_Queue]:
         """Queues in the order in which they are served; of those before any turn the shortest first."""
         return sorted(self._queues.values(), key=lambda queue: len(queue) if queue.early else math.inf)
 
     def _decode_ahead(self) -> None:
-        """Keep the threads busy with what is taken next: a few batches, in the order of service."""
-        room = AHEAD * self.max_batch
-        for queue in self._in_order():
-            credit = queue.credit if queue.early or queue.in_turn else queue.credit_of_next_turn
-            most = room if len(self._queues) == 1 else min(room, math.ceil(credit))
-            undone = sum(len(picture.image.data) for picture in queue.ahead if not picture.pixels.done())
-            while queue.waiting and len(queue.ahead) < most:
-                size = len(queue.waiting[0][2].data)
-                if undone and undone + size > LINE_AHEAD_BYTES:
-                    break
-                part, place, image = queue.waiting.popleft()
-                queue.ahead.append(Picture(part, place, image, self._pool.submit(self.decode, image), time.monotonic()))
-                undone += size
-            room -= len(queue.ahead)
+        """Keep the threads busy with what is taken next: a few batches, by as many rounds of turns as they hold."""
+        queues, rounds = self._in_order(), 0.0
+        while queues:
+            room, hungry = AHEAD * self.max_batch, list[_Queue]()
+            for queue in queues:
+                most = min(room, math.ceil(queue.due + rounds * queue.turn))
+                if self._submit(queue, most):
+                    hungry.append(queue)
+                room -= min(len(queue.ahead), most)
+            if room <= 0 or not hungry:
+                break
+            rounds += max(1.0, 1 / max(queue.turn for queue in hungry))
+
+    def _submit(self, queue: _Queue, most: int) -> bool:
+        """Have so many of a line's images decoded, or on their way; whether more could be."""
+        undone = sum(len(picture.image.data) for picture in queue.ahead if not picture.pixels.done())
+        while queue.waiting:
+            part, place, image = queue.waiting[0]
+            if undone and undone + len(image.data) > LINE_AHEAD_BYTES:
+                return False
+            if len(queue.ahead) >= most:
+                return True
+            queue.waiting.popleft()
+            queue.ahead.append(Picture(part, place, image, self._pool.submit(self.decode, image), time.monotonic()))
+            undone += len(image.data)
+        return False
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)

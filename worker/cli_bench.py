@@ -26,7 +26,8 @@ def bench(
     after the last layer, channels last, float32 or bfloat16, the best batch and
     threads, pictures decoded before), then the worker learning and scoring flat
     out, then the latency of single images at half load. With more lines also
-    their throughput together, and a light line's latency beside a flooded one.
+    their throughput together, in turns with one by itself, and a light line's
+    latency beside a flooded one.
 
     ratio     images per second to those of the bare loop
     alone     the same without what Redis and the producer take of the worker's

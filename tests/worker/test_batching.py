@@ -118,13 +118,34 @@ def test_turns_and_batches_stay_in_step_whatever_comes_between(make: Make) -> No
 
 def test_a_turn_that_hardly_fits_begins_the_next_batch_but_is_put_off_once_alone(make: Make) -> None:
     batcher = make()
-    put(batcher, "a", images(5 * BATCH))
-    take(batcher)
+    for line in "ab":
+        put(batcher, line, images(5 * BATCH))
+    for _ in "ab":
+        take(batcher)
     found = []
     for line in ("many", "more"):
         put(batcher, line, images(BATCH - 2))
         found.append(lines(take(batcher)))
     assert found == [Counter(many=BATCH - 2), Counter(more=BATCH - 2, a=2)]
+
+
+def test_the_only_line_that_floods_fills_each_batch(make: Make) -> None:
+    batcher = make()
+    put(batcher, "a", images(5 * BATCH))
+    take(batcher)
+    put(batcher, "many", images(BATCH - 2))
+    assert lines(take(batcher)) == Counter(many=BATCH - 2, a=2)
+
+
+def test_a_weight_that_is_lowered_holds_at_once(make: Make) -> None:
+    weights = {"a": 100.0}
+    batcher = make(weights=weights)
+    for line in "ab":
+        put(batcher, line, images(BATCH))
+    served(batcher, {"a": 0, "b": 0}, 5)
+    weights["a"] = 1.0
+    taken = sum(served(batcher, {"a": 0, "b": 0}, 40), Counter())
+    assert abs(taken["a"] - taken["b"]) <= 4 * BATCH
 
 
 def test_lines_of_few_images_fill_a_batch_together(make: Make) -> None:
@@ -160,13 +181,16 @@ def served(batcher: Batcher, arrivals: Mapping[str, int], takes: int) -> list[Co
     return found
 
 
-@pytest.mark.parametrize(
-    "weights", [(1.0, 1.0, 1.0), (1.3, 1.0, 1.0), (3.0, 1.0, 0.5), (2.5, 0.3, 1.0), (0.05, 1.0, 1.0)], ids=str
-)
-def test_lines_that_compete_are_served_by_their_weights(make: Make, weights: tuple[float, ...]) -> None:
-    batcher = make(weights=dict(zip("abc", weights, strict=True)))
-    taken = sum(served(batcher, dict.fromkeys("abc", 0), 250), Counter())
-    for line, weight in zip("abc", weights, strict=True):
+WEIGHTS = [(1, 1, 1), (1.3, 1, 1), (3, 1, 0.5), (2.5, 0.3, 1), (0.05, 1, 1), (0.05, 1), (1.52, 1.52, 1.52), (1.52,)]
+
+
+@pytest.mark.parametrize("weights", WEIGHTS, ids=str)
+def test_lines_that_compete_are_served_by_their_weights_in_full_batches(make: Make, weights: tuple[float, ...]) -> None:
+    names = "abc"[: len(weights)]
+    found = served(make(weights=dict(zip(names, weights, strict=True))), dict.fromkeys(names, 0), 250)
+    taken = sum(found, Counter())
+    assert taken.total() >= 0.98 * BATCH * len(found)
+    for line, weight in zip(names, weights, strict=True):
         share = taken.total() * weight / sum(weights)
         assert abs(taken[line] - share) <= max(0.02 * share, 2 * BATCH * weight)
 

@@ -28,19 +28,19 @@ def read_new(client: Any, wanted: Mapping[LineStreams, int], consumer: str) -> d
     found: dict[str, Read] = {}
     for count in sorted(set(wanted.values())):
         lines = [streams for streams in wanted if wanted[streams] == count]
-        found |= _at_once(client, lines, consumer, count)
+        found |= _at_once(client, lines, consumer, count) or _each(client, dict.fromkeys(lines, count), consumer)
     return found
 
 
 def _at_once(
     client: Any, lines: Sequence[LineStreams], consumer: str, count: int, block_ms: int | None = None
-) -> dict[str, Read]:
-    """By one call; where Redis refuses it, it has delivered nothing and does not say of whom: then by one for each."""
+) -> dict[str, Read] | None:
+    """By one call; None where Redis refuses it: it has delivered nothing then, and does not say of whom."""
     by_key = {streams.images.encode(): streams.line for streams in lines}
     try:
         reply = client.xreadgroup(ANSWERING, consumer, dict.fromkeys(by_key, ">"), count=count, block=block_ms)
     except redis.ResponseError:
-        return _each(client, dict.fromkeys(lines, count), consumer)
+        return None
     found = {by_key[key]: entries_of([[key, entries]]) for key, entries in reply or ()}
     return {line: found.get(line, []) for line in by_key.values()}
 
@@ -62,12 +62,14 @@ def wait_and_read(
     """As `read_new`, up to `count` of each line; waits up to block_ms milliseconds for the first entry or error.
 
     A Cluster is asked again and again, since one call cannot wait for keys of several slots; so is any server where the
-    wait is short.
+    wait is short, or where that one call is refused, as by a Cluster's node or proxy that is taken for a single server.
     """
     wanted = dict.fromkeys(lines, count)
-    if isinstance(client, Cluster) or block_ms < SHORT_MS:
-        return _poll(client, wanted, consumer, block_ms / 1000)
-    return _at_once(client, list(wanted), consumer, count, block_ms)
+    if not isinstance(client, Cluster) and block_ms >= SHORT_MS:
+        found = _at_once(client, list(wanted), consumer, count, block_ms)
+        if found is not None:
+            return found
+    return _poll(client, wanted, consumer, block_ms / 1000)
 
 
 def _poll(client: Any, wanted: Mapping[LineStreams, int], consumer: str, seconds: float) -> dict[str, Read]:

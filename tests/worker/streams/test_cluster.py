@@ -55,6 +55,21 @@ def ids(found: dict[str, Read]) -> list[list[str] | None]:
     return [None if isinstance(read, Exception) else [entry.id for entry in read] for read in found.values()]
 
 
+def test_a_node_that_is_taken_for_a_single_server_is_waited_for(cluster: PrivateCluster, line: str) -> None:
+    node = cluster.nodes[0]
+    names = [name for name in (f"{line}-{i}" for i in range(100)) if cluster.holder(f"mhpc:{{{name}}}:images") is node]
+    client = redis.Redis(port=node.port, protocol=2)
+    two = [LineStreams(client, name) for name in names[:2]]  # of two slots: one call for both is refused
+    for streams in two:
+        streams.ensure_groups()
+    begun = time.monotonic()
+    assert ids(wait_and_read(client, two, ME, 8, 300)) == [[], []]
+    assert time.monotonic() - begun >= 0.3
+    add(two[1], "1-0")
+    assert ids(wait_and_read(client, two, ME, 8, 10_000)) == [[], ["1-0"]]
+    assert time.monotonic() - begun < 10
+
+
 def test_lines_on_several_nodes_are_read_at_once_and_each_error_is_its_own(
     client: Any, three: list[LineStreams]
 ) -> None:

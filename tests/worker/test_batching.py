@@ -185,11 +185,11 @@ WEIGHTS = [(1, 1, 1), (1.3, 1, 1), (3, 1, 0.5), (2.5, 0.3, 1), (0.05, 1, 1), (0.
 
 
 @pytest.mark.parametrize("weights", WEIGHTS, ids=str)
-def test_lines_that_compete_are_served_by_their_weights_in_full_batches(make: Make, weights: tuple[float, ...]) -> None:
+def test_lines_that_compete_are_served_by_their_weights(make: Make, weights: tuple[float, ...]) -> None:
     names = "abc"[: len(weights)]
     found = served(make(weights=dict(zip(names, weights, strict=True))), dict.fromkeys(names, 0), 250)
     taken = sum(found, Counter())
-    assert taken.total() >= 0.98 * BATCH * len(found)
+    assert taken.total() >= 0.98 * BATCH * len(found)  # a turn that hardly fits leaves room
     for line, weight in zip(names, weights, strict=True):
         share = taken.total() * weight / sum(weights)
         assert abs(taken[line] - share) <= max(0.02 * share, 2 * BATCH * weight)
@@ -197,7 +197,7 @@ def test_lines_that_compete_are_served_by_their_weights_in_full_batches(make: Ma
 
 def test_a_line_that_sends_little_is_in_every_batch_that_floods_fill(make: Make) -> None:
     batcher = make()
-    for batch in served(make(), {"light": 1, **dict.fromkeys("abcd", 0)}, 100):
+    for batch in served(batcher, {"light": 1, **dict.fromkeys("abcd", 0)}, 100):
         assert batch["light"] == 1
     assert batcher.waiting("light") == 0
 
@@ -210,7 +210,8 @@ def test_a_line_that_drains_and_comes_again_gets_no_more_than_a_flood(make: Make
 def test_lines_that_come_between_cannot_put_a_flood_off_for_good(make: Make) -> None:
     found = served(make(), {"two": 2, "four": 4, "flood": 0}, 200)
     taken = sum(found, Counter())
-    assert (taken["two"], taken["flood"]) >= (2 * 200 - BATCH, 500)
+    assert taken["two"] >= 2 * 200 - BATCH
+    assert taken["flood"] >= 500
     assert all(sum(found[at : at + 3], Counter()).keys() >= {"two", "four", "flood"} for at in range(197))
 
 

@@ -1,7 +1,6 @@
 """`mhpc-worker console`: the page's process."""
 
 import signal
-from types import FrameType
 
 import uvicorn
 
@@ -38,18 +37,15 @@ def serve(settings: Settings) -> None:
         timeout_graceful_shutdown=STOP_SECONDS,
     )
     server = SupervisedServer(config)
-    print(where(settings.console.host, port, access.one_time), flush=True)  # noqa: T201 - for the person who started it
-    before = {number: signal.signal(number, _pass) for number in (signal.SIGINT, signal.SIGTERM)}
+    # uvicorn's own handler, so that a signal ends it before it serves, too; at its end uvicorn raises the signal again.
+    before = {number: signal.signal(number, server.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        server.run([listener])  # at its end it raises the signal again, for the handlers set here
+        print(where(settings.console.host, port, access.one_time), flush=True)  # noqa: T201 - for who started it
+        server.run([listener])
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
         listener.close()
-
-
-def _pass(_signal: int, _frame: FrameType | None) -> None:
-    """uvicorn has ended by it already."""
 
 
 def where(host: str, port: int, one_time: str) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,9 @@ import pytest
 
 from tests.worker.helpers import eventually
 from tests.worker.test_notify import WATCHDOG_SECONDS, Manager, halted
+from worker.configuration import load_settings
+from worker.console.server import serve
+from worker.console.supervised import SupervisedServer
 
 
 @pytest.fixture
@@ -43,3 +47,19 @@ def test_the_manager_hears_when_it_serves_that_its_event_loop_turns_and_when_it_
             assert process.wait(60) == 0
         finally:
             process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_comes_before_it_serves_ends_it_all_the_same(
+    number: signal.Signals, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = SupervisedServer.run
+
+    def signalled(self: SupervisedServer, sockets: list[socket.socket] | None = None) -> None:
+        signal.raise_signal(number)
+        run(self, sockets)
+
+    monkeypatch.setattr(SupervisedServer, "run", signalled)
+    before = signal.getsignal(number)
+    serve(load_settings(None, {"redis": {"url": redis_url}, "console": {"port": 0}}, {}))
+    assert signal.getsignal(number) is before

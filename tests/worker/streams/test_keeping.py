@@ -21,6 +21,7 @@ def test_a_lease_is_held_by_one_and_each_epoch_is_higher(streams: LineStreams) -
     assert streams.acquire("b#1", 0) == (0, "a#1")
     assert streams.state()["epoch"] == "1"
     streams.release(1, "a#1")
+    assert streams.client.pttl(streams.lease) <= 1  # milliseconds
     assert eventually(lambda: streams.acquire("b#1", 0)[0]) == 2
 
 

@@ -22,7 +22,7 @@ LINE, BATCH = "soak", 4
 MALFORMED = 0.04  # of the entries, and of the images in the others: about one input in twenty
 SAMPLE_SECONDS = 5.0
 WARM_UP = 0.2  # share of the samples
-BLOCKS = 20
+BLOCKS = 8  # of five minutes and more in an hour: memory that sways has returned within one
 OUTSTANDING = 200  # images that wait for an answer, at most
 KIB_PER_MINUTE = 10.0  # what grows less is no leak
 STANDARD_ERRORS = 3.0
@@ -49,17 +49,16 @@ class Growth(NamedTuple):
 
 
 def growth(minutes: NDArray[np.float64], kib: NDArray[np.float64]) -> Growth:
-    """A line through the samples behind the warm-up.
+    """The mean growth from one block of samples to the next, behind the warm-up.
 
-    Neighbours are alike, so that they are fewer than they seem: blocks' means are taken for independent.
+    A step stays, so that it is what blocks differ by that is independent, not what a line leaves of their means: a
+    line's error calls a single step a trend. Where memory sways and returns, this error is larger than it need be.
     """
     start = int(len(kib) * WARM_UP)
     blocks = min(BLOCKS, (len(kib) - start) // 2)
     x, y = (np.array([part.mean() for part in np.array_split(of[start:], blocks)]) for of in (minutes, kib))
-    slope, at_zero = np.polyfit(x, y, 1)
-    residuals = y - (slope * x + at_zero)
-    variance = float(residuals @ residuals) / (blocks - 2) / float(((x - x.mean()) ** 2).sum())
-    return Growth(float(slope), variance**0.5)
+    slopes = np.diff(y) / np.diff(x)
+    return Growth(float(slopes.mean()), float(slopes.std(ddof=1)) / len(slopes) ** 0.5)
 
 
 def resident_kib(pid: int) -> tuple[float, float]:
@@ -67,6 +66,18 @@ def resident_kib(pid: int) -> tuple[float, float]:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     kib = {name: float(value.split()[0]) for name, _, value in (line.partition(":") for line in lines) if "Rss" in name}
     return sum(kib.values()), kib["RssAnon"]
+
+
+def resident_by_file(pid: int) -> Counter[str]:
+    """KiB that are resident of each file that is mapped, by its name; of none: anonymous."""
+    kib, name = Counter[str](), ""
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        first, *rest = line.split(maxsplit=5)
+        if not first.endswith(":"):
+            name = Path(rest[4]).name if len(rest) == 5 else "anonymous"
+        elif first == "Rss:":
+            kib[name] += int(rest[0])
+    return kib
 
 
 class Sender:
@@ -115,9 +126,11 @@ class Sender:
         return f"mhpc:{{{LINE}}}:{kind}"
 
 
-def soaked(server: PrivateRedis, folder: Path, minutes: float, rate: float) -> tuple[Sender, list[Sample]]:
-    """Run a worker for so long; returns what it was sent, and its memory meanwhile."""
-    client, samples = redis.Redis(port=server.port, protocol=2), list[Sample]()
+def soaked(
+    server: PrivateRedis, folder: Path, minutes: float, rate: float
+) -> tuple[Sender, list[Sample], Counter[str]]:
+    """Run a worker for so long; returns what it was sent, its memory meanwhile, and whose grew behind the warm-up."""
+    client, samples, warm = redis.Redis(port=server.port, protocol=2), list[Sample](), Counter[str]()
     config = write_config(folder, server.url, LINE, folder / "snapshots", learn=200, calibrate=200, every_images=100)
     with running_worker(config) as worker:
         eventually(lambda: client.exists(f"mhpc:{{{LINE}}}:lease"))
@@ -127,12 +140,16 @@ def soaked(server: PrivateRedis, folder: Path, minutes: float, rate: float) -> t
             sender.count()
             if elapsed >= SAMPLE_SECONDS * len(samples):
                 samples.append(Sample(elapsed / 60, *resident_kib(worker.pid)))
+            if not warm and elapsed >= WARM_UP * minutes * 60:
+                warm = resident_by_file(worker.pid)
             time.sleep(0.02)
+        grown = resident_by_file(worker.pid)
+        grown.subtract(warm)
         try:
             eventually(sender.is_done)
         except AssertionError:
             say(f"worker's exit code {worker.poll()}; not answered in time: {sender.outstanding}")
-    return sender, samples
+    return sender, samples, grown
 
 
 def say(text: str) -> None:
@@ -148,7 +165,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         server = PrivateRedis(Path(name))
         try:
-            sender, samples = soaked(server, Path(name), given.minutes, given.rate)
+            sender, samples, grown = soaked(server, Path(name), given.minutes, given.rate)
         finally:
             server.kill()
     minutes, kib, anonymous = np.array(samples).T
@@ -165,6 +182,10 @@ def main() -> int:
     say(
         f"growth {found.slope:.1f} KiB/min, standard error {found.error:.1f}; of anonymous memory "
         f"{of_anonymous.slope:.1f}, {of_anonymous.error:.1f}"
+    )
+    say(
+        "grown and shrunk by KiB: "
+        + (", ".join(f"{name} {kib:+d}" for name, kib in grown.most_common() if kib) or "none")
     )
     counts = answers["dead"] == sender.malformed and sender.outstanding == 0
     say(

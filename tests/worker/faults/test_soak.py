@@ -1,5 +1,6 @@
 """The soak finds a leak that is one, and none where memory only sways."""
 
+import os
 import random
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.worker.faults.malformed import ENTRIES, IMAGES
-from tests.worker.faults.soak import growth
+from tests.worker.faults.soak import growth, resident_by_file, resident_kib
 from tests.worker.helpers import item, message
 from worker.errors import RejectedError
 from worker.message import Rejected, decode_batch, decode_pixels
@@ -29,6 +30,22 @@ def test_a_leak_of_fifty_kib_a_minute_is_found_and_memory_that_sways_is_none(see
     leak = growth(minutes, kib + 50 * minutes)
     assert leak.leaks
     assert abs(leak.slope - 50) < 4 * leak.error
+
+
+@pytest.mark.parametrize("minute", [14, 21, 40, 59])
+def test_one_step_is_no_leak_and_steps_without_end_are_one(minute: int) -> None:
+    minutes = np.arange(720) / 12
+    step = growth(minutes, np.where(minutes > minute, 400_312.0, 400_000.0))
+    assert 0 < step.slope < 2 * step.error
+    dice = np.random.default_rng(minute)
+    assert growth(minutes, np.cumsum(np.where(dice.random(720) < 1 / 30, 312.0, 0.0))).leaks
+
+
+def test_what_is_resident_is_told_by_file() -> None:
+    kib, whole = resident_by_file(os.getpid()), resident_kib(os.getpid())[0]
+    assert kib["anonymous"] > 10_000
+    assert any(name.startswith("libtorch") and size > 1000 for name, size in kib.items())
+    assert abs(kib.total() - whole) < 0.05 * whole
 
 
 @pytest.mark.parametrize("kind", range(len(ENTRIES)))

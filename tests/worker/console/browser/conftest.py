@@ -89,6 +89,11 @@ def open_page(new_context: NewContext, faults: list[str], request: pytest.Fixtur
     return open_page
 
 
+def live(page: Page) -> None:
+    """Wait for a page that a link led to: it is there before its script is, and a press in between does nothing."""
+    expect(page.locator("#live-text")).to_have_text("live")
+
+
 def watch(context: BrowserContext, url: str, faults: list[str]) -> None:
     """Take down errors of scripts, refusals of the Content-Security-Policy, and requests to another host."""
 

@@ -6,7 +6,7 @@ import re
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from tests.worker.console.browser.conftest import OpenPage
+from tests.worker.console.browser.conftest import OpenPage, live
 from tests.worker.console.browser.plant import Plant
 
 BUTTONS = [  # in an order in which each can be done; what is typed; the answer's beginning
@@ -102,7 +102,7 @@ def test_review_goes_by_the_keyboard(plant: Plant, open_page: OpenPage, flagged:
     heading = page.locator("h1")
     expect(heading).to_have_text(flagged[0])
     for key, expected in (("ArrowRight", 1), ("ArrowRight", 2), ("ArrowLeft", 1), ("ArrowLeft", 0), ("ArrowLeft", 0)):
-        expect(page.locator("#live-text")).to_have_text("live")
+        live(page)
         page.keyboard.press(key)
         expect(heading).to_have_text(flagged[expected])
     for key, title in (("n", "Is this part normal?"), ("b", "Is this part bad?")):
@@ -127,6 +127,7 @@ def test_keys_pressed_at_once_after_a_question_is_left_still_ask_and_send(
     page = open_page(f"/lines/{plant.shown}")
     page.locator("#gallery li", has_text=flagged[1]).click()
     expect(page.locator("h1")).to_have_text(flagged[1])
+    live(page)
     before = plant.commands(plant.shown)
     page.evaluate(  # in one task of the browser: no event of the dialog comes in between
         """for (const id of ["normal", "ask-cancel", "anomalous", "ask-confirm"]) document.getElementById(id).click()"""
@@ -141,6 +142,7 @@ def test_who_only_looks_finds_every_button_shut(plant: Plant, open_page: OpenPag
         expect(button).to_be_disabled()
     page.locator("#gallery li", has_text=flagged[0]).click()
     expect(page.locator("#read-only")).to_be_visible()
+    live(page)
     page.keyboard.press("n")
     expect(page.locator("#ask")).to_be_hidden()
     for button in page.locator("[data-command]").all():

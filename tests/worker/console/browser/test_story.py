@@ -2,7 +2,7 @@
 
 from playwright.sync_api import Page, expect
 
-from tests.worker.console.browser.conftest import OpenPage
+from tests.worker.console.browser.conftest import OpenPage, live
 from tests.worker.console.browser.plant import Plant
 
 
@@ -14,7 +14,7 @@ def shown(page: Page, selector: str) -> None:
 def test_a_part_is_flagged_seen_called_normal_and_passes_when_it_comes_again(plant: Plant, open_page: OpenPage) -> None:
     page = open_page("/")
     page.click(f"text={plant.story}")
-    expect(page.locator("#live-text")).to_have_text("live")
+    live(page)
     expect(page.locator("h1 + .badge")).to_have_text("scoring")
     page.evaluate("window.neverReloaded = true")
     flagged = plant.stain(plant.story, "strange-1")
@@ -32,6 +32,7 @@ def test_a_part_is_flagged_seen_called_normal_and_passes_when_it_comes_again(pla
     expect(page.locator("#gauge .fill")).to_have_class("fill over")
     expect(page.locator("#again-empty")).to_be_visible()
 
+    live(page)
     page.click("#normal")
     expect(page.locator("#ask-title")).to_have_text("Is this part normal?")
     page.click("#ask-confirm")

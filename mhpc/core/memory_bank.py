@@ -164,12 +164,12 @@ class MemoryBank(Bank):
         pairs = ((pictures - first) * len(self) + labels).unique()  # one number each: `unique` of columns is slow
         self.support = self.support + torch.bincount(pairs % len(self), minlength=len(self))
 
-    def reduce(self, size: int | None = None, merge: bool = False) -> None:
+    def reduce(self, size: int | None = None, merge: float = 0.0) -> None:
         """Keep `size` anchors, bank_size by default, those that are pinned and others by exact greedy selection.
 
         The radius becomes what they cover. A dropped anchor's mass goes to the kept one nearest to it, its support is
-        merged by maximum. With `merge` a kept anchor that may move does so to the mean of itself and those that fall to
-        it, by their mass: a step of Lloyd's (1982) k-means.
+        merged by maximum. A kept anchor that may move goes the share `merge` of the way to the mean of itself and those
+        that fall to it, by their mass: 1 is a step of Lloyd's (1982) k-means.
         """
         size = size or self.bank_size
         if len(self) <= size:
@@ -177,11 +177,11 @@ class MemoryBank(Bank):
         pinned = self.pinned.nonzero()[:, 0]
         covered = nearest(self.images, self.images[pinned])[0] if len(pinned) else None
         chosen, radius = farthest_first(self.images, size - len(pinned), covered)
-        self._keep(torch.cat([pinned, chosen]), merge=merge and self.moving)
+        self._keep(torch.cat([pinned, chosen]), merge if self.moving else 0.0)
         self.radius = radius
 
-    def _keep(self, kept: Tensor, merge: bool = False) -> None:
-        """Drop all anchors but those at kept [k]; mass and support go to the heirs, which may move to the mean."""
+    def _keep(self, kept: Tensor, merge: float = 0.0) -> None:
+        """Drop all anchors but those at kept [k]; mass and support go to the heirs, which may move towards the mean."""
         gone = torch.ones(len(self), dtype=torch.bool, device=kept.device)
         gone[kept] = False
         mass, support, orphans, dropped = self.mass[gone], self.support[gone], self.images[gone], self.anchors[gone]
@@ -193,7 +193,7 @@ class MemoryBank(Bank):
             heirs = nearest(orphans, self.images)[1]
             self.mass = self.mass.index_add(0, heirs, mass)
             if merge:
-                share = torch.where(self.pinned[heirs], 0, mass / self.mass[heirs])[:, None].to(orphans.dtype)
+                share = torch.where(self.pinned[heirs], 0, merge * mass / self.mass[heirs])[:, None].to(orphans.dtype)
                 self.anchors = self.anchors.index_add(0, heirs, share * (dropped - self.anchors[heirs]))
                 self.images = self.images.index_add(0, heirs, share * (orphans - self.images[heirs]))
             self.support = self.support.scatter_reduce(0, heirs, support, "amax")
@@ -203,7 +203,7 @@ class MemoryBank(Bank):
 
         Returns what `judge` does.
         """
-        self.reduce(merge=self.held > self.bank_size)
+        self.reduce(merge=float(self.held > self.bank_size))
         return self.judge()
 
     def judge(self) -> Tensor:

@@ -167,6 +167,17 @@ def test_a_small_bank_settles_at_the_mean_of_what_falls_to_each_anchor_unless_it
     torch.testing.assert_close(bank.images, bank.whiten(bank.anchors), rtol=1e-3, atol=1e-3)
 
 
+def test_a_bank_that_is_reduced_moves_as_far_towards_the_mean_as_it_is_told() -> None:
+    stays, goes, settles = (learned(3, bank_size=100) for _ in range(3))
+    stays.reduce(30)
+    goes.reduce(30, merge=0.5)
+    settles.reduce(30, merge=1.0)
+    assert not torch.equal(goes.anchors, stays.anchors)
+    torch.testing.assert_close(goes.anchors, (stays.anchors + settles.anchors) / 2)
+    torch.testing.assert_close(goes.images, (stays.images + settles.images) / 2)
+    assert torch.equal(goes.mass, stays.mass)
+
+
 def test_a_bank_that_is_not_overfull_is_not_reduced() -> None:
     bank = with_anchors(rows(K), radius=0.25)
     anchors = bank.anchors.clone()

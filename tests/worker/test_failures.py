@@ -8,6 +8,7 @@ import torch
 
 from tests.worker.helpers import item, message, picture
 from tests.worker.station import Station
+from worker import batching
 from worker.engine import Engine
 from worker.failpoints import armed
 from worker.message import Image, Rejected, decode_batch
@@ -131,8 +132,9 @@ def test_an_entry_that_cannot_even_be_split_ends_as_one_letter_and_the_others_ar
 
 
 def test_one_lines_broken_key_stops_that_line_alone(
-    client: redis.Redis, engine: Engine, tmp_path: Path, line: str
+    client: redis.Redis, engine: Engine, tmp_path: Path, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(batching, "FRESH_SECONDS", 60.0)  # a batch is of all that is in hand, however long that takes
     names = [f"{line}-a", f"{line}-b"]
     station = Station(client, engine, tmp_path, *names, unique_ids=4)
     client.set(station.streams(names[0]).seen, "in the way")

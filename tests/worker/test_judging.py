@@ -10,6 +10,7 @@ from mhpc.core.drift import DriftMonitor
 from mhpc.core.patch_maps import PatchMaps
 from tests.worker.helpers import item, message
 from tests.worker.station import MODEL, State, Station
+from worker import batching
 from worker.engine import Engine
 from worker.judging import Judging
 from worker.line import SCORING
@@ -27,6 +28,7 @@ def station(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Station:
     monkeypatch.setattr(Judging, "may_stay_under_way", lambda *_: 1)
+    monkeypatch.setattr(batching, "FRESH_SECONDS", 60.0)  # a batch is of all that is in hand, however long that takes
     station = Station(client, engine, tmp_path, line)
     station.restore(line, states[SCORING])
     return station

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import redis
 
@@ -19,6 +20,9 @@ def pytest_configure() -> None:
     """Ctrl-C reaches what the tests start, also where a shell runs them in the background: its jobs ignore it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # An example that takes long tells of the machine.
+    hypothesis.settings.register_profile("any machine", deadline=None)
+    hypothesis.settings.load_profile("any machine")
 
 
 def free_port() -> int:
@@ -86,7 +90,7 @@ def private_redis(tmp_path: Path) -> Iterator[PrivateRedis]:
 
 @pytest.fixture
 def client(redis_url: str) -> redis.Redis:
-    return redis.Redis.from_url(redis_url, protocol=2)
+    return redis.Redis.from_url(redis_url, protocol=2, socket_timeout=None)  # by default five seconds, then it fails
 
 
 @pytest.fixture(scope="session")

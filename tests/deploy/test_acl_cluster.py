@@ -35,7 +35,8 @@ def add_user(cluster: PrivateCluster, user: str, folder: Path) -> RedisSettings:
 
 
 def test_in_a_cluster_a_worker_is_refused_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with private_cluster(tmp_path / "nodes") as cluster:
+    patient = ("--cluster-node-timeout", "60000")  # no node is to fail
+    with private_cluster(tmp_path / "nodes", *patient) as cluster:
         to = cluster.join()
         cluster.wait()
         camera: Any = connect(RedisSettings.model_validate({"url": cluster.url}))

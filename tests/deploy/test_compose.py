@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import redis
 from prometheus_client import CollectorRegistry
@@ -180,6 +181,7 @@ def test_a_worker_or_console_that_is_not_well_fails_its_check(service: str, aliv
     server.start()
     try:
         port = "9108" if service == "worker" else "9109"
+        httpx.get(f"http://127.0.0.1:{server.port}/healthz", timeout=60)  # it serves: the check itself waits 3 s
         assert healthy(check_of(service), {f":{port}/": f":{server.port}/"}) == well
     finally:
         server.stop()

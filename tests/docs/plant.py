@@ -24,6 +24,7 @@ from worker.producer import Producer, connect
 ROOT = Path(__file__).parents[2]
 LINE = "press-3"
 LEARN, CALIBRATE = 32, 20
+LEARNED = 100  # number of the first part that is learned
 SIZES = {
     "MHPC_MODEL__INPUT_SHAPE": "[64, 64]",
     "MHPC_LEARNING__IMAGES": str(LEARN),
@@ -132,7 +133,7 @@ class Feeding:
 
     def learn(self) -> None:
         """Parts to learn from and to calibrate on, at once."""
-        parts = [render("good", 100 + number)[0] for number in range(LEARN + CALIBRATE)]
+        parts = [render("good", LEARNED + number)[0] for number in range(LEARN + CALIBRATE)]
         fast = Producer(self._producer.client, LINE, max_ahead=None)
         for number, pixels in enumerate(parts):
             fast.add(Image(f"learn-{number}", "jpeg", encode_jpeg(pixels)))
@@ -168,7 +169,7 @@ def plant_of(folder: Path, url: str) -> Iterator[Plant]:
     parts.mkdir()
     for number in range(8):
         (parts / f"part-{number}.jpg").write_bytes(encode_jpeg(render("good", 50 + number)[0]))
-    (folder / "part.jpg").write_bytes((parts / "part-0.jpg").read_bytes())
+    (folder / "part.jpg").write_bytes(encode_jpeg(render("good", LEARNED)[0]))  # no false alarm: it was learned
     plant.run("cp config.example.toml config.toml")
     feeding = Feeding(plant)
     with plant.started("mhpc-worker run --config config.toml") as (process, log):

@@ -107,8 +107,8 @@ def test_a_program_that_sends_is_answered(plant: Plant, program: str) -> None:
 
 @pytest.mark.parametrize("program", READERS)
 def test_a_program_that_reads_follows_the_results(plant: Plant, program: str) -> None:
-    said = plant.run_until(f"{command(program)} {LINE}", "ANOMALOUS")
-    assert re.search(r"^fed-painted-\d+: ANOMALOUS, score \d+\.\d+, threshold \d+\.\d+$", said, re.MULTILINE)
+    said = plant.run_until(f"{command(program)} {LINE}", "fed-painted-5: ANOMALOUS")  # the lines before it are whole
+    assert re.search(r"^fed-painted-1: ANOMALOUS, score \d+\.\d+, threshold \d+\.\d+$", said, re.MULTILINE)
     assert re.search(r"^learn-0: no verdict yet, score (None|null), threshold (None|null)$", said, re.MULTILINE)
     last = newest_id(plant.client, f"mhpc:{{{LINE}}}:scores")
     assert "learn-0:" not in plant.run_until(f"{command(program)} {LINE} {last}", "fed-")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tests.worker.helpers import encoded, item, message, picture
 from tests.worker.station import MODEL, State, Station, forwards, stained
+from worker import batching
 from worker.engine import Engine
 from worker.line import CALIBRATING, LEARNING, SCORING
 from worker.streams.line_streams import ANSWERING, Entry
@@ -85,8 +86,14 @@ def test_a_score_does_not_depend_on_what_it_came_with(station: Station, line: st
 
 
 def test_lines_are_answered_together_each_by_its_own_model(
-    client: redis.Redis, engine: Engine, tmp_path: Path, line: str, states: dict[str, State]
+    client: redis.Redis,
+    engine: Engine,
+    tmp_path: Path,
+    line: str,
+    states: dict[str, State],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(batching, "FRESH_SECONDS", 60.0)  # a batch is of all that is in hand, however long that takes
     names = [f"{line}-{i}" for i in range(3)]
     station = Station(client, engine, tmp_path, *names)
     station.restore(names[1], states[SCORING])

@@ -122,12 +122,14 @@ def test_a_server_that_is_too_old_is_refused(sections: dict[str, Any], monkeypat
 
 
 def test_a_port_that_a_worker_has_is_a_note_and_one_that_another_program_has_a_failure(
-    sections: dict[str, Any],
+    sections: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = HttpServer(HttpSettings(port=0), make_app(Metrics().registry, str, str))
     server.start()
     try:
-        lines, failure = checked(small_settings("press-3", **sections, http={"port": server.port}))
+        with monkeypatch.context() as patient:  # the program below that answers nobody is not waited for so long
+            patient.setattr("worker.checks.PROBE_SECONDS", 60.0)
+            lines, failure = checked(small_settings("press-3", **sections, http={"port": server.port}))
     finally:
         server.stop()
     (http,) = (text for text in lines if text.split()[1] == "http")

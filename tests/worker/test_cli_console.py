@@ -41,8 +41,8 @@ def test_it_prints_a_link_that_logs_in_and_ends_on_a_signal(tmp_path: Path, redi
         found = re.search(rb"Console: (http://127.0.0.1:\d+/)(\?token=\S+)\n", output.read_bytes())
         assert found
         url, query = found[1].decode(), found[2].decode()
-        assert httpx.get(url).status_code == 200
-        with httpx.Client(follow_redirects=True) as browser:
+        assert httpx.get(url, timeout=60).status_code == 200
+        with httpx.Client(follow_redirects=True, timeout=60) as browser:
             assert 'id="who"' in browser.get(url + query).text
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
@@ -54,7 +54,7 @@ def test_with_tokens_of_its_own_it_prints_none(tmp_path: Path, redis_url: str) -
     with console(tmp_path, "--redis", redis_url, MHPC_CONSOLE__TOKENS_FILE=str(tokens)) as (process, output):
         url = output.read_text().split()[1]
         assert "token" not in url
-        lines = httpx.get(url, params={"token": TOKEN})
+        lines = httpx.get(url, params={"token": TOKEN}, timeout=60)
         assert lines.status_code == 303
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0
@@ -127,7 +127,7 @@ def test_it_starts_while_redis_is_away(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
     with console(tmp_path, "--redis", f"redis://:secret@127.0.0.1:{port}/0") as (_, output):
-        answer = httpx.get(output.read_text().partition("?")[0].split()[1])
+        answer = httpx.get(output.read_text().partition("?")[0].split()[1], timeout=60)
         assert answer.status_code == 503
         assert "is not reached" in answer.text
         assert "secret" not in answer.text

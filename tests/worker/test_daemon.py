@@ -70,9 +70,12 @@ def test_every_metric_is_served_and_says_what_happened(run: Run, settings: Any, 
     text = get(worker, "/metrics")[1]
     assert [name for name in EXPECTED if f"\n# TYPE {name}" not in text] == []
     sample = worker.metrics.registry.get_sample_value
-    seen = [sample("mhpc_images_total", {"line": line, "outcome": outcome}) or 0 for outcome in ("scored", "unscored")]
-    assert sum(seen) == 40
-    assert sample("mhpc_line_phase", {"line": line, "phase": SCORING}) == 1
+
+    def seen() -> float:
+        return sum(sample("mhpc_images_total", {"line": line, "outcome": o}) or 0 for o in ("scored", "unscored"))
+
+    eventually(lambda: seen() == 40)
+    eventually(lambda: sample("mhpc_line_phase", {"line": line, "phase": SCORING}) == 1)
     assert eventually(lambda: sample("mhpc_threshold", {"line": line}))
     for name in ("stream_lag_entries", "pending_entries", "oldest_pending_seconds"):
         assert f'\nmhpc_{name}{{line="{line}"}} ' in eventually(lambda: get(worker, "/metrics")[1])

@@ -2,7 +2,7 @@
 
 import random
 import threading
-import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -129,11 +129,11 @@ def test_a_line_whose_stream_went_back_stops_alone(run: Run, settings: Any, clie
 def test_a_line_whose_stream_went_back_goes_on_from_there_when_it_is_told_to(
     run: Run, settings: Any, client: redis.Redis, line: str
 ) -> None:
+    streams = LineStreams(client, line)
     with running(settings(line)):
         send(client, line, 1, 8)
         answered(client, line, 8)
-        eventually(lambda: LineStreams(client, line).state().get("model"))
-    streams = LineStreams(client, line)
+        eventually(lambda: streams.state().get("applied_through") == streams.last_id())  # all eight are committed
     client.delete(streams.images)
     client.xadd(streams.images, {"batch": message(item())}, id="5-0")
     worker = run(settings(line))
@@ -153,15 +153,22 @@ def test_a_line_whose_stream_went_back_goes_on_from_there_when_it_is_told_to(
 def test_a_turn_that_takes_longer_than_a_lease_keeps_the_line(
     settings: Any, client: redis.Redis, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.lease.RENEW_SECONDS", 0.5)
-    monkeypatch.setattr("worker.lease.LAPSE_SECONDS", 2.0)
-    monkeypatch.setattr("worker.engine.failpoint", lambda *_: time.sleep(0.7))
+    clock = [1000.0]
+    monkeypatch.setattr("worker.lease.time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def takes_ten_seconds(*_: object) -> None:
+        clock[0] += 10.0
+
     client.xadd(f"mhpc:{{{line}}}:images", {"batch": message(*(item(str(n)) for n in range(32)))})
     worker = Worker(settings(line))
     worker.startup()
     try:
         worker._recover()
-        worker._turn()  # learning takes the entry as a whole: four batches of 0.7 s each, beside the one answered
+        monkeypatch.setattr(worker.answering.cache, "capacity", 0)  # learning takes the entry as a whole
+        monkeypatch.setattr("worker.engine.failpoint", takes_ten_seconds)
+        worker._turn()
+        assert clock[0] >= 1040  # four batches that were learned, by the lease's clock: longer than it lasts
+        assert worker.keepers[line].lease.held
         assert worker.keepers[line].epoch == 1
     finally:
         worker.drain()

@@ -84,7 +84,12 @@ def test_a_worker_without_lines_of_its_own_serves_those_that_are_declared_as_the
     assert worker.keepers["press-1"].line.learner.images_seen_ == 12
     assert (worker.fleet.metrics.fleet_workers._value.get(), worker.fleet.share) == (1, 1)
     declare(server, "press-1", learning={"images": 12}, scoring={"heat_map": False})
-    eventually(lambda: not worker.lines.configs["press-1"].scoring.heat_map and kept(worker) == {"press-1"})
+
+    def changed() -> bool:
+        config = worker.lines.configs.get("press-1")  # gone for a moment, while it is opened anew
+        return config is not None and not config.scoring.heat_map and kept(worker) == {"press-1"}
+
+    eventually(changed)
     assert worker.keepers["press-1"].line.phase == SCORING  # it goes on from what it learned
     server.hdel(LINES_KEY, "press-1")
     eventually(lambda: not worker.keepers)
@@ -184,8 +189,10 @@ def test_a_key_of_another_type_is_told_and_leaves_all_as_it_is(
     declare(server, "press-1")
     worker = run(member())
     eventually(lambda: kept(worker) == {"press-1"})
-    server.rename(key, "aside")
-    server.set(key, "in the way")
+    with server.pipeline(transaction=True) as at_once:  # nobody looks in between
+        at_once.rename(key, "aside")
+        at_once.set(key, "in the way")
+        at_once.execute()
     assert eventually(lambda: f"{key}: " in (text := get(worker, "/readyz")[1]) and "WRONGTYPE" in text)
     send(server, "press-1", 1, 4)
     answered(server, "press-1", 4)

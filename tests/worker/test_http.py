@@ -6,6 +6,7 @@ import httpx
 import pytest
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from tests.worker.helpers import eventually
 from worker.errors import ConfigurationError
 from worker.http import HttpServer, make_app
 from worker.metrics import Metrics
@@ -66,7 +67,7 @@ def test_the_server_stops_and_gives_its_port_back() -> None:
     server.start()
     assert httpx.get(f"http://127.0.0.1:{server.port}/healthz", timeout=30).status_code == 200
     server.stop()
-    assert "http" not in [thread.name for thread in threading.enumerate()]
+    eventually(lambda: "http" not in [thread.name for thread in threading.enumerate()])
     with socket.create_server(("127.0.0.1", server.port)):
         pass
 

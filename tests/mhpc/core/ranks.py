@@ -17,7 +17,7 @@ from mhpc.core.distributed import learn_numbered, merged
 from mhpc.core.learner import STEP, OnePassLearner
 
 RANKS = 4
-SECONDS = 120.0  # that a test of a busy machine may take
+SECONDS = 240.0  # that a test of a busy machine may take
 
 Result = TypeVar("Result")
 forked: Any = get_context("forkserver")

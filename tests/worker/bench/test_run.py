@@ -1,7 +1,7 @@
 """A whole run, small; what is checked is that the figures hang together, never how fast this machine is."""
 
 import json
-import time
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +9,15 @@ import pytest
 from typer.testing import CliRunner
 
 from worker.bench import run, station
+from worker.bench.latency import latencies
+from worker.bench.load import Flow
 from worker.bench.options import BenchOptions
 from worker.cli import app
-from worker.demo.processes import ChildEndedError
+from worker.demo.processes import Child, ChildEndedError, spawn
 from worker.errors import ConfigurationError, WorkerError
 
 SECONDS = 0.5
+pytestmark = pytest.mark.timeout(1200)  # the fixture starts a worker again and again
 
 
 @pytest.fixture(scope="module")
@@ -26,12 +29,31 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         patch.setattr(run, "WARM_IMAGES", 24)
         patch.setattr(run, "CALIBRATED", 24)
         patch.setattr(station, "SETTLE_SECONDS", 0.1)
+        windows, flows = watched(patch)
         options = ["--json", str(file), "--seconds", str(SECONDS), "--bank-size", "500", "--lines", "2"]
         result = CliRunner().invoke(app, ["bench", "--device", "cpu", *options], catch_exceptions=False)
     assert result.exit_code == 0
     assert "bare loop" in result.stdout
     figures: dict[str, Any] = json.loads(file.read_text())
-    return figures
+    return {**figures, "windows": windows, "flows": flows}
+
+
+def watched(patch: pytest.MonkeyPatch) -> tuple[list[float], list[Flow]]:
+    """The windows of latencies, in seconds by Redis' clock, and the flows that keep their times."""
+    windows, flows = list[float](), list[Flow]()
+    cameras = station.Station.cameras
+
+    def with_cameras(self: station.Station, *asked: Flow) -> Any:
+        flows.extend(flow for flow in asked if flow.rate)
+        return cameras(self, *asked)
+
+    def counted(client: Any, line: str, since: int, until: int) -> list[int]:
+        windows.append((until - since) / 1000)
+        return latencies(client, line, since, until)
+
+    patch.setattr(station.Station, "cameras", with_cameras)
+    patch.setattr(station, "latencies", counted)
+    return windows, flows
 
 
 @pytest.mark.parametrize("name", ["scoring", "learning"])
@@ -55,10 +77,14 @@ def test_learning_went_on_with_a_full_bank_and_scoring_with_a_reduced_one(found:
     assert found["scoring"]["stages"]["score"] > 0
 
 
-def test_latency_is_of_about_as_many_images_as_were_asked_for(found: dict[str, Any]) -> None:
+def test_latencies_are_of_what_was_asked_for_and_for_so_long(found: dict[str, Any]) -> None:
     half = found["half_load"]
     assert half["asked_images_per_second"] == pytest.approx(found["scoring"]["images_per_second"] / 2)
-    assert half["latency"]["images"] == pytest.approx(half["asked_images_per_second"] * SECONDS, rel=0.5, abs=2)
+    rates = [half["asked_images_per_second"], run.LIGHT_RATE, run.LIGHT_RATE]
+    assert [(flow.rate, flow.per_entry) for flow in found["flows"]] == [(pytest.approx(rate), 1) for rate in rates]
+    wanted = [SECONDS, run.LIGHT_WINDOWS * SECONDS, run.LIGHT_WINDOWS * SECONDS]
+    assert all(window > seconds - 0.002 for window, seconds in zip(found["windows"], wanted, strict=True))
+    assert half["latency"]["images"] > 0
     assert half["latency"]["p50_ms"] <= half["latency"]["p95_ms"] <= half["latency"]["p99_ms"]
     assert half["limit_ms"] == pytest.approx(half["max_wait_ms"] + 2 * half["batch_ms"])
 
@@ -73,16 +99,22 @@ def test_more_lines_are_compared_with_one(found: dict[str, Any]) -> None:
     (lines,) = found["lines"]
     assert lines["lines"] == 2
     assert lines["to_one"] == pytest.approx(lines["images_per_second"] / lines["one_images_per_second"])
-    assert found["flood"]["alone"]["images"] == pytest.approx(run.LIGHT_RATE * run.LIGHT_WINDOWS * SECONDS, abs=3)
+    assert found["flood"]["alone"]["images"] > 0
     assert found["flood"]["flooded"]["images"] > 0
 
 
 def test_a_child_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    children = list[Child]()
+
+    def spawned(*args: Any) -> Child:
+        children.append(spawn(*args))
+        return children[-1]
+
     monkeypatch.setattr(run, "CHILD_SECONDS", 0.0)
-    begun = time.monotonic()
+    monkeypatch.setattr(run, "spawn", spawned)
     with pytest.raises(WorkerError, match="took over 0 s; lower --seconds"):
         run.measure_loading(tmp_path)
-    assert time.monotonic() - begun < 10
+    assert [child.process.returncode for child in children] == [-signal.SIGTERM]
 
 
 def test_a_backbone_that_cannot_be_used_ends_the_run_with_its_exit_code() -> None:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +22,11 @@ from worker.streams.review import review_part
 TOKEN = "ann-has-this-token"  # noqa: S105 - of these tests alone
 BEARER = {"authorization": f"Bearer {TOKEN}"}
 MODEL = "0000000001-0000000002"
+
+# As the gate does: the page takes a result and a part in review for one only if they came at once.
+AT_ONCE = (
+    "return {redis.call('XADD', KEYS[1], '*', 'result', ARGV[1]), redis.call('XADD', KEYS[2], '*', unpack(ARGV, 2))}"
+)
 
 Event = tuple[str, Any]
 
@@ -80,6 +85,15 @@ def first(events: Iterator[Event], name: str, seconds: float = 60) -> Any:
     raise AssertionError("the stream ended")
 
 
+def fastest(attempt: Callable[[], float], seconds: float = 60) -> float:
+    """The least seconds that an attempt took; they end with one under a second: a busy machine makes any one slow."""
+    deadline = time.monotonic() + seconds
+    least = attempt()
+    while least >= 1 and time.monotonic() < deadline:
+        least = min(least, attempt())
+    return least
+
+
 class Filled:
     """A line as a worker leaves it in Redis; anything may be added."""
 
@@ -96,6 +110,9 @@ class Filled:
 
     def result(self, identity: str = "a", score: float | None = 1.0, entry: str = "1-0", **changes: Any) -> str:
         """Publish a result; returns its key."""
+        return self.put("scores", result=self.encoded_result(identity, score, entry, **changes))
+
+    def encoded_result(self, identity: str, score: float | None, entry: str, **changes: Any) -> bytes:
         heat = None if score is None else np.linspace(0, 2 * score, 16, dtype=np.float32).reshape(4, 4)
         anomalous = None if score is None else score > 2.0
         known: dict[str, Any] = {
@@ -103,13 +120,21 @@ class Filled:
             "threshold": 2.0, "anomalous": anomalous, "provisional": False, "ts": 1.7e9, "latency_ms": 12.5,
             "map": heat, "meta": None,
         }  # fmt: skip
-        return self.put("scores", result=encode_result(Result(**{**known, **changes})))
+        return encode_result(Result(**{**known, **changes}))
 
     def flagged(self, identity: str = "bad", score: float = 5.0, image: Image | None = None, **changes: Any) -> str:
         """Publish an anomalous result and put its part into review; returns the key there."""
-        image = image or Image(identity, "png", encoded(picture()))
-        self.result(identity, score, "7-0", **changes)
-        return self.reviewed(image, score)
+        return self.both(identity, score, image, **changes)[1]
+
+    def both(
+        self, identity: str = "bad", score: float = 5.0, image: Image | None = None, **changes: Any
+    ) -> tuple[str, str]:
+        """The same; returns the result's key and the part's."""
+        part = review_part("7-0", image or Image(identity, "png", encoded(picture())), "anomalous", score, 2.0, MODEL)
+        fields = [each for field in part._asdict().items() for each in field]
+        result = self.encoded_result(identity, score, "7-0", **changes)
+        keys = self.client.eval(AT_ONCE, 2, self.streams.scores, self.streams.review, result, *fields)
+        return keys[0].decode(), keys[1].decode()
 
     def reviewed(self, image: Image, score: float | None, why: str = "anomalous") -> str:
         part = review_part("7-0", image, why, score, 2.0, MODEL)

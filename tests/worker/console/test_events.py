@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 from threading import Barrier
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import redis
 
 from tests.conftest import PrivateRedis
-from tests.worker.console.site import Filled, Site, first
+from tests.worker.console.site import Filled, Site, fastest, first
 from tests.worker.helpers import encoded, eventually, picture
 from worker.console import events
 from worker.message import Image
@@ -35,16 +36,18 @@ def test_a_looker_is_told_what_there_is_and_then_what_is_new(site: Site, filled:
 
 
 def test_a_result_is_told_soon(site: Site, filled: Filled) -> None:
-    waits = []
+    names = map(str, count())
     with site.events(f"/lines/{filled.line}/events") as told:
         assert first(told, "points") == []
         first(told, "journal")
-        for number in range(3):
+
+        def publish_one() -> float:
             sent = time.monotonic()
-            filled.result(str(number))
-            assert first(told, "points")[0][2] == str(number)
-            waits.append(time.monotonic() - sent)
-    assert min(waits) < 1
+            filled.result(name := next(names))
+            assert first(told, "points")[0][2] == name
+            return time.monotonic() - sent
+
+        assert fastest(publish_one) < 1
 
 
 def test_a_part_that_is_flagged_comes_into_the_gallery_and_one_that_is_trimmed_leaves_it(
@@ -78,9 +81,9 @@ def test_what_the_line_is_told_is_shown_with_who_and_what_came_of_it(site: Site,
 def test_all_lines_are_told_with_their_speed(site: Site, filled: Filled) -> None:
     with site.events("/events") as told:
         first(told, "fleet")
-        filled.result()
 
         def speed() -> Any:
+            filled.result()  # before each look: between two that are far apart, what came says nothing of the speed
             rows = {row["line"]: row for row in first(told, "fleet")}
             return rows[filled.line]["texts"]["per_second"] not in ("–", "0.0")  # noqa: RUF001 - the dash of an empty cell
 
@@ -177,7 +180,8 @@ def test_an_outage_is_told_and_outlasted(
         assert site.tell(line, "pause").status_code == 503
         private_redis.start()
         filled = Filled(redis.Redis.from_url(private_redis.url, protocol=2), line)
-        assert first(told, "away") == ""
+        while first(told, "away"):
+            pass  # the outage may be told in several words
         filled.result("after")
         assert first(told, "points")[0][2] == "after"
     assert site.get("/").status_code == 200

@@ -66,8 +66,7 @@ def test_a_part_that_passed_has_a_page_without_a_verdict_to_press(site: Site, fi
 
 def test_a_result_leads_to_its_part_in_review_and_back(site: Site, filled: Filled) -> None:
     site.log_in()
-    result = filled.result("bad", 5.0, "7-0")
-    filled.reviewed(Image("bad", "png", encoded(picture())), 5.0)
+    result, _ = filled.both("bad", 5.0)
     page = site.get(f"/lines/{filled.line}/scores/{result}").text
     assert "not-in-review" not in page
     assert not re.search(r'id="normal"[^>]*disabled', page)

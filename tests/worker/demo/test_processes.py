@@ -1,12 +1,11 @@
-import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
+from tests.worker.helpers import eventually
 from worker.demo.processes import ChildEndedError, private_redis, spawn, started_worker, wait_until_ready
 from worker.errors import WorkerError
 from worker.producer import connect
@@ -14,10 +13,9 @@ from worker.producer import connect
 
 def alive(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except (FileNotFoundError, ProcessLookupError):  # the latter where it ends as it is read
         return False
-    return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
 
 
 def python(code: str) -> list[str]:
@@ -66,10 +64,7 @@ with private_redis(Path({str(tmp_path)!r})) as url:
     demo.kill()
     demo.wait()
     demo.stdout.close()
-    deadline = time.monotonic() + 10
-    while alive(pid) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not alive(pid)
+    eventually(lambda: not alive(pid))
 
 
 def test_a_worker_that_ends_with_a_documented_code_hands_on_its_line_and_its_code(tmp_path: Path) -> None:
@@ -101,8 +96,7 @@ def test_a_child_that_ignores_sigterm_is_killed(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("worker.demo.processes.STOP_SECONDS", 0.3)
     code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
     child = spawn("it", python(code), tmp_path / "log")
-    while child.tail() != "up":
-        time.sleep(0.02)
+    eventually(lambda: child.tail() == "up")
     assert child.stop() == -signal.SIGKILL
 
 

@@ -85,7 +85,7 @@ def test_parts_come_again_with_their_ids_and_the_printed_link_opens_the_page(
             child.process.terminate()
 
         url = re.findall(r"Live page: (\S+)", console.export_text(clear=False))[0]
-        with httpx.Client(follow_redirects=True) as browser:
+        with httpx.Client(follow_redirects=True, timeout=60) as browser:
             shown = browser.get(url)
             assert (shown.status_code, str(shown.url)) == (200, f"http://127.0.0.1:{page.port}/lines/{LINE}")
             assert f'id="who" class="name">{page.user}<' in shown.text

@@ -20,7 +20,7 @@ import torch
 
 from tests.conftest import PrivateRedis
 from tests.worker.faults.forking import ForkedWorker
-from tests.worker.faults.processes import committed, results, state
+from tests.worker.faults.processes import committed, patient, results, state
 from tests.worker.helpers import encoded, eventually, message, picture
 from worker.snapshots import Snapshot
 
@@ -114,10 +114,11 @@ class Chaos:
         return worker.end()
 
     def _watch(self, worker: ForkedWorker, began: float, lives: float, kill: int) -> None:
-        """Send this life's share of the images, and note when its first result comes."""
+        """Send this life's share of the images, and note when its first result comes; the last lasts until some did."""
         before, resumed = self.camera.answered, False
-        while (elapsed := time.monotonic() - began) < lives:
-            self.camera.send_up_to(self.camera.images * (kill + elapsed / lives) / self.kills)
+        is_last = kill == self.kills - 1
+        while (elapsed := time.monotonic() - began) < (lives if self.recoveries or not is_last else QUIET_SECONDS):
+            self.camera.send_up_to(self.camera.images * (kill + min(1, elapsed / lives)) / self.kills)
             if not resumed and self.camera.answered > before:
                 resumed = True
                 self.recoveries.append(elapsed)
@@ -143,7 +144,7 @@ def settle(camera: Camera, worker: ForkedWorker) -> None:
 def unbroken(server: PrivateRedis, folder: Path, images: int, upto: int) -> Snapshot:
     """What one worker learns of the same entries; those behind the end of calibration are not sent again."""
     folder.mkdir()
-    client = redis.Redis(port=server.port, protocol=2)
+    client = patient(server.url)
     client.flushall()
     camera = Camera(client, upto)
     worker = ForkedWorker(settings(server.url, folder, images), folder / "log")
@@ -190,7 +191,7 @@ def last_needed(client: redis.Redis, found: Snapshot) -> int:
 
 def tried(server: PrivateRedis, folder: Path, kills: int, images: int, seed: int) -> list[str]:
     """What is broken; says what was counted."""
-    client, broken = redis.Redis(port=server.port, protocol=2), folder / "broken"
+    client, broken = patient(server.url), folder / "broken"
     broken.mkdir()
     camera, dice = Camera(client, images), random.Random(seed)
     chaos = Chaos(camera, settings(server.url, broken, images), broken / "log", kills, dice)
@@ -201,6 +202,8 @@ def tried(server: PrivateRedis, folder: Path, kills: int, images: int, seed: int
     problems = [f"exit code {code}"] * (code != 0) + judged(client, images)
     found = committed(client, LINE, broken / "snapshots")
     problems += compared(found, unbroken(server, folder / "unbroken", images, last_needed(client, found)))
+    if not chaos.recoveries:
+        return [*problems, "no recovery was seen"]
     longest, middle = max(chaos.recoveries), statistics.median(chaos.recoveries)
     say(f"from a kill to the next result, less imports: {longest:.2f} s at most, {middle:.2f} s in the middle")
     return problems + ["slow to recover"] * (longest > RECOVERY_SECONDS)

@@ -11,6 +11,7 @@ from tests.worker.faults.processes import (
     assert_each_answered_once,
     committed,
     finish,
+    patient,
     play,
     running_worker,
     write_config,
@@ -24,7 +25,7 @@ from worker.snapshots import Snapshot
 def unbroken_run(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
     """What a worker commits that nothing happened to."""
     folder, line = tmp_path_factory.mktemp("unbroken"), f"unbroken-{tmp_path_factory.getbasetemp().name}"
-    client = redis.Redis.from_url(redis_url, protocol=2)
+    client = patient(redis_url)
     play(client, line, 0, IMAGES)
     with running_worker(write_config(folder, redis_url, line, folder)) as worker:
         finish(client, line, worker)

@@ -34,6 +34,11 @@ def batches(start: int, stop: int) -> Iterator[bytes]:
         yield message(*(item(str(i), **({"data": b"\x89PNG cut"} if i in POISONED else {})) for i in numbers))
 
 
+def patient(url: str) -> redis.Redis:
+    """A client that sends nothing twice because a reply is late: others give up after five seconds, and repeat."""
+    return redis.Redis.from_url(url, protocol=2, socket_timeout=None)
+
+
 def play(client: redis.Redis, line: str, start: int, stop: int) -> None:
     for batch in batches(start, stop):
         client.xadd(f"mhpc:{{{line}}}:images", {"batch": batch})
@@ -60,6 +65,7 @@ false_positive_rate = 0.05
 [snapshots]
 directory = "{snapshots}"
 every_images = {changes.get("every_images", 8)}
+every_seconds = {changes.get("every_seconds", 30)}
 [http]
 port = 0
 [[lines]]

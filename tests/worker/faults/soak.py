@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import redis
 from numpy.typing import NDArray
+from scipy import stats
 
 from tests.conftest import PrivateRedis
 from tests.worker.faults.malformed import malformed_entry, malformed_image
-from tests.worker.faults.processes import running_worker, write_config
+from tests.worker.faults.processes import patient, running_worker, write_config
 from tests.worker.helpers import eventually, item, message
 
 LINE, BATCH = "soak", 4
@@ -38,10 +39,17 @@ class Sample(NamedTuple):
 
 
 class Growth(NamedTuple):
-    """KiB in a minute, and its standard error."""
+    """KiB in a minute, its standard error, and what that rests on."""
 
     slope: float
     error: float
+    degrees: int  # of freedom
+
+    @property
+    def told_interval(self) -> str:
+        """Of 95 %, by Student's t."""
+        half = float(stats.t.ppf(0.975, self.degrees)) * self.error
+        return f"{self.slope - half:.1f} to {self.slope + half:.1f}"
 
     @property
     def leaks(self) -> bool:
@@ -58,7 +66,7 @@ def growth(minutes: NDArray[np.float64], kib: NDArray[np.float64]) -> Growth:
     blocks = min(BLOCKS, (len(kib) - start) // 2)
     x, y = (np.array([part.mean() for part in np.array_split(of[start:], blocks)]) for of in (minutes, kib))
     slopes = np.diff(y) / np.diff(x)
-    return Growth(float(slopes.mean()), float(slopes.std(ddof=1)) / len(slopes) ** 0.5)
+    return Growth(float(slopes.mean()), float(slopes.std(ddof=1)) / len(slopes) ** 0.5, len(slopes) - 1)
 
 
 def resident_kib(pid: int) -> tuple[float, float]:
@@ -130,7 +138,7 @@ def soaked(
     server: PrivateRedis, folder: Path, minutes: float, rate: float
 ) -> tuple[Sender, list[Sample], Counter[str]]:
     """Run a worker for so long; returns what it was sent, its memory meanwhile, and whose grew behind the warm-up."""
-    client, samples, warm = redis.Redis(port=server.port, protocol=2), list[Sample](), Counter[str]()
+    client, samples, warm = patient(server.url), list[Sample](), Counter[str]()
     config = write_config(folder, server.url, LINE, folder / "snapshots", learn=200, calibrate=200, every_images=100)
     with running_worker(config) as worker:
         eventually(lambda: client.exists(f"mhpc:{{{LINE}}}:lease"))
@@ -180,8 +188,8 @@ def main() -> int:
         f"resident {kib[int(len(kib) * WARM_UP)] / 1024:.0f} MiB after the warm-up, {kib[-1] / 1024:.0f} MiB at the end"
     )
     say(
-        f"growth {found.slope:.1f} KiB/min, standard error {found.error:.1f}; of anonymous memory "
-        f"{of_anonymous.slope:.1f}, {of_anonymous.error:.1f}"
+        f"growth {found.slope:.1f} KiB/min, standard error {found.error:.1f}, 95 % interval {found.told_interval}; of "
+        f"anonymous memory {of_anonymous.slope:.1f}, {of_anonymous.error:.1f}, {of_anonymous.told_interval}"
     )
     say(
         "grown and shrunk by KiB: "

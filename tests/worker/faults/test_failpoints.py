@@ -38,6 +38,7 @@ def settled(client: redis.Redis, line: str, config: Path, images: int, phase: st
         eventually(lambda: done(client, line, images) and state(client, line).get("phase") == phase)
 
 
+@pytest.mark.timeout(900)  # 37 starts
 def test_killed_at_every_failpoint_in_every_phase_it_ends_as_an_unbroken_run_does(
     redis_url: str,
     client: redis.Redis,

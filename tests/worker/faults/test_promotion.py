@@ -11,7 +11,16 @@ import pytest
 import redis
 
 from tests.conftest import PrivateRedis
-from tests.worker.faults.processes import committed, done, play, results, running_worker, state, write_config
+from tests.worker.faults.processes import (
+    committed,
+    done,
+    patient,
+    play,
+    results,
+    running_worker,
+    state,
+    write_config,
+)
 from tests.worker.faults.proxy import Proxy
 from tests.worker.helpers import eventually
 from tests.worker.playing import answered, send
@@ -44,9 +53,9 @@ def way(private_redis: PrivateRedis) -> Iterator[Proxy]:
 def test_what_the_replica_has_is_answered_once_and_learned_once(
     private_redis: PrivateRedis, replica: PrivateRedis, way: Proxy, line: str, tmp_path: Path, kept: str
 ) -> None:
-    master, follower = (redis.Redis(port=server.port, protocol=2) for server in (private_redis, replica))
+    master, follower = (patient(server.url) for server in (private_redis, replica))
     every = 16 if kept == "an older version" else 1000  # a snapshot behind the replica's back, or none
-    config = write_config(tmp_path, way.url, line, tmp_path, learn=1000, every_images=every)
+    config = write_config(tmp_path, way.url, line, tmp_path, learn=1000, every_images=every, every_seconds=1000)
     with running_worker(config) as worker:
         play(master, line, 0, 40)
         eventually(lambda: done(master, line, 40))
@@ -76,7 +85,7 @@ def test_a_replica_that_took_over_between_two_commands_is_noticed_all_the_same(
     private_redis: PrivateRedis, replica: PrivateRedis, way: Proxy, line: str, settings: Any, tmp_path: Path
 ) -> None:
     """No command meets the cut: redis-py makes the connection anew, and says nothing."""
-    master, follower = (redis.Redis(port=server.port, protocol=2) for server in (private_redis, replica))
+    master, follower = (patient(server.url) for server in (private_redis, replica))
     at_work, mended = threading.Event(), threading.Event()
     no_version = {"directory": tmp_path / "snapshots", "every_images": 1000, "every_seconds": 1000}
     with running(settings(line, url=way.url, learning={"images": 1000}, snapshots=no_version)) as worker:

@@ -21,6 +21,7 @@ from tests.worker.faults.processes import (
     committed,
     done,
     finish,
+    patient,
     play,
     results,
     running_worker,
@@ -35,7 +36,7 @@ from worker.snapshots import Snapshot, epoch_of
 def test_a_server_killed_in_every_phase_that_kept_what_it_confirmed_loses_no_image_and_counts_none_twice(
     durable_redis: DurableRedis, line: str, tmp_path: Path, unbroken_run: Snapshot
 ) -> None:
-    client = redis.Redis(port=durable_redis.port, protocol=2)
+    client = patient(durable_redis.url)
 
     def kill(_: int) -> None:
         durable_redis.kill()
@@ -52,7 +53,7 @@ def test_a_server_killed_in_every_phase_that_kept_what_it_confirmed_loses_no_ima
 def test_a_wiped_server_gets_its_groups_again_and_the_model_answers_on_under_a_higher_epoch(
     private_redis: PrivateRedis, line: str, tmp_path: Path, how: str
 ) -> None:
-    client = redis.Redis(port=private_redis.port, protocol=2)
+    client = patient(private_redis.url)
     with running_worker(write_config(tmp_path, private_redis.url, line, tmp_path)) as worker:
         play(client, line, 0, 80)
         eventually(lambda: done(client, line, 80) and state(client, line).get("phase") == "scoring")
@@ -75,7 +76,7 @@ def test_a_wiped_server_gets_its_groups_again_and_the_model_answers_on_under_a_h
 def test_a_server_out_of_memory_in_every_phase_loses_no_image_and_goes_on_when_there_is_room(
     private_redis: PrivateRedis, line: str, tmp_path: Path, unbroken_run: Snapshot
 ) -> None:
-    client = redis.Redis(port=private_redis.port, protocol=2)
+    client = patient(private_redis.url)
 
     def refusals() -> int:
         return int(client.info("errorstats").get("errorstat_OOM", {"count": 0})["count"])

@@ -14,7 +14,7 @@ from tests.worker.turning import Run, get
 from worker.daemon import Worker
 from worker.streams.line_streams import LineStreams
 
-LEASE_SECONDS = 4.0
+LEASE_SECONDS = 10.0  # a busy machine stands still for seconds, and only who is cut off is to lose its line
 UNDER_WAY = {  # by the arguments that tell it
     "an answer": (b"EVALSHA", b"mhpc:{%s}:scores"),
     "a reading to answer": (b"XREADGROUP", b"mhpc:{%s}:images"),
@@ -27,7 +27,7 @@ UNDER_WAY = {  # by the arguments that tell it
 @pytest.fixture(autouse=True)
 def _short_leases(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worker.streams.line_streams.LEASE_MS", int(LEASE_SECONDS * 1000))
-    monkeypatch.setattr("worker.lease.RENEW_SECONDS", LEASE_SECONDS / 3)
+    monkeypatch.setattr("worker.lease.RENEW_SECONDS", 1.0)
     monkeypatch.setattr("worker.lease.LAPSE_SECONDS", 0.9 * LEASE_SECONDS)
     monkeypatch.setattr("worker.keeper.ACQUIRE_SECONDS", 0.3)
     monkeypatch.setattr("worker.intake.CLAIM_SECONDS", 0.5)

@@ -66,8 +66,8 @@ def test_a_node_that_is_taken_for_a_single_server_is_waited_for(cluster: Private
     assert ids(wait_and_read(client, two, ME, 8, 300)) == [[], []]
     assert time.monotonic() - begun >= 0.3
     add(two[1], "1-0")
-    assert ids(wait_and_read(client, two, ME, 8, 10_000)) == [[], ["1-0"]]
-    assert time.monotonic() - begun < 10
+    assert ids(wait_and_read(client, two, ME, 8, 60_000)) == [[], ["1-0"]]
+    assert time.monotonic() - begun < 60
 
 
 def test_lines_on_several_nodes_are_read_at_once_and_each_error_is_its_own(
@@ -83,12 +83,12 @@ def test_lines_on_several_nodes_are_read_at_once_and_each_error_is_its_own(
 
 def test_waiting_ends_with_the_first_entry_or_in_time(client: Any, three: list[LineStreams]) -> None:
     begun = time.monotonic()
-    assert ids(wait_and_read(client, three, ME, 8, 100)) == [[], [], []]
-    assert 0.1 <= time.monotonic() - begun < 5
+    assert ids(wait_and_read(client, three, ME, 8, 300)) == [[], [], []]
+    assert 0.3 <= time.monotonic() - begun < 15
     threading.Timer(0.1, add, (three[2], "7-0")).start()
     begun = time.monotonic()
-    assert ids(wait_and_read(client, three, ME, 8, 10_000)) == [[], [], ["7-0"]]
-    assert time.monotonic() - begun < 5
+    assert ids(wait_and_read(client, three, ME, 8, 60_000)) == [[], [], ["7-0"]]
+    assert time.monotonic() - begun < 30
 
 
 def test_all_that_a_worker_does_with_a_line_works_on_each_node(client: Any, three: list[LineStreams]) -> None:

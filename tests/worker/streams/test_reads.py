@@ -89,12 +89,12 @@ def test_who_waits_is_told_whose_the_error_is_and_loses_nothing_of_the_others(
 
 def test_waiting_ends_with_the_first_entry_or_in_time(client: redis.Redis, three: list[LineStreams]) -> None:
     begun = time.monotonic()
-    assert ids(wait_and_read(client, three, ME, 8, 50)) == [[], [], []]
-    assert 0.04 < time.monotonic() - begun < 5
+    assert ids(wait_and_read(client, three, ME, 8, 150)) == [[], [], []]
+    assert 0.14 < time.monotonic() - begun < 15
     threading.Timer(0.1, add, (three[2], "7-0")).start()
     begun = time.monotonic()
-    assert ids(wait_and_read(client, three, ME, 8, 10_000)) == [[], [], ["7-0"]]
-    assert time.monotonic() - begun < 5
+    assert ids(wait_and_read(client, three, ME, 8, 60_000)) == [[], [], ["7-0"]]
+    assert time.monotonic() - begun < 30
 
 
 def test_the_backlogs_of_many_lines_are_those_of_each(client: redis.Redis, three: list[LineStreams]) -> None:

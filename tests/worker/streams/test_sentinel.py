@@ -74,7 +74,7 @@ def test_the_same_client_reaches_the_new_master_and_adds_nothing_twice(watched: 
     url = f"redis+sentinel://127.0.0.1:{dead},127.0.0.1:{watched.sentinel}/{MASTER}/0"
     client: Any = connect(settings(url))
     assert client.xadd("stream", {"before": "1"})
-    assert client.wait(1, 5000) == 1
+    eventually(lambda: client.wait(1, 1000) == 1)
     watched.master.kill()
     with pytest.raises(CONNECTION_ERRORS):
         client.xadd("stream", {"lost": "1"})

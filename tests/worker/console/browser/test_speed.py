@@ -1,19 +1,16 @@
-"""How soon the page is there, how soon a result is on it, and what it holds after many of them.
-
-A machine that is busy makes any one try slow: of several the best counts.
-"""
+"""How soon the page is there, how soon a result is on it, and what it holds after many of them."""
 
 import uuid
+from itertools import count
 
 import pytest
 from playwright.sync_api import Page, expect
 
 from tests.worker.console.browser.conftest import OpenPage
 from tests.worker.console.browser.plant import Plant
-from tests.worker.console.site import MODEL, Filled
+from tests.worker.console.site import MODEL, Filled, fastest
 from worker.message import Result, encode_result
 
-TRIES = 4
 RESULTS, BATCH = 10_000, 500  # the console passes over what is more than 1,000 behind
 
 
@@ -49,26 +46,30 @@ def newest(page: Page, identity: str) -> float:
 @pytest.mark.parametrize("path", ["/", "/lines/{line}"])
 def test_it_loads_within_a_second(plant: Plant, open_page: OpenPage, filled: Filled, path: str) -> None:
     page = open_page(path.format(line=filled.line))
-    seconds = list[float]()
-    for _ in range(TRIES):
+
+    def load() -> float:
         page.reload()
         expect(page.locator("#live-text")).to_have_text("live")
         if "{line}" in path:
             newest(page, "part-599")
-        seconds.append(page.evaluate("performance.now()") / 1000)
+        live: float = page.evaluate("performance.now()") / 1000
         loaded = page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd") / 1000
-        assert 0 < loaded <= seconds[-1]
-    assert min(seconds) < 1, seconds
+        assert 0 < loaded <= live
+        return live
+
+    assert fastest(load) < 1
 
 
 def test_a_result_is_on_the_page_within_a_second(open_page: OpenPage, filled: Filled) -> None:
     page = open_page(f"/lines/{filled.line}")
     newest(page, "part-599")
-    seconds = list[float]()
-    for i in range(TRIES):
-        key = filled.result(f"at-once-{i}")
-        seconds.append((newest(page, f"at-once-{i}") - int(key.partition("-")[0])) / 1000)
-    assert min(seconds) < 1, seconds
+    names = (f"at-once-{i}" for i in count())
+
+    def publish_one() -> float:
+        key = filled.result(name := next(names))
+        return (newest(page, name) - int(key.partition("-")[0])) / 1000
+
+    assert fastest(publish_one) < 1
 
 
 def test_after_ten_thousand_results_it_is_as_small_as_before(open_page: OpenPage, filled: Filled) -> None:

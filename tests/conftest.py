@@ -90,7 +90,7 @@ def private_redis(tmp_path: Path) -> Iterator[PrivateRedis]:
 
 @pytest.fixture
 def client(redis_url: str) -> redis.Redis:
-    return redis.Redis.from_url(redis_url, protocol=2, socket_timeout=None)  # by default five seconds, then it fails
+    return redis.Redis.from_url(redis_url, protocol=2, socket_timeout=None)  # by default five seconds
 
 
 @pytest.fixture(scope="session")

@@ -17,8 +17,9 @@ from mhpc.core.recent import RECENT, Convergence, Recent
 from mhpc.linalg import Moments, nearest
 
 # Of the way to the mean of what falls to it, for an anchor that the merge of ranks keeps. Where it stays, those that
-# are left are the outermost of so many, and the farthest patch of tiles lies up to 5 % farther than for one process;
-# all the way, ranks and one process differ the more in AUROC (docs/how-it-learns.md).
+# are left are the outermost of so many, and the farthest patch of tiles lies up to 5.4 % farther than for one process;
+# all the way, ranks and one process differ the more in AUROC (docs/how-it-learns.md). At most half: beyond that an
+# anchor may lie nearer to one that fell to another than that one does.
 MERGE = 0.5
 
 
@@ -69,10 +70,10 @@ def merged(learner: OnePassLearner) -> OnePassLearner | None:
 
     1. The moments are summed, exactly, and give the basis.
     2. The banks are gathered, seen through that basis, and reduced by exact greedy selection, to what a bank holds
-       while it learns; what is kept moves half way to the mean of what falls to it.
+       while it learns; an anchor that is kept and may move goes half way to the mean of what falls to it.
 
     Images of different ranks are different images, by different numbers (`learn_numbered`). So counts and masses are
-    sums; an anchor's support is, of each rank, the largest of the anchors that fell to it, as ever, and their sum.
+    sums; an anchor's support is, of each rank, the largest of the anchors nearest to where it is now, and their sum.
 
     Raises:
         ValueError: the bank is a reservoir, or the space has no moments.

@@ -168,8 +168,8 @@ class MemoryBank(Bank):
         """Keep `size` anchors, bank_size by default, those that are pinned and others by exact greedy selection.
 
         The radius becomes what they cover. A dropped anchor's mass goes to the kept one nearest to it, its support is
-        merged by maximum. A kept anchor that may move goes the share `merge` of the way to the mean of itself and those
-        that fall to it, by their mass: 1 is a step of Lloyd's (1982) k-means.
+        merged by maximum. Then a kept anchor that may move goes the share `merge` of the way to the mean of itself and
+        those that fell to it, by their mass: 1 is a step of Lloyd's (1982) k-means. The radius is from before that.
         """
         size = size or self.bank_size
         if len(self) <= size:

@@ -15,7 +15,6 @@ from typing import Any
 
 import msgpack
 import numpy as np
-import redis
 import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
@@ -23,7 +22,7 @@ from torch import Tensor
 from mhpc.linalg import nearest
 from tests.benchmarks.tiles import KINDS, TILES
 from tests.conftest import PrivateRedis
-from tests.worker.faults.processes import done, results, running_worker, state
+from tests.worker.faults.processes import done, patient, results, running_worker, state
 from tests.worker.faults.test_ranks import processes, ranks
 from worker.configuration import load_settings
 from worker.engine import Engine, pick_device
@@ -97,7 +96,7 @@ def learned(start: Callable[[Path], Any], order: int, kill: bool) -> tuple[Snaps
     test = {kind: sorted((TILES / "test" / kind).iterdir()) for kind in ("good", *KINDS)}
     with tempfile.TemporaryDirectory() as name:
         folder, server = Path(name), PrivateRedis(Path(name))
-        client = redis.Redis(port=server.port, protocol=2)
+        client = patient(server.url)
         config = folder / "bench.toml"
         config.write_text(CONFIG.format(url=server.url, folder=folder, learned=LEARNED, calibrated=CALIBRATED))
         try:

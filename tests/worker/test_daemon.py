@@ -76,6 +76,7 @@ def test_every_metric_is_served_and_says_what_happened(run: Run, settings: Any, 
 
     eventually(lambda: seen() == 40)
     eventually(lambda: sample("mhpc_line_phase", {"line": line, "phase": SCORING}) == 1)
+    assert seen() == 40
     assert eventually(lambda: sample("mhpc_threshold", {"line": line}))
     for name in ("stream_lag_entries", "pending_entries", "oldest_pending_seconds"):
         assert f'\nmhpc_{name}{{line="{line}"}} ' in eventually(lambda: get(worker, "/metrics")[1])

@@ -175,6 +175,7 @@ def test_a_slow_store_is_given_up_told_and_tried_again_under_another_name(
     keeper.learn(extract, 2)
     faults.open.clear()
     keeper.snapshot()
+    assert 0 < keeper.saving._overdue_at - time.monotonic() <= keeper.saving.seconds
     keeper.saving.seconds, keeper.saving._overdue_at = 0.05, 0.0  # its time is up
     assert keeper.snapshot_due
     keeper.snapshot()

@@ -9,9 +9,11 @@ from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+from mhpc.core import distributed
 from mhpc.core.choices import PatchCoreAggregation, PatchCoreDistance, PatchCoreFeatureReduction
-from mhpc.core.distributed import gather_rows, merged, reduce_moments
+from mhpc.core.distributed import MERGE, _union, gather_rows, merged, reduce_moments
 from mhpc.core.learner import STEP, OnePassLearner
+from mhpc.core.memory_bank import MemoryBank
 from mhpc.core.recent import RECENT
 from mhpc.core.scorer import Scorer
 from mhpc.core.whitening import ZSpace
@@ -118,6 +120,30 @@ def learned_textures() -> dict[str, Tensor]:
     found = whole(own)
     assert all(torch.equal(tensor, before[name]) for name, tensor in own.state_dict().items())  # it may go on
     return found
+
+
+@pytest.mark.parametrize("aggregation", [PatchCoreAggregation.KMEANS, PatchCoreAggregation.GREEDY])
+def test_anchors_that_are_kept_and_may_move_go_half_way_to_the_mean_of_what_falls_to_them(
+    aggregation: PatchCoreAggregation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares = [learner(aggregation=aggregation) for _ in range(2)]
+    for share, images in zip(shares, textures(IMAGES).split(IMAGES // 2), strict=True):
+        share.partial_fit(images)
+    banks = [share._memory_bank() for share in shares]
+    banks[0].pinned[:5] = True
+    rows = {name: [getattr(bank, name) for bank in banks] for name in MemoryBank.STATE if name != "images"}
+    merged_by = []
+    for share_of_the_way in (0.0, MERGE, 1.0):
+        monkeypatch.setattr(distributed, "MERGE", share_of_the_way)
+        merged_by.append(_union(shares[0], rows, shares[0].pca_.moments_, 1.0))
+    stays, goes, settles = merged_by
+    assert len(goes) == K
+    torch.testing.assert_close(goes.anchors, (stays.anchors + settles.anchors) / 2)
+    moved = (goes.anchors != stays.anchors).any(1)
+    assert bool(moved.any()) == (aggregation is PatchCoreAggregation.KMEANS)
+    assert int(goes.pinned.sum()) == 5
+    assert not bool((moved & goes.pinned).any())
+    assert goes.mass.sum() == sum(bank.mass.sum() for bank in banks)
 
 
 def test_what_some_ranks_have_not_learned_is_no_matter(tmp_path: Path) -> None:

@@ -99,14 +99,15 @@ class Fleet:
     def evenly_within(self, seconds: float) -> float:
         """Seconds until every line is kept by a live worker, and none keeps two more than another; inf for too late.
 
-        Of a turn that lasted longer the machine stood still, the workers too: no more than TURN_SECONDS of it count.
+        Where a turn here takes long the workers, too, may have stood still: towards what is too late no more than
+        TURN_SECONDS of it count.
         """
-        waited, last = 0.0, time.monotonic()
+        waited, last = 0.0, (began := time.monotonic())
         while waited < seconds:
             kept = self.spread()
             whole = kept.keys() == self.workers.keys() and kept.total() == len(self.lines)
             if whole and max(kept.values()) - min(kept.values()) <= 1:
-                return waited
+                return time.monotonic() - began
             for worker in self.workers.values():
                 worker.check()
             time.sleep(0.1)

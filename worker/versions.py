@@ -19,8 +19,10 @@ def find_version(line: str, store: Store, state: Mapping[str, str]) -> Snapshot 
     """The version that the line's state names, or the newest whole one before it; None where there is none.
 
     A version newer than the committed one was never acknowledged by: its entries come again, so it is not used, unless
-    it is all there is: then Redis has gone back behind what was pruned. Where Redis names none, after a wipe or before
-    the first commit, the newest in the store counts, committed or not.
+    it is all there is: then Redis has gone back behind what was pruned. Where Redis knows the line and says that nothing
+    is committed, before the first commit or by a replica that was not told of it, none is used, as it may hold what
+    Redis has lost: the newest is pinned. Where Redis does not know the line, after a wipe, the newest in the store
+    counts, committed or not.
 
     Raises:
         AbsentError: it was pruned while this looked: newer ones are committed.
@@ -39,11 +41,26 @@ def find_version(line: str, store: Store, state: Mapping[str, str]) -> Snapshot 
     newer = [stem for stem in newest_first if committed and stem > committed]
     for stem in [*newest_first[len(newer) :], *newer]:
         try:
-            return store.load(stem)
+            snapshot = store.load(stem)
         except SnapshotError as error:
             log.error("snapshot set aside", line=line, error=str(error))
             store.mark_bad(stem)
+            continue
+        if state.get("model") != "":
+            return snapshot
+        _keep_for_people(line, store, stem)
+        break
     return None
+
+
+def _keep_for_people(line: str, store: Store, stem: str) -> None:
+    """It is not used, and is not pruned either: where Redis is not what it was, this is all that was learned."""
+    try:
+        store.pin(stem)
+    except SnapshotError as error:
+        raise StoreError(str(error)) from None
+    remedy = f"mhpc-worker control {line} rollback {stem}"
+    log.warning("Redis says that nothing is committed: a version is pinned, not used", line=line, remedy=remedy)
 
 
 def load_line(

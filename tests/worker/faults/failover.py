@@ -225,7 +225,7 @@ def main() -> int:
     parser.add_argument("--on", choices=["sentinel", "cluster"], default="sentinel")
     parser.add_argument("--workers", type=int, default=3)
     parser.add_argument("--lines", type=int, default=6)
-    parser.add_argument("--lease", type=float, default=8.0, help="seconds")
+    parser.add_argument("--lease", type=float, default=15.0, help="seconds; longer than a failover")
     given = parser.parse_args()
     shorten(given.lease)
     with tempfile.TemporaryDirectory() as name:

@@ -16,7 +16,8 @@ from tests.worker.faults.servers import Node, PrivateCluster, answers, private_c
 from tests.worker.helpers import eventually
 
 MASTER = "plant"
-DOWN_MS, FAILOVER_MS = 1000, 5000  # a sentinel takes a server for gone, and tries again
+DOWN_MS = 5_000  # of silence, after which a sentinel takes a server for gone: a busy machine is silent for seconds
+FAILOVER_MS = 10_000  # twice that after a vote without a winner, a sentinel tries again
 
 
 class Relay:

@@ -49,12 +49,12 @@ def way(private_redis: PrivateRedis) -> Iterator[Proxy]:
     proxy.close()
 
 
-@pytest.mark.parametrize("kept", ["no version", "an older version"])
+@pytest.mark.parametrize("kept", ["no version", "none of the versions", "an older version"])
 def test_what_the_replica_has_is_answered_once_and_learned_once(
     private_redis: PrivateRedis, replica: PrivateRedis, way: Proxy, line: str, tmp_path: Path, kept: str
 ) -> None:
     master, follower = (patient(server.url) for server in (private_redis, replica))
-    every = 16 if kept == "an older version" else 1000  # a snapshot behind the replica's back, or none
+    every = {"no version": 1000, "none of the versions": 50, "an older version": 16}[kept]  # images
     config = write_config(tmp_path, way.url, line, tmp_path, learn=1000, every_images=every, every_seconds=1000)
     with running_worker(config) as worker:
         play(master, line, 0, 40)

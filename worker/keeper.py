@@ -91,7 +91,9 @@ class Keeper(Follower):
         if not self.follow():  # first: who cannot load the line's version must not hold its lease
             self._acquire_at = time.monotonic() + SOON_SECONDS
             return
-        epoch, _ = self.lease.acquire(holder, self.store.highest_epoch(), take_over)
+        epoch, _, ends_in = self.lease.acquire(holder, self.store.highest_epoch(), take_over)
+        if 0 < ends_in < ACQUIRE_SECONDS:
+            self._acquire_at = time.monotonic() + ends_in
         self.problem = ""  # whoever keeps it: this one answers by the version that it follows
         if epoch:
             try:

@@ -6,7 +6,7 @@ from worker.errors import FencedError
 from worker.streams.line_streams import LEASE_MS, LineStreams
 
 RENEW_SECONDS = LEASE_MS / 1000 / 3
-LAPSE_SECONDS = 0.9 * LEASE_MS / 1000  # not renewed for so long, a keeper stops before its lease does
+LAPSE_SECONDS = 0.9 * LEASE_MS / 1000  # not renewed for so long, a keeper stops before its lease ends
 LOST_EPOCHS = 1000  # more than a master gives that its replica is not told of
 
 
@@ -19,8 +19,8 @@ class Lease:
         self._attempted = self._doubted = False
         self._renew_at = self._lapses_at = 0.0
 
-    def acquire(self, holder: str, epoch_on_disk: int, take_over: str) -> tuple[int, str]:
-        """The new epoch, or 0 and who holds the lease.
+    def acquire(self, holder: str, epoch_on_disk: int, take_over: str) -> tuple[int, str, float]:
+        """As LineStreams.acquire says, by an epoch above all that this process knows of.
 
         The first attempt takes over what an earlier process of the name `take_over` has left.
         """
@@ -28,12 +28,12 @@ class Lease:
         floor = max(epoch_on_disk, self.highest_epoch)
         if self._doubted:
             floor = max(floor, int(self.streams.state().get("epoch", 0)) + LOST_EPOCHS)
-        epoch, other = self.streams.acquire(holder, floor, "" if self._attempted else take_over)
+        epoch, other, ends_in = self.streams.acquire(holder, floor, "" if self._attempted else take_over)
         self._attempted = True
         if epoch:
             self.highest_epoch, self._doubted = epoch, False
             self._renew_at, self._lapses_at = asked_at + RENEW_SECONDS, asked_at + LAPSE_SECONDS
-        return epoch, other
+        return epoch, other, ends_in
 
     def doubt(self) -> None:
         """Redis may be another server than before, that does not know the last epochs: the next one is beyond them.

@@ -19,10 +19,9 @@ def find_version(line: str, store: Store, state: Mapping[str, str]) -> Snapshot 
     """The version that the line's state names, or the newest whole one before it; None where there is none.
 
     A version newer than the committed one was never acknowledged by: its entries come again, so it is not used, unless
-    it is all there is: then Redis has gone back behind what was pruned. Where Redis knows the line and says that nothing
-    is committed, before the first commit or by a replica that was not told of it, none is used, as it may hold what
-    Redis has lost: the newest is pinned. Where Redis does not know the line, after a wipe, the newest in the store
-    counts, committed or not.
+    it is all there is: then Redis has gone back behind what was pruned. Where Redis knows the line and names none,
+    before the first commit or as a replica that was not told of it, none is used, which may hold what Redis has lost;
+    the newest is pinned. Where it does not know the line, after a wipe, the newest in the store counts.
 
     Raises:
         AbsentError: it was pruned while this looked: newer ones are committed.

@@ -90,7 +90,7 @@ def measure(client: Any, line: str, picture: bytes) -> Cost:
     """A picture's costs: added, answered and trimmed; waiting; and learned beside it, without what came before."""
     streams = LineStreams(client, line)
     streams.ensure_groups()
-    epoch, _ = streams.acquire("bench", 0)
+    epoch, *_ = streams.acquire("bench", 0)
     batch = encode_batch([Image("part-000001", "jpeg", picture)])
     answered = cpu_of(client, lambda: answer(streams, epoch, batch))
     before = used(client)
@@ -170,7 +170,7 @@ def line_bytes(client: Any) -> float:
     for number in range(LINES):
         streams = LineStreams(client, f"line-{number:06d}")
         streams.ensure_groups()
-        epoch, _ = streams.acquire("bench", 0)
+        epoch, *_ = streams.acquire("bench", 0)
         streams.commit(epoch, {"phase": "scoring", "model": "0000000001-0000000042", "applied_through": FROM_START})
     return (used(client) - before) / LINES
 

@@ -23,7 +23,7 @@ def settings(redis_url: str, tmp_path: Path, line: str) -> Settings:
 
 
 def put(streams: LineStreams, **state: str) -> None:
-    epoch, _ = streams.acquire("station-1#ab", 0)
+    epoch, *_ = streams.acquire("station-1#ab", 0)
     streams.commit(epoch, state)
 
 

@@ -250,7 +250,7 @@ def test_the_status_table_fits_into_80_columns_and_cuts_nothing_off(
     monkeypatch.setenv("COLUMNS", "80")
     streams = LineStreams(client, line)
     streams.ensure_groups()
-    epoch, _ = streams.acquire("inspection-station-12#ab", 0)
+    epoch, *_ = streams.acquire("inspection-station-12#ab", 0)
     said = {
         "phase": "calibrating", "progress": "1000/1000", "outside_share": "0.1234", "threshold": "123.456",
         "provisional": "1", "drift": "12.345", "quarantined": "1234",

@@ -27,7 +27,7 @@ def guarded(tmp_path: Path) -> Iterator[Guarded]:
         eventually(admin.ping)
         streams = LineStreams(admin, LINE)
         streams.ensure_groups()
-        epoch, _ = streams.acquire("station-1#ab", 0)
+        epoch, *_ = streams.acquire("station-1#ab", 0)
         streams.commit(epoch, {"phase": "scoring", "model": "", "applied_through": "0-0", "threshold": "4.25"})
         publish(admin, LINE, "a", "b")
         admin.xadd(streams.dead, {"entry": "", "id": "c", "reason": "failed", "payload": encoded(picture())}, id="7-0")

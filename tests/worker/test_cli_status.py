@@ -62,7 +62,7 @@ def test_a_key_of_another_type_is_told_in_its_lines_row_and_hides_no_other(
 
 def test_what_a_line_says_and_what_redis_says_of_its_keys_stand_together(client: redis.Redis, line: str) -> None:
     streams = LineStreams(client, line)
-    epoch, _ = streams.acquire("station-1#ab", 0)
+    epoch, *_ = streams.acquire("station-1#ab", 0)
     streams.show(epoch, {"problem": "the stream ends too early"})
     assert views.line_status(client, line)["problem"] == "the stream ends too early"
     client.set(streams.dead, "something else")

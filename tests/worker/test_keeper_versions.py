@@ -94,7 +94,7 @@ def test_what_was_committed_while_the_lease_changed_hands_is_not_missed(
     first, second = opened(make_keeper()), make_keeper()
     take = second.streams.acquire
 
-    def late(*args: Any) -> tuple[int, str]:
+    def late(*args: Any) -> tuple[int, str, float]:
         """The first commits once more after the second has looked, before it has the lease."""
         if first.epoch:
             first.learn(extract, 3)

@@ -1,8 +1,10 @@
 import pytest
 
+from tests.worker.helpers import eventually
+from tests.worker.keeping import MakeKeeper
 from worker.errors import FencedError
 from worker.lease import LAPSE_SECONDS, Lease
-from worker.streams.line_streams import LEASE_MS, LineStreams
+from worker.streams.line_streams import LEASE_ENDS_MS, LineStreams
 
 
 def test_a_keeper_that_could_not_renew_stops_before_its_time_is_up(
@@ -12,12 +14,12 @@ def test_a_keeper_that_could_not_renew_stops_before_its_time_is_up(
     monkeypatch.setattr("time.monotonic", lambda: now)
     lease = Lease(streams)
     assert not lease.held
-    epoch, _ = lease.acquire("a#1", 0, "")
+    epoch, *_ = lease.acquire("a#1", 0, "")
     now += LAPSE_SECONDS - 1
     assert lease.held
     lease.renew(epoch, "a#1")  # renewed at the last moment
     now += LAPSE_SECONDS
-    assert LAPSE_SECONDS < LEASE_MS / 1000
+    assert LAPSE_SECONDS < LEASE_ENDS_MS / 1000
     with pytest.raises(FencedError, match="not renewed for 27 s"):
         lease.renew(epoch, "a#1")
     assert not lease.held
@@ -27,7 +29,7 @@ def test_a_clock_of_the_wall_that_jumps_an_hour_moves_no_lease(
     streams: LineStreams, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lease = Lease(streams)
-    epoch, _ = lease.acquire("a#1", 0, "")
+    epoch, *_ = lease.acquire("a#1", 0, "")
     for hours in (1, -1):
         monkeypatch.setattr("time.time", lambda hours=hours: 1_700_000_000.0 + hours * 3600)
         lease.renew(epoch, "a#1")
@@ -37,7 +39,7 @@ def test_the_first_attempt_alone_takes_over_what_its_name_has_left(streams: Line
     first, second = Lease(streams), Lease(streams)
     assert first.acquire("a#1", 0, "a")[0] == 1
     assert second.acquire("a#2", 0, "a")[0] == 2
-    assert first.acquire("a#1", 0, "a") == (0, "a#2")
+    assert first.acquire("a#1", 0, "a")[:2] == (0, "a#2")
 
 
 def test_an_epoch_is_above_those_that_this_process_held(streams: LineStreams) -> None:
@@ -50,7 +52,7 @@ def test_an_epoch_is_above_those_that_this_process_held(streams: LineStreams) ->
 def test_who_has_connected_anew_is_given_no_epoch_that_a_lost_master_may_have_given(streams: LineStreams) -> None:
     first, second, fresh = Lease(streams), Lease(streams), Lease(streams)
     assert first.acquire("a#1", 0, "")[0] == 1
-    assert second.acquire("b#1", 0, "") == (0, "a#1")
+    assert second.acquire("b#1", 0, "")[:2] == (0, "a#1")
     assert first.acquire("a#1", 0, "")[0] == 2
     streams.client.hset(streams.state_key, "epoch", 1)  # the replica that took over was not told of that
     streams.client.delete(streams.lease)
@@ -58,6 +60,22 @@ def test_who_has_connected_anew_is_given_no_epoch_that_a_lost_master_may_have_gi
     assert second.acquire("b#1", 0, "")[0] > 1000
     streams.client.delete(streams.lease)
     fresh.doubt()  # it had no connection before
-    epoch, _ = fresh.acquire("c#1", 0, "")
+    epoch, *_ = fresh.acquire("c#1", 0, "")
     streams.client.delete(streams.lease)
     assert second.acquire("b#1", 0, "")[0] == epoch + 1  # once is enough
+
+
+def test_who_waits_for_a_lease_tries_again_when_it_ends(
+    make_keeper: MakeKeeper, streams: LineStreams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.keeper.ACQUIRE_SECONDS", 1000.0)
+    streams.acquire("killed#1", 0)
+    streams.client.pexpire(streams.lease, 500)
+    waiting = make_keeper()
+
+    def kept() -> int:
+        waiting.acquire("station-1#a")
+        return waiting.epoch
+
+    assert not kept()
+    assert eventually(kept) == 2

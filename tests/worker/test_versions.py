@@ -53,8 +53,9 @@ def test_what_cannot_be_kept_is_not_begun_anew_over(tmp_path: Path, monkeypatch:
     def full(*_: object) -> None:
         raise SnapshotError("no space left")
 
-    with monkeypatch.context() as patched, pytest.raises(StoreError, match="no space left"):
+    with monkeypatch.context() as patched:
         patched.setattr(store, "pin", full)
-        find_version("press", store, {"model": ""})
+        with pytest.raises(StoreError, match="no space left"):
+            find_version("press", store, {"model": ""})
     assert find_version("press", store, {"model": ""}) is None
     assert [(each.stem, each.pinned) for each in store.kept() if not each.bad] == [(stem_of(1, 1), True)]

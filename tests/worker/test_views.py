@@ -63,7 +63,7 @@ def test_a_line_that_nobody_has_seen_has_an_empty_status(client: redis.Redis, li
 def test_a_status_tells_what_a_line_is_doing(client: redis.Redis, line: str) -> None:
     streams = LineStreams(client, line)
     streams.ensure_groups()
-    epoch, _ = streams.acquire("station-1#ab", 0)
+    epoch, *_ = streams.acquire("station-1#ab", 0)
     committed = {"phase": "scoring", "model": "m", "applied_through": "3-0", "threshold": "4.25", "provisional": "1"}
     streams.commit(epoch, committed | {"rate": "0.01", "rate_interval": "0.002 0.03"})
     streams.show(epoch, {"progress": "", "outside_share": "0.004", "quarantined": "3", "drift": "0.5"})
@@ -87,7 +87,7 @@ def test_a_status_tells_what_a_line_is_doing(client: redis.Redis, line: str) -> 
 def test_a_status_before_the_first_model_has_none_and_no_threshold(client: redis.Redis, line: str) -> None:
     streams = LineStreams(client, line)
     streams.ensure_groups()
-    epoch, _ = streams.acquire("name#with#hashes#ab", 0)
+    epoch, *_ = streams.acquire("name#with#hashes#ab", 0)
     streams.commit(epoch, {"phase": "learning", "model": "", "applied_through": "0-0", "threshold": ""})
     status = views.line_status(client, line)
     given = [status[key] for key in ("phase", "model", "threshold", "keeper", "oldest_pending_seconds")]

@@ -13,7 +13,7 @@ from worker.streams.cluster import Call, together
 
 ANSWERING, LEARNING = "mhpc", "mhpc-learn"  # consumer groups
 LEARNER = "learner"  # the one consumer of LEARNING
-LEASE_MS = 30_000
+LEASE_MS, LEASE_ENDS_MS = 30_000, 28_800  # the rest is for others to take it: at its end the line is kept again
 FROM_START = "0-0"
 REPLIES_MAX = 1000  # entries kept
 CLAIM_ENTRIES = 100  # a page
@@ -213,17 +213,17 @@ class LineStreams:
 
     # -- keeping -----------------------------------------------------------------------------------------------------
 
-    def acquire(self, holder: str, epoch_on_disk: int, take_over: str = "") -> tuple[int, str]:
-        """The new epoch, or 0 and who holds the lease.
+    def acquire(self, holder: str, epoch_on_disk: int, take_over: str = "") -> tuple[int, str, float]:
+        """The new epoch, "" and 0; or 0, who holds the lease, and in how many seconds it ends (below 0: never).
 
         `take_over` is a name whose earlier process is known to be gone: what it held is taken at once.
         """
-        reply = self._acquire(keys=[self.lease, self.state_key], args=[holder, LEASE_MS, epoch_on_disk, take_over])
+        reply = self._acquire(keys=[self.lease, self.state_key], args=[holder, LEASE_ENDS_MS, epoch_on_disk, take_over])
         self.holder = holder if reply[0] else self.holder
-        return int(reply[0]), reply[1].decode()
+        return int(reply[0]), reply[1].decode(), reply[2] / 1000
 
     def renew(self, epoch: int, holder: str) -> None:
-        self.fenced(epoch, "renew", holder, LEASE_MS)
+        self.fenced(epoch, "renew", holder, LEASE_ENDS_MS)
 
     def release(self, epoch: int, holder: str) -> None:
         """Let another take over at once. The epoch stays."""

@@ -18,6 +18,7 @@ CALLS = {
     "get": "GET KEY",
     "set": "SET KEY value",
     "expire": "EXPIRE KEY 1",
+    "pttl": "PTTL KEY",
     "hget": "HGET KEY field",
     "hset": "HSET KEY field value",
     "hdel": "HDEL KEY field",

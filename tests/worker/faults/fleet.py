@@ -25,7 +25,8 @@ from worker.streams.line_streams import LineStreams
 
 ALIKE = 40  # pictures that differ: the backbone is what it is, and this counts
 EVENLY_SECONDS = 60.0  # from a worker's coming to an even spread
-LOOKS_SECONDS = 5.0  # beyond a lease, until the lines of a killed worker are kept: the looks for one that is free
+SHORT_SECONDS = 5.0  # beyond a lease that is shortened, until the lines of a killed worker are kept
+LEASE_SECONDS = line_streams.LEASE_MS / 1000  # a worker's
 QUIET_SECONDS = 60.0  # without an answer while some are due
 TURN_SECONDS = 0.5  # that a look at all keepers, and the pause behind it, take at most
 
@@ -96,13 +97,15 @@ class Fleet:
         kept.update(self.keepers().values())
         return kept
 
-    def evenly_within(self, seconds: float) -> float:
+    def evenly_within(self, seconds: float, began: float | None = None) -> float:
         """Seconds until every line is kept by a live worker, and none keeps two more than another; inf for too late.
 
         Where a turn here takes long the workers, too, may have stood still: towards what is too late no more than
         TURN_SECONDS of it count.
         """
-        waited, last = 0.0, (began := time.monotonic())
+        last = time.monotonic()
+        began = last if began is None else began
+        waited = last - began
         while waited < seconds:
             kept = self.spread()
             whole = kept.keys() == self.workers.keys() and kept.total() == len(self.lines)
@@ -154,8 +157,8 @@ def tried(fleet: Fleet, workers: int, kill: int, add: int) -> list[str]:
     """What is broken; says what was measured."""
     names, problems = [f"worker-{number}" for number in range(workers + add)], list[str]()
 
-    def evenly(what: str, bound: float) -> None:
-        waited = fleet.evenly_within(bound)
+    def evenly(what: str, bound: float, began: float | None = None) -> None:
+        waited = fleet.evenly_within(bound, began)
         say(f"{what}: {dict(sorted(fleet.spread().items()))}, even after {waited:.1f} s (bound {bound:.0f} s)")
         problems.extend([f"{what}: not even"] * (waited == float("inf")))
 
@@ -163,9 +166,10 @@ def tried(fleet: Fleet, workers: int, kill: int, add: int) -> list[str]:
     fleet.start(*names[:workers])
     evenly(f"{workers} workers, {len(fleet.lines)} lines", EVENLY_SECONDS)
     fleet.send(8)
+    began, lease_seconds = time.monotonic(), line_streams.LEASE_MS / 1000
     fleet.kill(*names[:kill])
     fleet.send(8)
-    evenly(f"{kill} killed", line_streams.LEASE_MS / 1000 + LOOKS_SECONDS)
+    evenly(f"{kill} killed", lease_seconds + SHORT_SECONDS * (lease_seconds < LEASE_SECONDS), began)
     fleet.send(8)
     fleet.start(*names[workers:])
     evenly(f"{add} came", EVENLY_SECONDS)
@@ -178,7 +182,7 @@ def tried(fleet: Fleet, workers: int, kill: int, add: int) -> list[str]:
 
 def shorten(seconds: float) -> None:
     """Have leases last so long, and all else by that measure, here and in the workers that are forked from here."""
-    line_streams.LEASE_MS = int(seconds * 1000)
+    line_streams.LEASE_MS, line_streams.LEASE_ENDS_MS = int(seconds * 1000), int(seconds * 960)
     lease.RENEW_SECONDS, lease.LAPSE_SECONDS = seconds / 3, 0.9 * seconds
     worker_fleet.GONE_SECONDS = max(4, int(seconds * 2 / 3))
     intake.CLAIM_SECONDS = 1.0

@@ -95,8 +95,8 @@ def resident_by_file(pid: int) -> Counter[str]:
 class Sender:
     """Sends images at a rate, some malformed, and counts what comes of them; streams may be trimmed meanwhile."""
 
-    def __init__(self, client: redis.Redis, rate: float) -> None:
-        self.client, self.rate, self.dice = client, rate, random.Random(0)
+    def __init__(self, client: redis.Redis, rate: float, seed: int) -> None:
+        self.client, self.rate, self.dice = client, rate, random.Random(seed)
         self.sent = self.malformed = 0
         self.answers = Counter[str]()
         self._last = dict.fromkeys(("scores", "dead"), "0-0")
@@ -139,14 +139,14 @@ class Sender:
 
 
 def soaked(
-    server: PrivateRedis, folder: Path, minutes: float, rate: float
+    server: PrivateRedis, folder: Path, minutes: float, rate: float, seed: int
 ) -> tuple[Sender, list[Sample], Counter[str]]:
     """Run a worker for so long; returns what it was sent, its memory meanwhile, and whose grew behind the warm-up."""
     client, samples, warm = patient(server.url), list[Sample](), Counter[str]()
     config = write_config(folder, server.url, LINE, folder / "snapshots", learn=200, calibrate=200, every_images=100)
     with running_worker(config) as worker:
         eventually(lambda: client.exists(f"mhpc:{{{LINE}}}:lease"))
-        sender, began = Sender(client, rate), time.monotonic()
+        sender, began = Sender(client, rate, seed), time.monotonic()
         while (elapsed := time.monotonic() - began) < minutes * 60:
             sender.send_what_is_due()
             sender.count()
@@ -172,12 +172,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.worker.faults.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--rate", type=float, default=40, help="images a second, at most")
+    parser.add_argument("--seed", type=int, default=0, help="which images are malformed, and how")
     parser.add_argument("--csv", type=Path, help="file for the samples: minute, resident and anonymous KiB")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         server = PrivateRedis(Path(name))
         try:
-            sender, samples, grown = soaked(server, Path(name), given.minutes, given.rate)
+            sender, samples, grown = soaked(server, Path(name), given.minutes, given.rate, given.seed)
         finally:
             server.kill()
     minutes, kib, anonymous = np.array(samples).T

@@ -93,7 +93,7 @@ def test_waiting_ends_with_the_first_entry_or_in_time(client: Any, three: list[L
 
 def test_all_that_a_worker_does_with_a_line_works_on_each_node(client: Any, three: list[LineStreams]) -> None:
     for streams in three:
-        epoch, _ = streams.acquire(HOLDER, 0)
+        epoch, *_ = streams.acquire(HOLDER, 0)
         add(streams, "1-0", "2-0", "3-0")
         assert ids(read_new(client, {streams: 3}, "gone")) == [["1-0", "2-0", "3-0"]]
         assert streams.claim(ME, 0, 100) == (3, 0)

@@ -149,7 +149,7 @@ def test_the_next_keeper_goes_on_from_there(streams: LineStreams, epoch: int) ->
     unread_lost(streams, epoch)
     trimmed_to_four(streams)
     assert unread_lost(streams, epoch) == 5
-    next_epoch, _ = streams.acquire("station-2#bb", 0, take_over=HOLDER.partition("#")[0])
+    next_epoch, *_ = streams.acquire("station-2#bb", 0, take_over=HOLDER.partition("#")[0])
     with pytest.raises(FencedError):
         unread_lost(streams, epoch)
     assert unread_lost(streams, next_epoch) == 0

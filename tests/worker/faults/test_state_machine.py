@@ -74,7 +74,7 @@ class Machine(RuleBasedStateMachine):
         state = self.streams.state()
         self.keeper.acquire(f"{self.holder}#{self.processes}", take_over=self.holder)
         assert self.keeper.epoch
-        if state.get("model"):  # it is that version, whatever else is on disk
+        if "model" in state:  # it is that version, or none, whatever else is on disk
             assert self.keeper.line.applied_through == state["applied_through"]
 
     @rule(count=SOME)

@@ -232,3 +232,17 @@ def test_what_a_fenced_keeper_made_durable_is_kept_over_a_wipe_and_learned_once(
     machine.learn(5)
     machine.statistics_are_of_the_distinct_accepted_entries()
     assert machine.keeper.line.learner.images_seen_ == 5 * IMAGES
+
+
+def test_what_a_fenced_keeper_made_durable_before_any_commit_is_not_used(client: redis.Redis, tmp_path: Path) -> None:
+    machine = Machine(client, tmp_path)
+    machine.produce(3)
+    machine.learn(2)
+    machine.take_over()
+    machine.former_keeper_acts()
+    machine.crash()
+    assert machine.applied() == 0  # Redis says that nothing was committed
+    for _ in range(2):  # those that are pending first
+        machine.learn(5)
+    machine.statistics_are_of_the_distinct_accepted_entries()
+    assert machine.keeper.line.learner.images_seen_ == 3 * IMAGES

@@ -119,7 +119,8 @@ def look_at_versions(settings: Settings, client: Any, fingerprint: str) -> Itera
 def _version(
     store: Store, found: Mapping[str, Mapping[str, Any]], streams: LineStreams, fingerprint: str, anew: str
 ) -> tuple[str, str]:
-    name, committed = streams.line, streams.state().get("model", "")
+    name, state = streams.line, streams.state()
+    committed = state.get("model", "")
     if committed and not found:
         raise ModelError(
             f"line {name}: version {committed} is committed, and {store.place} holds no snapshot; set "
@@ -133,6 +134,8 @@ def _version(
             f"line {name}: {store.place}/{serves} was learned with another backbone, weights, layers or input_shape; "
             f"restore those, or learn anew: {anew}"
         )
+    if state.get("model") == "":
+        return NOTE, f"{name}: {serves} is there; Redis says that nothing is committed, so that it may not be used"
     if committed and serves != committed:
         return NOTE, f"{name}: {committed} is committed, and not there; {serves} serves"
     return OK, f"{name} ({serves})"

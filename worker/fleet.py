@@ -19,7 +19,7 @@ from worker.metrics import Metrics
 from worker.settings import LINES_KEY, WORKERS_KEY, LineConfig, LineSettings, Settings, line_configs
 
 LOOK_SECONDS = 2.0
-GONE_SECONDS = 20  # not announced for so long, a worker is gone; its leases end no earlier, and find room elsewhere
+GONE_SECONDS = 20  # not announced for so long, a worker is gone; its leases end about then, and find room elsewhere
 FORGOTTEN_SECONDS = 3600  # and after so long its announcement goes
 LET_GO_SECONDS = 0.25  # in a turn: each that goes may want a snapshot
 ORPHAN_SECONDS = 10.0  # kept by nobody for so long, a line is taken beyond the share

@@ -9,7 +9,9 @@ from worker.line import Line
 from worker.loading import Loading
 from worker.stores import Store
 from worker.streams.line_streams import FROM_START, LineStreams, entry_key
-from worker.versions import gone_back, load_line
+from worker.versions import gone_back, load_line, not_used
+
+UNKNOWN = "unknown"  # in place of a version: Redis has no state of the line, or none but a lease's
 
 log = structlog.get_logger()
 
@@ -27,6 +29,7 @@ class Follower:
         self.fingerprint = fingerprint
         self.problem = "the lease is not held yet"
         self.model = ""  # the version that `line` was loaded from or committed as
+        self.unused = ""  # the newest in the store, where Redis says that nothing is committed
         self.loaded = False  # no version was looked for yet: nothing can be answered
         self.loading = Loading(streams.line, store, seconds)
         self._loaded_for: str | None = None  # what Redis said was committed when `line` was loaded
@@ -34,12 +37,16 @@ class Follower:
     def follow(self) -> bool:
         """Load the committed version if it is another; who does not keep the line answers by it all the same.
 
+        Where Redis says that nothing is committed, before the first commit or as a replica that was not told of it, no
+        version is: it may hold what Redis has lost. One that has learned beyond the end of the stream is, as long as it
+        has: it stops the line, so that nobody learns anew over a model on an older Redis.
+
         Returns:
             False where it is on its way, or a slow store withholds it: the version before answers on, if there is one.
         """
         state = self.streams.state()
-        committed = state.get("model", "")
-        if committed == self._loaded_for:
+        committed, named = state.get("model", ""), state.get("model", UNKNOWN)
+        if named == self._loaded_for and (named or not self.model or self.regression()):
             return True
         here, snapshot, why = False, None, "it is on its way"
         try:
@@ -55,11 +62,27 @@ class Follower:
         self.line, self.model = load_line(
             self.make_line(), snapshot, self.store.place, self.fingerprint, committed, self._how_to_learn_anew
         )
-        self._loaded_for, self.loaded = committed, True
+        self.unused = ""
+        if named == "" and self.model and not self.regression():
+            self.line, self.model, self.unused = self.make_line(), "", self.model
+        self._loaded_for, self.loaded = named, True
         # Commands that were refused are in no version.
         through = state.get("commands_through", FROM_START)
         self.line.commands_through = max(through, self.line.commands_through, key=entry_key)
         return True
+
+    def doubt(self) -> None:
+        """Redis may be another server than before: where nothing was committed, look at the store again."""
+        if not self.model:
+            self._loaded_for = None
+
+    def tell_unused(self, epoch: int) -> str:
+        """Say where people look that the line begins anew beside a version; returns which."""
+        if self.unused:
+            problem = not_used(self.line.name, self.unused)
+            self.streams.show(epoch, {"problem": problem})
+            log.warning("a version is not used", line=self.line.name, problem=problem)
+        return self.unused
 
     def regression(self) -> str:
         """What is to be said where the stream ends before what was learned."""

@@ -92,8 +92,8 @@ class Keeper(Follower):
             self._acquire_at = time.monotonic() + SOON_SECONDS
             return
         epoch, _, ends_in = self.lease.acquire(holder, self.store.highest_epoch(), take_over)
-        if 0 < ends_in < ACQUIRE_SECONDS:
-            self._acquire_at = time.monotonic() + ends_in
+        if not epoch and 0 <= ends_in < ACQUIRE_SECONDS:
+            self._acquire_at = time.monotonic() + ends_in + 0.002  # a key is there until its millisecond is over
         self.problem = ""  # whoever keeps it: this one answers by the version that it follows
         if epoch:
             try:
@@ -120,6 +120,7 @@ class Keeper(Follower):
         self.schedule.restart()
         if self.model == self._loaded_for or not self.model:
             self._publish(self.model, self.line.serving)
+            self.saving.pinned_first = self.tell_unused(epoch)
         else:
             self.changed()  # versions only grow: old content comes back as a new version
         if self.line.phase == SCORING:

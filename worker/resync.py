@@ -21,6 +21,7 @@ def lost_meanwhile(keeper: Keeper) -> str:
         FencedError: another keeper took over.
     """
     keeper.lease.doubt()
+    keeper.doubt()
     if not keeper.epoch:
         return ""
     state = keeper.streams.state()

@@ -5,12 +5,15 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import Any
 
+import structlog
 from torch import Tensor
 
 from worker.errands import begun
-from worker.errors import SnapshotError
+from worker.errors import AbsentError, SnapshotError, StoreError
 from worker.snapshots import packed
 from worker.stores import Store
+
+log = structlog.get_logger()
 
 
 class Saving:
@@ -21,6 +24,7 @@ class Saving:
         self.store = store
         self.seconds = seconds
         self.stem = ""  # of the version on its way, as long as it is wanted
+        self.pinned_first = ""  # a version that nobody uses, and that is not to be pruned for those that come
         self._way: Future[None] | None = None
         self._tidying: Future[None] | None = None
         self._overdue_at = 0.0
@@ -42,8 +46,19 @@ class Saving:
             raise SnapshotError(f"{self.store.place} still has not taken the version before; is it slow, or away?")
         content = packed(tensors, metadata)
         self.stem, self._overdue_at = stem, time.monotonic() + self.seconds
-        self._way = begun(lambda: self.store.put(stem, content), self.store.remote)
+        self._way = begun(lambda: self._put(stem, content), self.store.remote)
         return True
+
+    def _put(self, stem: str, content: bytes) -> None:
+        if self.pinned_first:
+            try:
+                self.store.pin(self.pinned_first)
+            except AbsentError:  # somebody has taken it away
+                log.info("a version that was to be pinned is not there any more", version=self.pinned_first)
+            except StoreError as error:
+                raise SnapshotError(f"snapshot {stem} waits until {self.pinned_first} is pinned: {error}") from None
+            self.pinned_first = ""
+        self.store.put(stem, content)
 
     def arrived(self, wait: float) -> str:
         """The version that is in the store now, after `wait` seconds at most; "" while it is on its way.

@@ -19,9 +19,8 @@ def find_version(line: str, store: Store, state: Mapping[str, str]) -> Snapshot 
     """The version that the line's state names, or the newest whole one before it; None where there is none.
 
     A version newer than the committed one was never acknowledged by: its entries come again, so it is not used, unless
-    it is all there is: then Redis has gone back behind what was pruned. Where Redis knows the line and names none,
-    before the first commit or as a replica that was not told of it, none is used, which may hold what Redis has lost;
-    the newest is pinned. Where it does not know the line, after a wipe, the newest in the store counts.
+    it is all there is: then Redis has gone back behind what was pruned. Where Redis names none it is the newest in the
+    store, committed or not; whether it is used, is for who asks.
 
     Raises:
         AbsentError: it was pruned while this looked: newer ones are committed.
@@ -40,26 +39,11 @@ def find_version(line: str, store: Store, state: Mapping[str, str]) -> Snapshot 
     newer = [stem for stem in newest_first if committed and stem > committed]
     for stem in [*newest_first[len(newer) :], *newer]:
         try:
-            snapshot = store.load(stem)
+            return store.load(stem)
         except SnapshotError as error:
             log.error("snapshot set aside", line=line, error=str(error))
             store.mark_bad(stem)
-            continue
-        if state.get("model") != "":
-            return snapshot
-        _keep_for_people(line, store, stem)
-        break
     return None
-
-
-def _keep_for_people(line: str, store: Store, stem: str) -> None:
-    """It is not used, and is not pruned either: where Redis is not what it was, this is all that was learned."""
-    try:
-        store.pin(stem)
-    except SnapshotError as error:
-        raise StoreError(str(error)) from None
-    remedy = f"mhpc-worker control {line} rollback {stem}"
-    log.warning("Redis says that nothing is committed: a version is pinned, not used", line=line, remedy=remedy)
 
 
 def load_line(
@@ -100,6 +84,14 @@ def gone_back(line: str, last: str, applied: str, how_to_learn_anew: str) -> str
         f"the stream ends at {last}, before {applied} that was learned: the server lost writes, or the snapshots are "
         f"another stream's; restore Redis, or go on from there: mhpc-worker control {line} resync, "
         f"or learn anew: {how_to_learn_anew}"
+    )
+
+
+def not_used(line: str, stem: str) -> str:
+    """What is to be said where Redis has the line's state, and it says that nothing is committed."""
+    return (
+        f"Redis says that nothing is committed, so the line begins anew; version {stem} is pinned, not used: "
+        f"mhpc-worker control {line} rollback {stem} goes on from it, mhpc-worker snapshots unpin {stem} lets it go"
     )
 
 

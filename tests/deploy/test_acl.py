@@ -117,6 +117,7 @@ def live(guarded: Guarded, config: Path) -> None:
         eventually(lambda: len(results(admin, LINE)) == 96)
         eventually(lambda: admin.xlen(IMAGES) < 10)  # trimmed
         keeper = LineStreams(connect(guarded.settings("worker")), LINE)
+        assert keeper.acquire("another#1", 0)[2] > 0  # seconds until the worker's lease ends, were it not renewed
         assert delete_idle_consumers(keeper, int(state(admin, LINE)["epoch"]), idle_ms=0)  # as after a day
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(30) == 0

@@ -1,3 +1,5 @@
+import time
+
 import pytest
 
 from tests.worker.helpers import eventually
@@ -78,4 +80,5 @@ def test_who_waits_for_a_lease_tries_again_when_it_ends(
         return waiting.epoch
 
     assert not kept()
+    assert waiting._acquire_at < time.monotonic() + 1
     assert eventually(kept) == 2

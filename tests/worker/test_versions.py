@@ -4,11 +4,14 @@ import pytest
 import torch
 
 from tests.worker.keeping import ENTRIES, MakeKeeper, add, assert_same, extract, learn_all, opened
-from worker.errors import SnapshotError, StoreError
+from worker.keeper import Keeper
 from worker.line import Line
+from worker.resync import Resync, lost_meanwhile
 from worker.snapshots import SnapshotStore, stem_of
 from worker.streams.line_streams import FROM_START, LineStreams
-from worker.versions import find_version, learned_in
+from worker.versions import learned_in
+
+UNUSED, OTHER = stem_of(1, 1), "station-1#b"
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -24,38 +27,91 @@ def test_the_newest_version_of_the_first_line_that_has_one_tells_what_was_learne
     assert learned_in(stores[:2], 1) is None
 
 
-def test_where_redis_says_that_nothing_is_committed_a_version_on_disk_is_kept_and_not_used(
-    make_keeper: MakeKeeper, streams: LineStreams, unbroken: Line
-) -> None:
+@pytest.fixture
+def first(make_keeper: MakeKeeper, streams: LineStreams) -> Keeper:
+    """Has learned four entries; a version of that is on disk, and Redis was never told, or has lost it."""
     add(streams, *ENTRIES[:4])
     first = opened(make_keeper())
-    assert streams.state()["model"] == ""
     first.learn(extract, 4)
-    first.saving.begin(stem_of(1, 1), *first.line.state())  # and Redis is never told
-    assert find_version(streams.line, first.store, {}) is not None  # as after a wipe
+    written(first)
+    assert streams.state()["model"] == ""
+    return first
+
+
+def written(keeper: Keeper) -> None:
+    """What it has learned, durable."""
+    tensors, metadata = keeper.line.state()
+    assert isinstance(keeper.store, SnapshotStore)
+    keeper.store.write(UNUSED, tensors, {**metadata, **keeper.origin})
+
+
+def pinned(keeper: Keeper) -> list[str]:
+    return [each.stem for each in keeper.store.kept() if each.pinned]
+
+
+def test_where_redis_says_that_nothing_is_committed_a_line_begins_anew_and_the_version_on_disk_is_pinned(
+    first: Keeper, make_keeper: MakeKeeper, streams: LineStreams, unbroken: Line
+) -> None:
     standby = make_keeper()
-    standby.follow()
-    assert standby.model == ""
-    second = opened(make_keeper(), holder="station-1#b")
+    assert standby.follow()
+    assert (standby.model, standby.line.learner.images_seen_) == ("", 0)
+    second = opened(make_keeper(), OTHER)
     assert (second.line.applied_through, second.line.learner.images_seen_) == (FROM_START, 0)
+    assert f"rollback {UNUSED}" in streams.state()["problem"]
+    assert pinned(second) == []  # nothing threatens it yet
     add(streams, *ENTRIES[4:])
     assert_same(learn_all(second).line, unbroken)
-    assert [each.stem for each in second.store.kept() if each.pinned] == [stem_of(1, 1)]
+    assert (pinned(second), streams.state()["problem"]) == ([UNUSED], "")
 
 
-def test_what_cannot_be_kept_is_not_begun_anew_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = SnapshotStore(tmp_path, "press")
-    store.write(stem_of(1, 1), {}, {})
-    store.write(stem_of(1, 2), {}, {})
-    damaged = Path(store.place) / f"{stem_of(1, 2)}.safetensors"
-    damaged.write_bytes(damaged.read_bytes()[:-1])
+def test_no_version_is_written_beside_one_that_cannot_be_pinned(
+    first: Keeper, make_keeper: MakeKeeper, streams: LineStreams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = opened(make_keeper(), OTHER)
+    second.learn(extract, 4)
+    with monkeypatch.context() as full:
+        full.setattr(Path, "touch", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        second.snapshot()
+    assert (second.store.stems(), pinned(second), streams.state()["model"]) == ([UNUSED], [], "")
+    assert "No space left" in streams.state()["problem"]
+    second.snapshot()
+    assert (pinned(second), streams.state()["model"]) == ([UNUSED], second.model)
 
-    def full(*_: object) -> None:
-        raise SnapshotError("no space left")
 
-    with monkeypatch.context() as patched:
-        patched.setattr(store, "pin", full)
-        with pytest.raises(StoreError, match="no space left"):
-            find_version("press", store, {"model": ""})
-    assert find_version("press", store, {"model": ""}) is None
-    assert [(each.stem, each.pinned) for each in store.kept() if not each.bad] == [(stem_of(1, 1), True)]
+def test_who_looked_before_it_was_written_looks_again_after_a_failover(
+    make_keeper: MakeKeeper, streams: LineStreams
+) -> None:
+    add(streams, *ENTRIES[:4])
+    first, standby = opened(make_keeper()), make_keeper()
+    assert standby.follow()
+    first.learn(extract, 4)
+    written(first)
+    assert lost_meanwhile(standby) == ""
+    assert opened(standby, OTHER).unused == UNUSED
+
+
+def test_a_stream_that_ends_before_what_was_learned_stops_the_line_until_it_goes_on(
+    first: Keeper, make_keeper: MakeKeeper, streams: LineStreams
+) -> None:
+    streams.client.delete(streams.images)
+    streams.ensure_groups()
+    add(streams, *ENTRIES[:3])
+    second = make_keeper()
+    second.acquire(OTHER, take_over="station-1")
+    assert (second.stopped, second.epoch, second.model) == (True, 0, UNUSED)
+    assert "ends at 3-0, before 4-0" in second.problem
+    add(streams, *ENTRIES[4:6])
+    Resync()(second, OTHER)
+    opened(second, OTHER)
+    assert (second.unused, learn_all(second).line.applied_through) == (UNUSED, "6-0")
+    assert second.line.learner.images_seen_ == 5 * 4
+
+
+def test_a_redis_that_lost_the_line_after_somebody_looked_has_the_newest_version_serve(
+    first: Keeper, make_keeper: MakeKeeper, streams: LineStreams
+) -> None:
+    standby = make_keeper()
+    assert standby.follow()
+    streams.client.delete(streams.images, streams.state_key, streams.lease)
+    streams.ensure_groups()
+    assert (opened(standby, OTHER).line.applied_through, standby.unused) == ("4-0", "")

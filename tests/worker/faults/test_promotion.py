@@ -63,6 +63,8 @@ def test_what_the_replica_has_is_answered_once_and_learned_once(
         follower.replicaof("NO", "ONE")
         play(master, line, 40, 60)  # these writes are lost
         eventually(lambda: done(master, line, 60) and progress(master, line) == 57)
+        lost = state(master, line)["model"]
+        assert bool(lost) == (kept != "no version")
         way.cut()
         way.target = replica.port
         private_redis.kill()
@@ -79,6 +81,8 @@ def test_what_the_replica_has_is_answered_once_and_learned_once(
     assert times == {str(i): 1 for i in [*range(40), *range(60, 100)] if i not in poisoned}
     found = committed(follower, line, tmp_path).metadata
     assert found["images_learned"] + found["images_quarantined"] == 77
+    pins = [path.stem for path in tmp_path.rglob("*.pin")]
+    assert pins == [lost] * (kept == "none of the versions")
 
 
 def test_a_replica_that_took_over_between_two_commands_is_noticed_all_the_same(

@@ -11,7 +11,7 @@ from worker.errands import waited
 from worker.errors import ModelError, SnapshotError, WorkerError
 from worker.settings import LineConfig, Settings, line_configs
 from worker.stores import Store, open_store
-from worker.streams.line_streams import ANSWERING, LEARNING, LineStreams, entry_key
+from worker.streams.line_streams import ANSWERING, FROM_START, LEARNING, LineStreams, entry_key
 from worker.versions import gone_back
 
 OK, NOTE = "ok", "note"
@@ -135,7 +135,9 @@ def _version(
             f"restore those, or learn anew: {anew}"
         )
     if state.get("model") == "":
-        return NOTE, f"{name}: {serves} is there; Redis says that nothing is committed, so that it may not be used"
+        if problem := gone_back(name, streams.last_id(), str(found[serves].get("applied_through", FROM_START)), anew):
+            raise WorkerError(problem)
+        return NOTE, f"{name}: {serves} is there, and not used: Redis says that nothing is committed"
     if committed and serves != committed:
         return NOTE, f"{name}: {committed} is committed, and not there; {serves} serves"
     return OK, f"{name} ({serves})"

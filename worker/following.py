@@ -76,13 +76,12 @@ class Follower:
         if not self.model:
             self._loaded_for = None
 
-    def tell_unused(self, epoch: int) -> str:
-        """Say where people look that the line begins anew beside a version; returns which."""
+    def tell_unused(self, epoch: int) -> None:
+        """Say that the line begins anew beside a version, in its state until the next commit."""
         if self.unused:
             problem = not_used(self.line.name, self.unused)
             self.streams.show(epoch, {"problem": problem})
             log.warning("a version is not used", line=self.line.name, problem=problem)
-        return self.unused
 
     def regression(self) -> str:
         """What is to be said where the stream ends before what was learned."""

@@ -114,13 +114,13 @@ class Keeper(Follower):
             self.streams.show(epoch, {"problem": problem})
             log.error("line stopped", line=self.line.name, problem=problem)
             return
-        self.epoch, self._seq = epoch, 0
+        self.epoch, self._seq, self.owed = epoch, 0, Owed()
         self.reading.open(epoch)
-        self.owed = Owed()
+        self.saving.keep(self.unused)
         self.schedule.restart()
         if self.model == self._loaded_for or not self.model:
             self._publish(self.model, self.line.serving)
-            self.saving.pinned_first = self.tell_unused(epoch)
+            self.tell_unused(epoch)
         else:
             self.changed()  # versions only grow: old content comes back as a new version
         if self.line.phase == SCORING:

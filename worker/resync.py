@@ -65,7 +65,7 @@ class Resync:
         names = [command.name for command in commands]
         if "resync" in names:
             keeper.acquire(holder, resync=True)
-            if keeper.epoch:
+            if keeper.epoch and not keeper.unused:  # else newer entries came just now: it is not stopped any more
                 place = names.index("resync")
                 for command in commands[:place]:
                     keeper.line.commands_through = command.entry

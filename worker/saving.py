@@ -24,7 +24,8 @@ class Saving:
         self.store = store
         self.seconds = seconds
         self.stem = ""  # of the version on its way, as long as it is wanted
-        self.pinned_first = ""  # a version that nobody uses, and that is not to be pruned for those that come
+        self._first = ""  # a version to be pinned before another is written
+        self._pinned = False  # whether one was, since the last commit
         self._way: Future[None] | None = None
         self._tidying: Future[None] | None = None
         self._overdue_at = 0.0
@@ -46,18 +47,25 @@ class Saving:
             raise SnapshotError(f"{self.store.place} still has not taken the version before; is it slow, or away?")
         content = packed(tensors, metadata)
         self.stem, self._overdue_at = stem, time.monotonic() + self.seconds
-        self._way = begun(lambda: self._put(stem, content), self.store.remote)
+        first = self._first
+        self._way = begun(lambda: self._put(stem, content, first), self.store.remote)
         return True
 
-    def _put(self, stem: str, content: bytes) -> None:
-        if self.pinned_first:
-            try:
-                self.store.pin(self.pinned_first)
-            except AbsentError:  # somebody has taken it away
-                log.info("a version that was to be pinned is not there any more", version=self.pinned_first)
-            except StoreError as error:
-                raise SnapshotError(f"snapshot {stem} waits until {self.pinned_first} is pinned: {error}") from None
-            self.pinned_first = ""
+    def keep(self, stem: str) -> None:
+        """Pin a version that nobody uses before another is written, so that it is not pruned in its turn; "" for none.
+
+        One between two commits: those that were written since, and never committed, are less than what there was.
+        """
+        self._first = "" if self._pinned else stem
+
+    def _put(self, stem: str, content: bytes, first: str) -> None:
+        try:
+            if first:
+                self.store.pin(first)
+        except AbsentError:
+            log.info("a version that was to be pinned is not there any more", version=first)
+        except StoreError as error:
+            raise SnapshotError(f"snapshot {stem} waits until {first} is pinned: {error}") from None
         self.store.put(stem, content)
 
     def arrived(self, wait: float) -> str:
@@ -80,6 +88,7 @@ class Saving:
         except BaseException:
             self.forget()
             raise
+        self._first, self._pinned = "", self._pinned or bool(self._first)
         return self.forget()
 
     def forget(self) -> str:
@@ -88,6 +97,7 @@ class Saving:
         return stem
 
     def prune(self, keep: int, current: str) -> None:
-        """Have the store remove what nobody needs; if it is still at that, with a later version."""
+        """`current` is committed: have the store remove what nobody needs; if it is still at that, with a later one."""
+        self._pinned = False
         if self._tidying is None or self._tidying.done():
             self._tidying = begun(lambda: self.store.prune(keep, current), self.store.remote)

@@ -90,8 +90,9 @@ def gone_back(line: str, last: str, applied: str, how_to_learn_anew: str) -> str
 def not_used(line: str, stem: str) -> str:
     """What is to be said where Redis has the line's state, and it says that nothing is committed."""
     return (
-        f"Redis says that nothing is committed, so the line begins anew; version {stem} is pinned, not used: "
-        f"mhpc-worker control {line} rollback {stem} goes on from it, mhpc-worker snapshots unpin {stem} lets it go"
+        f"Redis says that nothing is committed, so the line begins anew; version {stem} is not used, and is pinned "
+        f"before another is written: mhpc-worker control {line} rollback {stem} takes it after all, "
+        f"mhpc-worker snapshots unpin {stem} --line {line} lets it go"
     )
 
 

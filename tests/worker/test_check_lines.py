@@ -111,9 +111,9 @@ def test_a_line_that_fails_hides_no_other(redis_url: str, tmp_path: Path, client
 # -- versions ----------------------------------------------------------------------------------------------------------
 
 
-def write(settings: Settings, line: str, stem: str, fingerprint: str = "f") -> SnapshotStore:
+def write(settings: Settings, line: str, stem: str, fingerprint: str = "f", **about: str) -> SnapshotStore:
     store = SnapshotStore(settings.snapshots.on_this_machine, line)
-    store.write(stem, {"a": torch.zeros(1000)}, {"fingerprint": fingerprint})
+    store.write(stem, {"a": torch.zeros(1000)}, {"fingerprint": fingerprint, **about})
     return store
 
 
@@ -133,6 +133,20 @@ def test_a_version_that_is_committed_and_not_there_is_told(settings: Settings, c
     write(settings, line, stem_of(2, 1))
     outcome, text = only(look_at_versions(settings, client, "f"))
     assert (outcome, text) == (NOTE, f"{line}: {stem_of(3, 1)} is committed, and not there; {stem_of(2, 1)} serves")
+
+
+def test_a_version_that_is_not_used_is_told(settings: Settings, client: redis.Redis, line: str) -> None:
+    streams = LineStreams(client, line)
+    streams.ensure_groups()
+    write(settings, line, stem_of(1, 1), applied_through="5-0")
+    put(streams, model="", applied_through="0-0")
+    client.xadd(streams.images, {"batch": b""}, id="5-0")
+    told = f"{line}: {stem_of(1, 1)} is there, and not used: Redis says that nothing is committed"
+    assert only(look_at_versions(settings, client, "f")) == (NOTE, told)
+    write(settings, line, stem_of(1, 2), applied_through="9-0")
+    _, error = only(look_at_versions(settings, client, "f"))
+    assert isinstance(error, WorkerError)
+    assert "ends at 5-0, before 9-0" in str(error)
 
 
 def test_a_version_of_another_backbone_is_told(settings: Settings, client: redis.Redis, line: str) -> None:

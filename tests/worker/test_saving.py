@@ -7,7 +7,7 @@ from tests.worker.faulty import Faults
 from worker.errors import SnapshotError
 from worker.object_store import ObjectStore
 from worker.saving import Saving
-from worker.snapshots import packed, stem_of
+from worker.snapshots import SnapshotStore, packed, stem_of
 
 OLD, NEW = stem_of(1, 1), stem_of(2, 1)
 
@@ -18,13 +18,13 @@ def test_an_object_store_takes_no_version_before_the_one_that_is_not_used_is_pin
     store = ObjectStore(f"faulty://{uuid.uuid4().hex}/models", "press", tmp_path)
     store.put(OLD, packed({}, {"line": "press"}))
     saving = Saving(store, seconds=20)
-    saving.pinned_first = OLD
+    saving.keep(OLD)
     faults.away = True
     assert saving.begin(NEW, {}, {"line": "press"})
     with pytest.raises(SnapshotError, match=f"{NEW} waits until {OLD} is pinned: .*nobody answers"):
         saving.arrived(20)
     faults.away = False
-    assert (store.stems(), saving.pinned_first) == ([OLD], OLD)
+    assert [(each.stem, each.pinned) for each in store.kept()] == [(OLD, False)]
     assert saving.begin(NEW, {}, {"line": "press"})
     assert saving.arrived(20) == NEW
     assert [(each.stem, each.pinned) for each in store.kept()] == [(OLD, True), (NEW, False)]
@@ -33,6 +33,21 @@ def test_an_object_store_takes_no_version_before_the_one_that_is_not_used_is_pin
 def test_one_that_somebody_took_away_holds_nothing_up(tmp_path: Path, faults: Faults) -> None:
     store = ObjectStore(f"faulty://{uuid.uuid4().hex}/models", "press", tmp_path)
     saving = Saving(store, seconds=20)
-    saving.pinned_first = OLD
+    saving.keep(OLD)
     assert saving.begin(NEW, {}, {"line": "press"})
-    assert (saving.arrived(20), saving.pinned_first) == (NEW, "")
+    assert saving.arrived(20) == NEW
+
+
+def test_between_two_commits_one_version_is_pinned(tmp_path: Path) -> None:
+    store = SnapshotStore(tmp_path, "press")
+    store.write(OLD, {}, {})
+    saving, unused = Saving(store, seconds=20), OLD
+    for epoch in (2, 3, 4):  # none of which is committed
+        saving.keep(unused)
+        saving.begin(unused := stem_of(epoch, 1), {}, {"line": "press"})
+        assert saving.arrived(0) == unused
+    assert [each.stem for each in store.kept() if each.pinned] == [OLD]
+    saving.prune(1, unused)
+    saving.keep(unused)
+    saving.begin(stem_of(5, 1), {}, {"line": "press"})
+    assert [each.stem for each in store.kept() if each.pinned] == [OLD, unused]

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from worker.keeper import Keeper
 from worker.line import Line
 from worker.resync import Resync, lost_meanwhile
 from worker.snapshots import SnapshotStore, stem_of
+from worker.streams.control import send
 from worker.streams.line_streams import FROM_START, LineStreams
 from worker.versions import learned_in
 
@@ -105,6 +107,28 @@ def test_a_stream_that_ends_before_what_was_learned_stops_the_line_until_it_goes
     opened(second, OTHER)
     assert (second.unused, learn_all(second).line.applied_through) == (UNUSED, "6-0")
     assert second.line.learner.images_seen_ == 5 * 4
+
+
+def test_a_resync_that_comes_with_newer_entries_passes_nothing_over(
+    first: Keeper, make_keeper: MakeKeeper, streams: LineStreams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams.client.delete(streams.images)
+    streams.ensure_groups()
+    add(streams, *ENTRIES[:3])
+    second = make_keeper()
+    second.acquire(OTHER, take_over="station-1")
+    streams.client.delete(streams.lease)
+    send(streams, "resync", {}, "somebody")
+    acquire = second.acquire
+
+    def late(*args: Any, **named: Any) -> None:
+        add(streams, *ENTRIES[4:6])
+        acquire(*args, **named)
+
+    monkeypatch.setattr(second, "acquire", late)
+    Resync()(second, OTHER)
+    assert (second.unused, second.line.applied_through) == (UNUSED, FROM_START)
+    assert learn_all(second).line.learner.images_seen_ == 5 * 4
 
 
 def test_a_redis_that_lost_the_line_after_somebody_looked_has_the_newest_version_serve(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.servers import recent_server
 from tests.worker.faults.processes import IMAGES, done, play, running_worker, state, write_config
 from tests.worker.faults.servers import PrivateCluster, private_cluster
 from tests.worker.helpers import eventually
@@ -35,6 +36,7 @@ def add_user(cluster: PrivateCluster, user: str, folder: Path) -> RedisSettings:
 
 
 def test_in_a_cluster_a_worker_is_refused_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.worker.faults.servers.redis_executable", recent_server)
     patient = ("--cluster-node-timeout", "60000")  # no node is to fail
     with private_cluster(tmp_path / "nodes", *patient) as cluster:
         to = cluster.join()

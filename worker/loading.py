@@ -34,7 +34,7 @@ class Loading:
             AbsentError: the version was pruned while this looked: newer ones are committed.
             ModelError: it is of another format, or cannot be read.
         """
-        wanted = {key: state[key] for key in ("model", "applied_through") if key in state}
+        wanted = {key: state.get(key, "") for key in ("model", "applied_through")}
         if self._way is not None and self._way.done() and self._wanted != wanted:
             self._way = None  # of a version that is not the committed one any more
         if self._way is None:

@@ -40,6 +40,17 @@ def first(make_keeper: MakeKeeper, streams: LineStreams) -> Keeper:
     return first
 
 
+@pytest.fixture
+def stopped(first: Keeper, make_keeper: MakeKeeper, streams: LineStreams) -> Keeper:
+    """Another, that finds one entry less in the stream than the version on disk has learned."""
+    streams.client.delete(streams.images)
+    streams.ensure_groups()
+    add(streams, *ENTRIES[:3])
+    stopped = make_keeper()
+    stopped.acquire(OTHER, take_over="station-1")
+    return stopped
+
+
 def written(keeper: Keeper) -> None:
     """What it has learned, durable."""
     tensors, metadata = keeper.line.state()
@@ -93,42 +104,32 @@ def test_who_looked_before_it_was_written_looks_again_after_a_failover(
 
 
 def test_a_stream_that_ends_before_what_was_learned_stops_the_line_until_it_goes_on(
-    first: Keeper, make_keeper: MakeKeeper, streams: LineStreams
+    stopped: Keeper, streams: LineStreams
 ) -> None:
-    streams.client.delete(streams.images)
-    streams.ensure_groups()
-    add(streams, *ENTRIES[:3])
-    second = make_keeper()
-    second.acquire(OTHER, take_over="station-1")
-    assert (second.stopped, second.epoch, second.model) == (True, 0, UNUSED)
-    assert "ends at 3-0, before 4-0" in second.problem
+    assert (stopped.stopped, stopped.epoch, stopped.model) == (True, 0, UNUSED)
+    assert "ends at 3-0, before 4-0" in stopped.problem
     add(streams, *ENTRIES[4:6])
-    Resync()(second, OTHER)
-    opened(second, OTHER)
-    assert (second.unused, learn_all(second).line.applied_through) == (UNUSED, "6-0")
-    assert second.line.learner.images_seen_ == 5 * 4
+    Resync()(stopped, OTHER)
+    opened(stopped, OTHER)
+    assert (stopped.unused, learn_all(stopped).line.applied_through) == (UNUSED, "6-0")
+    assert stopped.line.learner.images_seen_ == 5 * 4
 
 
 def test_a_resync_that_comes_with_newer_entries_passes_nothing_over(
-    first: Keeper, make_keeper: MakeKeeper, streams: LineStreams, monkeypatch: pytest.MonkeyPatch
+    stopped: Keeper, streams: LineStreams, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    streams.client.delete(streams.images)
-    streams.ensure_groups()
-    add(streams, *ENTRIES[:3])
-    second = make_keeper()
-    second.acquire(OTHER, take_over="station-1")
     streams.client.delete(streams.lease)
     send(streams, "resync", {}, "somebody")
-    acquire = second.acquire
+    acquire = stopped.acquire
 
     def late(*args: Any, **named: Any) -> None:
         add(streams, *ENTRIES[4:6])
         acquire(*args, **named)
 
-    monkeypatch.setattr(second, "acquire", late)
-    Resync()(second, OTHER)
-    assert (second.unused, second.line.applied_through) == (UNUSED, FROM_START)
-    assert learn_all(second).line.learner.images_seen_ == 5 * 4
+    monkeypatch.setattr(stopped, "acquire", late)
+    Resync()(stopped, OTHER)
+    assert (stopped.unused, stopped.line.applied_through) == (UNUSED, FROM_START)
+    assert learn_all(stopped).line.learner.images_seen_ == 5 * 4
 
 
 def test_a_redis_that_lost_the_line_after_somebody_looked_has_the_newest_version_serve(

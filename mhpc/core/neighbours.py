@@ -1,21 +1,25 @@
 """Nearest rows of a bank, on a CPU: upper bounds by groups, and exact distances where they matter."""
 
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mhpc.linalg import blocks, nearest
+from mhpc.linalg import CPU_BLOCK, nearest
 
 GROUPS = 128  # of a bank of 6,000 rows: 64 and 192 are no faster in 75 dimensions, in 380 64 are slower
 LEAST_ROWS, LEAST_PATCHES = 2000, 128  # of a bank and of an image, below which brute force is as fast
 ROUNDING = 16  # machine epsilons: what a product of rows may err by, in their norms' product; 0.8 were seen
 SAMPLED = 2  # one row in so many tells where the groups are
 SPARE = 8  # patches refined at first beyond twice top_k
+UNLIKE = 4  # times as many rows has a group whose products stand in another matrix
 PAIRS = 2**16  # rows subtracted at once: beyond one per row there are many only where rows of the bank are equal
+
+Places: TypeAlias = NDArray[np.int64]
 
 
 class Found(NamedTuple):
@@ -59,13 +63,13 @@ class Neighbours:
             sums = torch.zeros_like(centers).index_add_(0, labels, sample)
             centers = (sums / sizes[:, None])[sizes > 0]
         labels = nearest(rows, centers)[1]
-        sizes = torch.bincount(labels, minlength=len(centers))
-        self.centers, sizes = centers[sizes > 0], sizes[sizes > 0]
-        self.order = labels.sort(stable=True).indices
+        sizes, by_size = torch.bincount(labels, minlength=len(centers)).sort(stable=True)
+        self.centers, self.sizes = centers[by_size][sizes > 0], sizes[sizes > 0].numpy()
+        self.factors_of_centers = _factors(self.centers)
+        self.order = by_size.argsort()[labels].sort(stable=True).indices
         self.rows = rows[self.order]
-        self.half_squares = self.rows.square().sum(1) / 2
+        self.factors = _factors(self.rows)
         self.largest = float(self.rows.norm(dim=1).max())
-        self.ends = sizes.cumsum(0).tolist()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -73,30 +77,33 @@ class Neighbours:
     def bounds(self, z: Tensor, probes: int = 1) -> Found:
         """Of patches z [B, P, d]: the distance to the nearest row of the `probes` groups whose centres are nearest."""
         B, P, d = z.shape
-        groups = np.concatenate([self.nearest_groups(image, probes) for image in z]).T.ravel()  # [probes B P]
+        groups = self.nearest_groups(z, probes).T.ravel()  # [probes B P]
         order = np.argsort(groups, kind="stable")
         by_group = z.reshape(B * P, d)[torch.from_numpy(order % (B * P))]
-        stops = np.bincount(groups, minlength=len(self.ends)).cumsum().tolist()
-        distances, labels = self._closest(by_group, [0, *stops], [0, *self.ends])
+        taken = np.bincount(groups, minlength=len(self.sizes))
+        distances, labels = self._closest(by_group, taken, self.sizes)
         back = torch.from_numpy(np.argsort(order, kind="stable"))
         least, which = distances[back].reshape(-1, B, P).min(0)
         labels = labels[back].reshape(-1, B, P).gather(0, which[None])[0]
         return Found(least, labels, torch.zeros(B, P, dtype=torch.bool))
 
-    def nearest_groups(self, x: Tensor, probes: int) -> NDArray[np.int16]:
-        """[N, probes] for rows x [N, d]; an image at a time, so that products are the same in every batch."""
-        products = torch.addmm(self.centers.square().sum(1) / 2, x, self.centers.T, alpha=-1).numpy()
-        groups = np.empty((len(x), min(probes, len(self.ends))), np.int16)  # short, since NumPy sorts those by radix
-        for column in groups.T:
-            column[:] = products.argmin(1)
-            products[np.arange(len(x)), column] = np.inf
+    def nearest_groups(self, z: Tensor, probes: int) -> NDArray[np.int16]:
+        """[B P, probes] for patches z [B, P, d]; an image at a time, so that products are the same in every batch."""
+        B, P, _ = z.shape
+        products = z.new_empty(B, P, len(self.centers))
+        for image, out in zip(F.pad(z, (0, 1), value=1.0), products, strict=True):
+            torch.mm(image, self.factors_of_centers.T, out=out)
+        by_patch = products.flatten(0, 1).numpy()
+        groups = np.empty((B * P, min(probes, len(self.sizes))), np.int16)  # short: NumPy sorts those by radix
+        for place, column in enumerate(groups.T):
+            if place:
+                by_patch[np.arange(B * P), groups[:, place - 1]] = np.inf
+            column[:] = by_patch.argmin(1)
         return groups
 
     def nearest(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Distance [N] of rows x [N, d] to the nearest of all rows of the bank, and its index [N]."""
-        found = [self._closest(block, [0, len(block)], [0, len(self)]) for block in blocks(x, len(self))]
-        distances, labels = zip(*found, strict=True)
-        return torch.cat(distances), torch.cat(labels)
+        return self._closest(x, np.array([len(x)]), np.array([len(self)]))
 
     def refine(self, z: Tensor, found: Found, top_k: int, exact_above: float | None = None) -> Found:
         """Make exact, for patches z [B, P, d], the top_k largest distances of each image.
@@ -121,28 +128,64 @@ class Neighbours:
             distances.view(-1)[rows], labels.view(-1)[rows] = self.nearest(z.reshape(-1, d)[rows])
             exact |= chosen
 
-    def _closest(self, x: Tensor, starts: list[int], begins: list[int]) -> tuple[Tensor, Tensor]:
+    def _closest(self, x: Tensor, taken: Places, held: Places) -> tuple[Tensor, Tensor]:
         """Distance [N] of rows x [N, d] to the nearest of those they are held against, and its index [N].
 
-        Rows starts[i] to starts[i + 1] of x are held against rows begins[i] to begins[i + 1] of the bank.
+        The first taken[0] rows of x are held against the first held[0] of the bank, the next taken[1] against the next
+        held[1], and so on; `held` ascends.
         """
-        eps = torch.finfo(x.dtype).eps
-        doubt = (ROUNDING * eps * self.largest * (x.norm(dim=1) + self.largest)).numpy()[:, None]
+        # Groups of like size: side by side they leave little of a matrix unused.
+        band = np.floor(np.log(held[-1] / held) / np.log(UNLIKE))
+        stops, ends = np.append(0, taken.cumsum()), np.append(0, held.cumsum())
         found = []
-        for (start, stop), (begin, end) in zip(pairwise(starts), pairwise(begins), strict=True):
-            if stop > start:
-                held = self.rows[begin:end]
-                products = torch.addmm(self.half_squares[begin:end], x[start:stop], held.T, alpha=-1).numpy()
-                close = products <= products.min(1, keepdims=True) + doubt[start:stop]
-                row, column = np.divmod(np.flatnonzero(close), end - begin)
-                found.append((row + start, column + begin))
-        row, column = (np.concatenate(indices) for indices in zip(*found, strict=True))
-        tried = torch.from_numpy(column)
-        distances = _distances(x, torch.from_numpy(row), self.rows, tried)
-        if len(row) > len(x):
-            first = _first_nearest(row, distances.numpy())
-            distances, tried = distances[first], tried[first]
-        return distances, self.order[tried]
+        for first, last in pairwise([*np.flatnonzero(np.diff(band, prepend=np.inf)), len(held)]):
+            start, at = stops[first], ends[first]
+            for block in x[start : stops[last]].split(max(1, CPU_BLOCK // int(held[last - 1]))):
+                of_block = np.diff(np.clip(stops[first : last + 1], start, start + len(block)))
+                found.append(self._side_by_side(block, of_block, held[first:last], at))
+                start += len(block)
+        distances, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return distances, self.order[labels]
+
+    def _side_by_side(self, x: Tensor, taken: Places, held: Places, at: int) -> tuple[Tensor, Tensor]:
+        """As `_closest`, but the index is that of `rows`, of which those from `at` on are held against; by one matrix
+        of products, so that what follows them is done once for all groups."""
+        shape = len(x), int(held[-1])
+        products = x.new_empty(shape) if len(held) == 1 else x.new_full(shape, torch.inf)
+        rows, factors = F.pad(x, (0, 1), value=1.0), self.factors[at : at + held.sum()]
+        split = rows.split(taken.tolist()), products.split(taken.tolist()), factors.split(held.tolist())
+        for part, out, of_group in zip(*split, strict=True):
+            if len(part):
+                torch.mm(part, of_group.T, out=out[:, : len(of_group)])
+        return self._compared(x, products.numpy(), at + np.repeat(held.cumsum() - held, taken))
+
+    def _compared(self, x: Tensor, products: NDArray[np.float32], before: Places) -> tuple[Tensor, Tensor]:
+        """The same from the products [N, W] of rows x [N, d] with those of the bank after the first `before` [N]."""
+        every = np.arange(len(x))
+        column = products.argmin(1)
+        least = products[every, column]
+        doubt = ROUNDING * torch.finfo(x.dtype).eps * self.largest * (x.norm(dim=1) + self.largest)
+        limit = least + doubt.numpy()
+        products[every, column] = np.inf
+        second = torch.from_numpy(products).amin(1).numpy()  # on all threads, which NumPy's is not
+        products[every, column] = least
+        label = torch.from_numpy(column + before)
+        distances = (x - self.rows[label]).norm(dim=1)
+        if len(several := np.flatnonzero(second <= limit)):
+            of, column = np.nonzero(products[several] <= limit[several, None])
+            row, tried = several[of], torch.from_numpy(column + before[several[of]])
+            apart = _distances(x, torch.from_numpy(row), self.rows, tried)
+            nearest_of = _first_nearest(row, apart.numpy())
+            distances[several], label[several] = apart[nearest_of], tried[nearest_of]
+        return distances, label
+
+
+def _factors(y: Tensor) -> Tensor:
+    """(-y, ||y||^2 / 2) [K, d + 1] for rows y [K, d]: times (x, 1) that is least for the y nearest to x.
+
+    One product does it all; to add the squares to it takes as long again, where they are few.
+    """
+    return torch.cat([-y, y.square().sum(1, keepdim=True) / 2], 1)
 
 
 def _distances(x: Tensor, i: Tensor, y: Tensor, j: Tensor) -> Tensor:

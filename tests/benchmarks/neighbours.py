@@ -53,8 +53,8 @@ def in_turns(*calls: Callable[[], object]) -> list[float]:
 
 def bounds_share(index: Neighbours, z: Tensor) -> float:
     """Distances that bounds take, in those of brute force: every patch to the centres and to one group's rows."""
-    sizes = torch.tensor([0, *index.ends]).diff()
-    groups = torch.cat([torch.from_numpy(index.nearest_groups(image, 1)).long() for image in z])
+    sizes = torch.from_numpy(index.sizes)
+    groups = torch.from_numpy(index.nearest_groups(z, 1)).long()
     return (len(sizes) + float(sizes[groups].double().mean())) / len(index)
 
 
@@ -91,6 +91,6 @@ def main() -> None:
         memory = learner.memory_
         build = seconds(lambda memory=memory: Neighbours(memory), 3)  # type: ignore[misc]  # mypy sees no default's type
         index = Neighbours(memory)
-        print(f"{len(memory)} x {memory.shape[1]}, {B} images; {len(index.ends)} groups made in {1000 * build:.0f} ms")
+        print(f"{len(memory)} x {memory.shape[1]}, {B} images; {len(index.sizes)} groups made in {1000 * build:.0f} ms")
         for kind, x in test.items():
             report(index, learner.whiten(x), memory, kind)

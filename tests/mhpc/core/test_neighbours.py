@@ -119,7 +119,7 @@ def test_the_index_is_a_function_of_the_rows_alone(bank: Tensor, index: Neighbou
 def test_equal_rows_and_few_ones_are_searched_as_any(rows: Tensor) -> None:
     z = torch.cat([patches(images=1), rows[:1].expand(1, P, d)])
     searched = Neighbours(rows)
-    found = searched.refine(z, searched.bounds(z, min(2, len(searched.ends))), 2)
+    found = searched.refine(z, searched.bounds(z, min(2, len(searched.sizes))), 2)
     expected = exact_distances(z, rows)
     torch.testing.assert_close(image_scores(found.distances, 2).double(), image_scores(expected, 2), rtol=1e-6, atol=0)
     assert float(found.distances[1].max()) == 0

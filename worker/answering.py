@@ -90,7 +90,7 @@ class Answering:
             waits = block_ms is not None and self.batcher.patience() > 0
             batch = [] if waits else self.batcher.take()
         self.judging.launch(batch, keepers)
-        self.judging.land(self._hand, self.judging.may_stay_under_way(keepers) if batch else 0)
+        self.judging.land(self._hand, self.judging.may_stay_under_way(keepers) if batch else self.judging.computing())
         self._publish(client, keepers)
         return in_hand
 
@@ -127,6 +127,7 @@ class Answering:
     def close(self) -> None:
         """Stop the threads."""
         self.batcher.close()
+        self.judging.close()
         self.publisher.close()
 
     def _read(self, client: Any, keepers: Mapping[str, Keeper], block_ms: int | None) -> Read:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from itertools import islice
+from queue import LifoQueue
 
 import structlog
 import torch
@@ -23,6 +24,9 @@ from worker.settings import ModelSettings
 
 MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]  # ImageNet's, which the backbones were trained with
 DEVIATION = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+PASSES = {
+    "cpu": 2
+}  # at the same time: two on half of the cores each leave none idle where one waits, for its own or others' work
 MAX_BATCH = {"cpu": 8, "cuda": 64}  # images: larger ones gain nothing there, and keep answers waiting
 TRIAL_IMAGES = {"cpu": 2, "cuda": 64}  # of a forward pass that chooses the precision: a GPU is slow by launches below
 TRIAL_SIZE, TRIALS = (224, 224), 3
@@ -65,6 +69,8 @@ class Engine:
     Attributes:
         precision: what the backbone computes in; features are float32 whatever it is.
         max_batch: images in one forward pass.
+        passes: how many forward passes may be under way at the same time, each on a thread of its own.
+        threads: of torch, that each of them, and the work loop beside them, is to have.
     """
 
     def __init__(
@@ -88,11 +94,16 @@ class Engine:
         self.beat = beat  # called after each batch: a sign of life within a long turn
         self.fingerprint = self._fingerprint()
         self.max_batch = settings.max_batch or MAX_BATCH.get(device.type, 32)
+        self.passes = 1 if ":" in settings.backbone else min(PASSES.get(device.type, 1), torch.get_num_threads())
+        self.threads = torch.get_num_threads() // self.passes
         self._scale = (255 * DEVIATION).reciprocal().to(device)
         self._shift = (-MEAN / DEVIATION).to(device)
         if device.type == "cuda":
             torch.backends.cudnn.allow_tf32 = False  # float32 convolutions would be of 10 bits unless told otherwise
             torch.set_num_threads(1)  # more, which had little to do, would wait for the cores that decode
+        self._idle: LifoQueue[PatchFeatures] = LifoQueue()  # extractors; one is in use by one thread
+        for extractor in (self.features, *(self.features.replica() for _ in range(self.passes) if self.passes > 1)):
+            self._idle.put(extractor)
         self.precision = self._precision(learned_in)
         if device.type == "cuda":
             self._replayed = Replayed(lambda pixels: self._extracted(pixels).joined(), device, self.max_batch)
@@ -144,16 +155,17 @@ class Engine:
         return self.maps(images).joined()
 
     def maps(self, images: list[Tensor]) -> PatchMaps:
-        """The same, not joined yet.
-
-        A batch that the device has no memory for is halved, down to one image.
-        """
+        """The same, not joined yet."""
         with self.metrics.stage("forward"):
-            maps = self._halved(images)
+            maps = self.extract(images)
         self.beat()
         return maps
 
-    def _halved(self, images: list[Tensor]) -> PatchMaps:
+    def extract(self, images: list[Tensor]) -> PatchMaps:
+        """The same on whichever thread, as many of them as `passes` beside the work loop's; none is timed.
+
+        A batch that the device has no memory for is halved, down to one image.
+        """
         try:
             failpoint("forward", str(len(images)))
             H, W = self.settings.input_shape
@@ -169,7 +181,7 @@ class Engine:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         half = len(images) // 2
-        return PatchMaps.cat([self._halved(images[:half]), self._halved(images[half:])])
+        return PatchMaps.cat([self.extract(images[:half]), self.extract(images[half:])])
 
     @torch.inference_mode()
     def _extracted(self, pixels: Tensor) -> PatchMaps:
@@ -180,5 +192,9 @@ class Engine:
     def _maps(self, images: Tensor, dtype: torch.dtype) -> PatchMaps:
         """Of normalised images [B, 3, H, W], the backbone under autocast where that is asked for."""
         autocast = torch.autocast(self.device.type, dtype) if dtype is not torch.float32 else nullcontext()
-        with autocast:
-            return self.features.maps(images)
+        extractor = self._idle.get()
+        try:
+            with autocast:
+                return extractor.maps(images)
+        finally:
+            self._idle.put(extractor)

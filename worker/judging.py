@@ -1,8 +1,10 @@
-"""Batches judged by the device, which computes one while this process turns to the next."""
+"""Batches judged while this process turns to the next: on threads of their own, or by a GPU."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from itertools import groupby
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import groupby, takewhile
 from typing import NamedTuple
 
 import torch
@@ -17,25 +19,40 @@ from worker.message import Image, Rejected
 from worker.opening import Opening
 from worker.records import Scores
 
+WAIT_SECONDS = 0.01  # for a batch under way, where nothing else is to do, before the loop looks for more
 
-class Scoring(NamedTuple):
-    """Images of a line, with their features, and the scores that are on their way."""
+
+class Run(NamedTuple):
+    """Images of a line that stand together in a batch, how to score them, and whether it is to learn from them."""
 
     keeper: Keeper
     images: list[tuple[Opened, Image]]
-    features: PatchMaps
-    scores: Scores
+    score: Callable[[PatchMaps], Scores]
+    learns: bool
+
+
+class Found(NamedTuple):
+    """What came of a run: scores that are on their way, or why there are none, and features [B, P, D] to learn from."""
+
+    scores: Scores | Exception
+    features: Tensor | None
 
 
 class Flight(NamedTuple):
-    """A batch on its way: its pictures, and what is asked of the device, by line."""
+    """A batch on its way: its pictures, its runs, what comes of them, and the seconds that it takes by stage."""
 
     pictures: list[Picture]
-    scored: list[Scoring]
+    runs: list[Run]
+    found: Future[list[Found]]
+    seconds: dict[str, float]
 
 
 class Judging:
-    """Has the device judge batches, and fills in the verdicts once they are there.
+    """Has batches judged, and fills in the verdicts once they are there.
+
+    A GPU computes by itself. On a CPU two batches are under way, each on a thread that computes on half of the cores:
+    an operation on all of them would wait for the last, which decodes, publishes or serves another process meanwhile,
+    and what runs on one core, as the search in small groups does, would leave the others idle.
 
     Args:
         blamed_on: has the entries of lines come again where something fails within; what it gives is empty then.
@@ -46,85 +63,112 @@ class Judging:
     ) -> None:
         self.opening = opening
         self.engine = opening.engine
-        self.metrics = opening.metrics
         self.cache = cache
         self.blamed_on = blamed_on
+        self._pool: ThreadPoolExecutor | None = None
+        if (passes := self.engine.passes) > 1:
+            self._pool = ThreadPoolExecutor(passes, "judge", torch.set_num_threads, (self.engine.threads,))
+            torch.set_num_threads(self.engine.threads)  # of the work loop, which learns beside them
         self._flights: list[Flight] = []  # oldest first
 
     def launch(self, batch: list[Picture], keepers: Mapping[str, Keeper]) -> None:
         """Begin to judge a batch; where something unexpected fails, a line's entries come again, one by one."""
-        flight = Flight(batch, [])
-        self._flights.append(flight)
-        batch = sorted(batch, key=lambda picture: picture.part.name)  # stable: a line's images stay in order
-        taken: list[tuple[Opened, Image]] = []
-        pixels: list[Tensor] = []
-        for name, run in groupby(batch, key=lambda picture: picture.part.name):
-            of_line = list(run)
+        runs, pixels = list[Run](), list[Tensor]()
+        in_order = sorted(batch, key=lambda picture: picture.part.name)  # stable: a line's images stay in order
+        for name, of_line in groupby(in_order, key=lambda picture: picture.part.name):
             with self.blamed_on(name) as well:
-                ready = [(picture, x) for picture in of_line if (x := self._pixels(picture)) is not None]
-            if well:
-                taken += [(picture.part, picture.image) for picture, _ in ready]
+                ready = [(picture, x) for picture in list(of_line) if (x := self._pixels(picture)) is not None]
+            if well and ready:
+                images = [(picture.part, picture.image) for picture, _ in ready]
+                runs.append(self._run(keepers[name], images))
                 pixels += [x for _, x in ready]
+        if not any(run.learns or run.keeper.line.serving.scorer for run in runs):
+            pixels = []  # nobody has use for features
+        flight = Flight(batch, runs, Future(), {})
+        self._flights.append(flight)
+        if self._pool:
+            self._pool.submit(self._judge, flight, pixels)
+            return
+        with self.engine.metrics.stages(flight.seconds):
+            self._judge(flight, pixels)
+
+    def _run(self, keeper: Keeper, images: list[tuple[Opened, Image]]) -> Run:
+        line = keeper.line
+        return Run(keeper, images, line.scores_by(), bool(line.learns and keeper.epoch and self.cache.capacity))
+
+    def _judge(self, flight: Flight, pixels: list[Tensor]) -> None:
+        """Find what comes of a batch, on whichever thread."""
+        try:
+            flight.found.set_result(self._found(flight, pixels))
+        except Exception as error:
+            flight.found.set_exception(error)
+
+    def _found(self, flight: Flight, pixels: list[Tensor]) -> list[Found]:
+        of_batch = PatchMaps((torch.empty(sum(len(run.images) for run in flight.runs), 0, 1, 1),))
         if pixels:
-            with self.blamed_on(*{part.name for part, _ in taken}) as well:
-                wanted = self.cache.capacity or any(keepers[part.name].line.serving.scorer for part, _ in taken)
-                features = self.engine.maps(pixels) if wanted else PatchMaps((torch.empty(len(pixels), 0, 1, 1),))
-            if well:
-                flight.scored.extend(self._score(taken, features, keepers))
-
-    def _score(
-        self, images: list[tuple[Opened, Image]], features: PatchMaps, keepers: Mapping[str, Keeper]
-    ) -> Iterator[Scoring]:
-        """Begin to score images by their features; those of a line, and of an entry, stand together."""
-        start = 0
-        for name, run in groupby(images, key=lambda item: item[0].name):
-            of_line = list(run)
-            of_images = features.images(start, start + len(of_line))
-            start += len(of_line)
-            with self.blamed_on(name) as well:
-                scoring = self._scoring(keepers[name], of_line, of_images)
-            if well:
-                yield scoring
-
-    def _scoring(self, keeper: Keeper, images: list[tuple[Opened, Image]], features: PatchMaps) -> Scoring:
-        with self.metrics.stage("score"):
-            return Scoring(keeper, images, features, keeper.line.score(features))
+            with clocked(flight.seconds, "forward"):
+                of_batch = self.engine.extract(pixels)
+        found, start = list[Found](), 0
+        for run in flight.runs:
+            of_run = of_batch.images(start, start + len(run.images))
+            start += len(run.images)
+            with clocked(flight.seconds, "score"):
+                scores = _scores_of(run, of_run)
+            with clocked(flight.seconds, "forward"):
+                found.append(Found(scores, of_run.joined() if run.learns else None))
+        return found
 
     @property
     def under_way(self) -> bool:
         return bool(self._flights)
 
     def may_stay_under_way(self, keepers: Mapping[str, Keeper]) -> int:
-        """How many batches a GPU may compute while this process goes on; learning would keep their results waiting."""
+        """How many batches may be computed while this process goes on.
+
+        Learning, which may keep their results waiting, has half of a CPU meanwhile; a GPU it would share with them.
+        """
         learns = any(keeper.line.learns and keeper.epoch for keeper in keepers.values())
-        return int(self.engine.device.type == "cuda" and not learns)
+        return self.engine.passes - 1 if self._pool else int(self.engine.device.type == "cuda" and not learns)
+
+    def computing(self, seconds: float = WAIT_SECONDS) -> int:
+        """How many batches are being computed yet, after so long a wait for the oldest."""
+        wait([flight.found for flight in self._flights[:1]], seconds)
+        return len(self._flights) - len(list(takewhile(lambda flight: flight.found.done(), self._flights)))
 
     def land(self, hand: Sequence[Opened], most: int = 0) -> None:
         """Take what came of batches under way, oldest first, until at most so many are left; `hand` is all in hand."""
         while len(self._flights) > most:
             flight = self._flights.pop(0)
-            for scoring in flight.scored:
-                if scoring.images[0][0] not in hand:  # its line let go of all of them: they come again
-                    continue
-                with self.blamed_on(scoring.keeper.line.name):
-                    self._fill_in(scoring, hand)
+            # A line that let go of its images has them come again.
+            in_hand = [run for run in flight.runs if run.images[0][0] in hand]
+            waiting = self.engine.metrics.stages(flight.seconds) if self._pool else nullcontext()
+            with self.blamed_on(*(run.keeper.line.name for run in in_hand)) as well, waiting:
+                found = flight.found.result()
+            self.engine.beat()
+            for run, of_run in zip(flight.runs, found, strict=True) if well else ():
+                if run in in_hand:
+                    with self.blamed_on(run.keeper.line.name):
+                        self._fill_in(run, of_run, hand)
             for picture in flight.pictures:
                 picture.part.left -= 1
 
     def judge(self, keeper: Keeper, images: list[tuple[Opened, Image]], features: PatchMaps) -> None:
         """Fill in the verdicts on images of a line, by their features, at once."""
-        self._fill_in(self._scoring(keeper, images, features), [part for part, _ in images])
+        run = self._run(keeper, images)
+        with self.engine.metrics.stage("score"):
+            found = Found(_scores_of(run, features), features.joined() if run.learns else None)
+        self._fill_in(run, found, [part for part, _ in images])
 
-    def _fill_in(self, scoring: Scoring, hand: Sequence[Opened]) -> None:
-        line = scoring.keeper.line
-        with self.metrics.stage("score"):
-            verdicts = line.verdicts(scoring.scores)
-        for (part, image), verdict in zip(scoring.images, verdicts, strict=True):
-            part.judged.append(Judged(image, verdict, scoring.scores.serving))
-        if line.learns and scoring.keeper.epoch and self.cache.capacity:
-            with self.metrics.stage("forward"):
-                features = scoring.features.joined()
-            self.cache.keep([part for part, _ in scoring.images], features, hand)
+    def _fill_in(self, run: Run, found: Found, hand: Sequence[Opened]) -> None:
+        if isinstance(found.scores, Exception):
+            raise found.scores
+        line = run.keeper.line
+        with self.engine.metrics.stage("score"):
+            verdicts = line.verdicts(found.scores)
+        for (part, image), verdict in zip(run.images, verdicts, strict=True):
+            part.judged.append(Judged(image, verdict, found.scores.serving))
+        if found.features is not None and line.learns and run.keeper.epoch:
+            self.cache.keep([part for part, _ in run.images], found.features, hand)
 
     def _pixels(self, picture: Picture) -> Tensor | None:
         part, image, x = picture.part, picture.image, picture.pixels.result()
@@ -132,3 +176,28 @@ class Judging:
             part.rejected.append(x)
             return None
         return x if self.opening.is_first(part.name, image, part.entry, picture.place) else None
+
+    def close(self) -> None:
+        """Stop the threads."""
+        if self._pool:
+            self._pool.shutdown()
+
+
+def _scores_of(run: Run, features: PatchMaps) -> Scores | Exception:
+    """Scores of a run's images; what fails is its line's alone."""
+    try:
+        return run.score(features)
+    except torch.AcceleratorError:
+        raise
+    except Exception as error:
+        return error
+
+
+@contextmanager
+def clocked(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Add the time of the block to seconds[name]."""
+    began = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began

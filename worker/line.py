@@ -1,6 +1,7 @@
 """One production line: its phases, its model, its counts. Knows no disk, and of Redis the entry ids alone."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,9 +15,9 @@ from mhpc.core.recent import Convergence
 from mhpc.core.scorer import Scorer
 from mhpc.linalg import all_finite
 from worker.errors import ModelError
-from worker.fetching import fetch
 from worker.learners import fitted_threshold, new_learner
 from worker.records import Scores, Serving, SetAside, Source, Taken, Verdict
+from worker.scoring import begin_to_score
 from worker.settings import LineConfig
 from worker.streams.line_streams import FROM_START, entry_key
 
@@ -92,20 +93,10 @@ class Line:
     def gather(self) -> None:
         """Have all that was learned in `learner`; it is there already, unless others learn with this process."""
 
-    def score(self, maps: PatchMaps) -> Scores:
-        """Begin to score images by the maps of their features; a GPU computes while other things are done.
-
-        Raises:
-            ValueError: they are not finite; on a GPU `verdicts` finds that out.
-        """
-        B, serving, scorer = len(maps), self.serving, self.serving.scorer
+    def scores_by(self) -> Callable[[PatchMaps], Scores]:
+        """What begins to score images by the version that answers now, on whichever thread."""
         monitor = None if self.relearning or self.paused else self.monitor
-        if scorer is None:
-            return Scores(serving, monitor, B, None)
-        z, heat_map = scorer.whiten_maps(maps, finite=maps.device.type != "cpu"), self.config.scoring.heat_map
-        scores, patches = scorer.score_maps(z, serving.threshold if heat_map else None)
-        heats = (patches.reshape(B, *maps.grid),) if heat_map else ()
-        return Scores(serving, monitor, B, fetch(scores, z.mean(1), *heats))
+        return partial(begin_to_score, self.serving, monitor, self.config.scoring.heat_map)
 
     def verdicts(self, scored: Scores) -> list[Verdict]:
         """Verdicts once the scores are there; the drift monitor watches, unless the line was paused.

@@ -2,7 +2,7 @@
 
 import platform
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
@@ -132,11 +132,20 @@ class Metrics:
 
         So the stages add up to the loop's time.
         """
+        with self.stages({name: 1.0}):
+            yield
+
+    @contextmanager
+    def stages(self, parts: Mapping[str, float]) -> Iterator[None]:
+        """Time stages that the loop goes through, or waits for, all at once; each has its part of the time in their
+        sum, as it is in the end."""
         began = time.perf_counter()
         self._inner.append(0.0)
         try:
             yield
         finally:
             seconds = time.perf_counter() - began
-            self.stage_seconds.labels(name).observe(seconds - self._inner.pop())
+            own = seconds - self._inner.pop()
             self._inner[-1] += seconds
+            for name, part in parts.items():
+                self.stage_seconds.labels(name).observe(own * part / (sum(parts.values()) or 1.0))

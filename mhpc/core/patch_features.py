@@ -1,8 +1,10 @@
 """Images to patch features: a backbone, cut after the last layer asked for, and locally pooled maps of its layers."""
 
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from difflib import get_close_matches
 from functools import partial
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +40,8 @@ class PatchFeatures:
     of wide_resnet50_2 at 224 x 224), and as much again for a copy in the order that pooling reads; images are taken in
     groups that need at most 64 MiB of it, or singly, whatever the batch.
 
-    The backbone carries hooks for the length of a call: calls of extractors that share one must not overlap.
+    The backbone carries hooks for the length of a call: calls of extractors that share one must not overlap. Those of a
+    `replica` may.
 
     Args:
         backbone: in eval mode; moved to device, channels last. Its floating dtype may be another than float32.
@@ -103,6 +106,19 @@ class PatchFeatures:
         if self.target_embed_dimension is not None:
             raise ValueError(f"target_embed_dimension is {self.target_embed_dimension}: it pools joined features")
         return self._pooled(self._forward(images))
+
+    def replica(self) -> "PatchFeatures":
+        """An extractor for calls on another thread: modules of its own, which share the weights of these."""
+        weights = {id(tensor): tensor for tensor in chain(self.backbone.parameters(), self.backbone.buffers())}
+        return PatchFeatures(
+            deepcopy(self.backbone, weights),  # what its memo holds is not copied
+            self.layers,
+            self.patchsize,
+            self.device,
+            self.patchstride,
+            self.pretrain_embed_dimension,
+            self.target_embed_dimension,
+        )
 
     def _embed(self, maps: list[Tensor]) -> tuple[Tensor, tuple[int, int]]:
         """Features [B, P, D] and grid (h, w) of the layers' maps [B, C, ., .]."""

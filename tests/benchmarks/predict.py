@@ -79,7 +79,7 @@ def as_a_worker_scores(name: str, learned: list[Any], pixels: list[Any]) -> Any:
     line.serving = line.served_by("0-0")
     ready = [engine.prepare(x) for x in pixels]
     print(f"  the worker: {str(engine.precision).removeprefix('torch.')}, phase {line.phase}")
-    return lambda: line.verdicts(line.score(engine.maps(ready)))
+    return lambda: line.verdicts(line.scores_by()(engine.maps(ready)))
 
 
 def report(name: BackboneName) -> None:

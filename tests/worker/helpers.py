@@ -130,4 +130,4 @@ class LosesReplies:
 
 def judge(line: Line, features: Tensor, grid: tuple[int, int]) -> list[Verdict]:
     """A line's verdicts on images by their features [B, P, D]."""
-    return line.verdicts(line.score(PatchMaps.of_features(features, grid)))
+    return line.verdicts(line.scores_by()(PatchMaps.of_features(features, grid)))

@@ -128,7 +128,7 @@ class Judging:
         Learning, which may keep their results waiting, has half of a CPU meanwhile; a GPU it would share with them.
         """
         learns = any(keeper.line.learns and keeper.epoch for keeper in keepers.values())
-        return self.engine.passes - 1 if self._pool else int(self.engine.device.type == "cuda" and not learns)
+        return self.engine.passes - (not learns) if self._pool else int(self.engine.device.type == "cuda" and not learns)
 
     def computing(self, seconds: float = WAIT_SECONDS) -> int:
         """How many batches are being computed yet, after so long a wait for the oldest."""

@@ -128,11 +128,13 @@ class Judging:
         Learning, which may keep their results waiting, has half of a CPU meanwhile; a GPU it would share with them.
         """
         learns = any(keeper.line.learns and keeper.epoch for keeper in keepers.values())
-        return self.engine.passes - (not learns) if self._pool else int(self.engine.device.type == "cuda" and not learns)
+        return (
+            self.engine.passes - (not learns) if self._pool else int(self.engine.device.type == "cuda" and not learns)
+        )
 
-    def computing(self, seconds: float = WAIT_SECONDS) -> int:
-        """How many batches are being computed yet, after so long a wait for the oldest."""
-        wait([flight.found for flight in self._flights[:1]], seconds)
+    def computing(self) -> int:
+        """How many batches are being computed yet, after WAIT_SECONDS at most for the oldest."""
+        wait([flight.found for flight in self._flights[:1]], WAIT_SECONDS)
         return len(self._flights) - len(list(takewhile(lambda flight: flight.found.done(), self._flights)))
 
     def land(self, hand: Sequence[Opened], most: int = 0) -> None:

@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import permutations
 from pathlib import Path
 from types import SimpleNamespace
@@ -110,6 +111,24 @@ def test_preparing_leaves_the_pixels_as_they_are(engine: Engine) -> None:
     pixels = picture(3)
     engine.prepare(pixels)
     np.testing.assert_array_equal(pixels, picture(3))
+
+
+def test_threads_extract_at_the_same_time_what_one_does_alone(engine: Engine) -> None:
+    pictures = prepared(engine, 12)
+    alone = [engine.forward([picture]) for picture in pictures]
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(lambda picture: engine.extract([picture]).joined(), pictures * 4))
+    for found, expected in zip(together, alone * 4, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_passes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    for threads, expected in ((1, (1, 1)), (2, (2, 1)), (16, (2, 8))):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        engine = engine_of()
+        assert (engine.passes, engine.threads) == expected
+    own = engine_of(backbone="torchvision.models:resnet18", weights=None)  # nobody knows what a user's own shares
+    assert (own.passes, own.threads) == (1, 16)
 
 
 def test_features_come_in_batches_of_at_most_max_batch() -> None:

@@ -1,16 +1,19 @@
-"""As beside a GPU: a batch stays under way while the next turn begins."""
+"""A batch stays under way while the next turn begins: beside a GPU, and on threads of a CPU."""
 
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import redis
+from torch import Tensor
 
 from mhpc.core.drift import DriftMonitor
 from mhpc.core.patch_maps import PatchMaps
-from tests.worker.helpers import item, message
+from tests.worker.helpers import eventually, item, message
 from tests.worker.station import MODEL, State, Station
-from worker import batching
+from worker import batching, judging
 from worker.engine import Engine
 from worker.judging import Judging
 from worker.line import SCORING
@@ -18,20 +21,27 @@ from worker.line import SCORING
 OTHER = "0000000001-0000000002"
 
 
-@pytest.fixture
+@pytest.fixture(params=[1, 2], ids=["by a GPU", "on threads"])
 def station(
+    request: pytest.FixtureRequest,
     client: redis.Redis,
     engine: Engine,
     tmp_path: Path,
     line: str,
     states: dict[str, State],
     monkeypatch: pytest.MonkeyPatch,
-) -> Station:
+) -> Iterator[Station]:
+    monkeypatch.setattr(engine, "passes", request.param)
     monkeypatch.setattr(Judging, "may_stay_under_way", lambda *_: 1)
+    monkeypatch.setattr(judging, "WAIT_SECONDS", 60.0)
     monkeypatch.setattr(batching, "FRESH_SECONDS", 60.0)  # a batch is of all that is in hand, however long that takes
     station = Station(client, engine, tmp_path, line)
     station.restore(line, states[SCORING])
-    return station
+    yield station
+    station.answering.close()
+
+
+on_threads = pytest.mark.parametrize("station", [2], indirect=True, ids=["on threads"])
 
 
 def turn(station: Station) -> None:
@@ -129,9 +139,9 @@ def test_a_line_that_is_served_no_more_leaves_what_is_under_way(station: Station
 def test_features_that_are_not_finite_are_blamed_on_their_line(
     station: Station, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = station.engine.maps
+    real = station.engine.extract
     monkeypatch.setattr(
-        station.engine, "maps", lambda images: PatchMaps(tuple(m * float("nan") for m in real(images).maps))
+        station.engine, "extract", lambda images: PatchMaps(tuple(m * float("nan") for m in real(images).maps))
     )
     station.send(line, message(item("1")))
     for _ in range(8):
@@ -139,3 +149,78 @@ def test_features_that_are_not_finite_are_blamed_on_their_line(
     (letter,) = station.letters(line)
     assert letter["reason"] == "failed"
     assert "NaN" in letter["error"]
+
+
+# -- on threads of a CPU -----------------------------------------------------------------------------------------------
+
+
+@on_threads
+def test_two_batches_are_judged_at_the_same_time(station: Station, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, both = station.engine.extract, threading.Barrier(2, timeout=60)
+
+    def extract(images: list[Tensor]) -> PatchMaps:
+        both.wait()  # for the other batch: one after the other they would wait for ever
+        return real(images)
+
+    monkeypatch.setattr(station.engine, "extract", extract)
+    for name in ("1", "2"):
+        station.send(line, message(item(name)))
+        turn(station)
+    turn(station)
+    assert ids(station, line) == ["1", "2"]
+
+
+@on_threads
+def test_turns_go_on_while_a_batch_takes_long(station: Station, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, may_go_on = station.engine.extract, threading.Event()
+    monkeypatch.setattr(station.engine, "extract", lambda images: (may_go_on.wait(60), real(images))[1])
+    monkeypatch.setattr(judging, "WAIT_SECONDS", 0.01)
+    station.send(line, message(item("1")))
+    for _ in range(5):
+        turn(station)
+    assert station.answering.judging.under_way
+    may_go_on.set()
+
+    def answered() -> bool:
+        turn(station)
+        return ids(station, line) == ["1"]
+
+    eventually(answered)
+
+
+@on_threads
+def test_a_failing_batch_is_blamed_on_its_lines_once_it_is_landed(
+    station: Station, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, failures = station.engine.extract, iter([RuntimeError("out of luck")])
+
+    def extract(images: list[Tensor]) -> PatchMaps:
+        for failure in failures:
+            raise failure
+        return real(images)
+
+    monkeypatch.setattr(station.engine, "extract", extract)
+    station.send(line, message(item("1"), item("2")))
+    for _ in range(4):
+        turn(station)
+    assert ids(station, line) == ["1", "2"]  # they came again, one by one
+    assert station.pending(line) == 0
+
+
+@on_threads
+def test_what_the_loop_waits_for_threads_is_shared_as_their_time_was(station: Station, line: str) -> None:
+    before = [spent(station, stage) for stage in ("forward", "score")]
+    station.send(line, message(item("1")))
+    began = time.perf_counter()
+    turn(station)
+    turn(station)
+    wall = time.perf_counter() - began
+    now = [spent(station, stage) for stage in ("forward", "score")]
+    taken = [after - earlier for after, earlier in zip(now, before, strict=True)]
+    assert min(taken) > 0
+    assert sum(taken) < wall
+
+
+def spent(station: Station, stage: str) -> float:
+    registry = station.engine.metrics.registry
+    return registry.get_sample_value("mhpc_stage_seconds_sum", {"stage": stage}) or 0.0

@@ -1,3 +1,6 @@
+import time
+
+import pytest
 from prometheus_client import generate_latest
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.parser import text_string_to_metric_families
@@ -66,6 +69,25 @@ def test_the_stages_are_timed_per_call() -> None:
         with metrics.stage(stage):
             pass
         assert value(metrics, "mhpc_stage_seconds_count", stage=stage) == 1
+
+
+def test_stages_that_are_gone_through_at_once_share_the_time_less_that_of_stages_within() -> None:
+    metrics, parts = Metrics(), dict[str, float]()
+    began = time.perf_counter()
+    with metrics.stages(parts):
+        parts |= {"forward": 3.0, "score": 1.0}
+        with metrics.stage("read"):
+            time.sleep(0.02)
+        time.sleep(0.04)
+    wall = time.perf_counter() - began
+    stages = ("forward", "score", "read")
+    forward, score, read = (value(metrics, "mhpc_stage_seconds_sum", stage=stage) or 0.0 for stage in stages)
+    assert forward == pytest.approx(3 * score)
+    assert forward + score >= 0.04
+    assert read >= 0.02
+    assert forward + score + read <= wall
+    with metrics.stages({}):  # nothing was gone through
+        pass
 
 
 def test_the_build_is_told() -> None:

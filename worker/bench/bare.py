@@ -2,7 +2,7 @@
 
 In a process of its own, as the worker is, while nothing else of the run is at work. The loop is the fastest forward
 pass that we know without compiling: cut after the last layer, channels last, float32 or autocast to bfloat16, at the
-best batch size and number of threads, over pictures that were decoded before.
+best batch size and number of threads, one pass at a time or as many as a worker has, over pictures decoded before.
 """
 
 import json
@@ -24,7 +24,7 @@ from worker.bench.pictures import as_images, read_parts
 from worker.bench.probe import machine_seconds, memory_bytes
 from worker.configuration import load_settings
 from worker.decoding import decode, decoding_threads
-from worker.engine import DEVIATION, MEAN, pick_device
+from worker.engine import DEVIATION, MEAN, PASSES, pick_device
 from worker.errors import ModelError, WorkerError, one_line
 from worker.settings import LimitSettings, Settings
 
@@ -44,12 +44,17 @@ class Loop:
 
     def rate(self, trial: Trial, seconds: float) -> float:
         """Images per second of a variant, over so many seconds and at least MIN_CALLS batches."""
+        extractors = [self.features, *(self.features.replica() for _ in range(1, trial.passes))]
+        with ThreadPoolExecutor(len(extractors)) as pool:
+            return sum(pool.map(lambda features: self._rate(features, trial, seconds), extractors))
+
+    def _rate(self, features: PatchFeatures, trial: Trial, seconds: float) -> float:
         torch.set_num_threads(trial.threads)
         repeats = -(-trial.batch // len(self.pictures))
         batch = self.pictures.repeat(repeats, 1, 1, 1)[: trial.batch].contiguous(memory_format=torch.channels_last)
         with torch.inference_mode(), torch.autocast(batch.device.type, torch.bfloat16, trial.precision == "bfloat16"):
             # Not the whole extractor: pooling and aligning its maps is the worker's work, as the bank is.
-            return trial.batch * calls_per_second(lambda: self.features._forward(batch), seconds)
+            return trial.batch * calls_per_second(lambda: features._forward(batch), seconds)
 
 
 def calls_per_second(call: Callable[[], object], seconds: float) -> float:
@@ -70,18 +75,33 @@ def _wait_for_device() -> None:
 
 
 def fastest(
-    rate: Callable[[Trial], float], batches: Sequence[int], threads: Sequence[int], first: int
+    rate: Callable[[Trial], float], batches: Sequence[int], shares: Sequence[tuple[int, int]], first: int
 ) -> list[tuple[Trial, float]]:
-    """Find the fastest variant: the precision at the first batch, then the batch, then the threads. The last is it."""
-    tried = {Trial(p, first, threads[-1]): 0.0 for p in ("float32", "bfloat16")}
+    """Find the fastest variant: the precision at the first batch, then the batch, then the threads and passes.
+
+    Args:
+        shares: threads and passes, those of the first two choices first.
+
+    Returns:
+        What was tried, the fastest last.
+    """
+    tried = {Trial(p, first, *shares[0]): 0.0 for p in ("float32", "bfloat16")}
     for trial in tried:
         tried[trial] = rate(trial)
     best = max(tried, key=lambda trial: tried[trial])
-    others = [Trial(best.precision, batch, threads[-1]) for batch in batches if batch != first]
+    others = [Trial(best.precision, batch, *shares[0]) for batch in batches if batch != first]
     tried |= {trial: rate(trial) for trial in others}
     best = max(tried, key=lambda trial: tried[trial])
-    tried |= {trial: rate(trial) for trial in (Trial(best.precision, best.batch, n) for n in threads[:-1])}
+    tried |= {trial: rate(trial) for trial in (Trial(best.precision, best.batch, *share) for share in shares[1:])}
     return sorted(tried.items(), key=lambda item: item[1])
+
+
+def shares_of(device: torch.device) -> list[tuple[int, int]]:
+    """Threads and passes at the same time: all threads for one, one alone, and those of a worker."""
+    most, passes = torch.get_num_threads(), PASSES.get(device.type, 1)
+    if device.type != "cpu" or most == 1:
+        return [(most, 1)]
+    return [(most, 1), (1, 1), (most // passes, passes)]
 
 
 def with_others(measured: Callable[[], float]) -> tuple[float, float]:
@@ -129,17 +149,16 @@ def measure(settings: Settings, parts: list[bytes], seconds: float) -> Bare:
     except (BackboneError, ValueError) as error:
         raise ModelError(f"model: {error}") from None
     loop = Loop(features, pictures)
-    threads = sorted({1, torch.get_num_threads()}) if device.type == "cpu" else [torch.get_num_threads()]
-    first, batches = FIRST_BATCH[device.type], BATCHES[device.type]
-    tried = fastest(lambda trial: loop.rate(trial, TRIAL_SHARE * seconds), batches, threads, first)
+    first, batches, shares = FIRST_BATCH[device.type], BATCHES[device.type], shares_of(device)
+    tried = fastest(lambda trial: loop.rate(trial, TRIAL_SHARE * seconds), batches, shares, first)
     best, width = tried[-1][0], maps.shape[-1]
     rate, others = with_others(lambda: loop.rate(best, seconds))
-    torch.set_num_threads(threads[-1])
     return Bare(
         images_per_second=rate,
         precision=best.precision,
         batch=best.batch,
         threads=best.threads,
+        passes=best.passes,
         tried=tuple({**asdict(trial), "images_per_second": round(speed, 2)} for trial, speed in tried),
         width=width,
         patches=grid[0] * grid[1],

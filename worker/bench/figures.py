@@ -9,11 +9,12 @@ from worker.bench.latency import Latency
 
 @dataclass(frozen=True)
 class Trial:
-    """A variant of the bare loop."""
+    """A variant of the bare loop: `passes` at the same time, each on so many threads."""
 
     precision: str
     batch: int
     threads: int
+    passes: int = 1
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Bare:
     precision: str
     batch: int
     threads: int
+    passes: int
     tried: tuple[dict[str, Any], ...]
     width: int
     patches: int

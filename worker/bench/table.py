@@ -33,7 +33,8 @@ def _throughput(figures: Figures) -> Table:
     for name, phase in _phases(figures):
         ratios = (f"{ratio:.3f}" for ratio in (phase.ratio, phase.ratio_alone, phase.ratio_floor))
         table.add_row(name, f"{phase.images_per_second:.1f}", *ratios, f"{phase.batch:.1f}")
-    variant = f"{bare.precision}, {bare.threads} threads, cut after {figures.layers[-1]}, channels last"
+    threads = f"{bare.threads} each of {bare.passes} passes" if bare.passes > 1 else f"{bare.threads}"
+    variant = f"{bare.precision}, threads: {threads}, cut after {figures.layers[-1]}, channels last"
     table.caption = f"bare loop: {variant}\nalone: had Redis and the producer taken no CPU time"
     table.caption_justify = "left"
     return table

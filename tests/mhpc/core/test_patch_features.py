@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -179,6 +181,19 @@ def test_no_hook_is_left_behind_even_after_an_error(resnet: nn.Module) -> None:
     with pytest.raises(ValueError, match="expected a map"):
         PatchFeatures(resnet, ["fc"])(pictures(1))
     assert not any(module._forward_hooks for module in resnet.modules())
+
+
+def test_a_replica_shares_the_weights_and_runs_beside_the_extractor(resnet: nn.Module) -> None:
+    extractor = PatchFeatures(resnet, ["layer2", "layer3"], patchsize=5)
+    replica = extractor.replica()
+    for mine, its in zip(resnet.state_dict().values(), replica.backbone.state_dict().values(), strict=True):
+        assert mine.data_ptr() == its.data_ptr()
+    expected = extractor(pictures(2))
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda extract: [extract(pictures(2)) for _ in range(5)], (extractor, replica)))
+    for features, grid in chain(*found):
+        assert grid == expected[1]
+        torch.testing.assert_close(features, expected[0])
 
 
 @pytest.mark.parametrize("layers", [[], ["layer9"], ["layer2", "layer2"], [""], ["layer2", "layer9"]])

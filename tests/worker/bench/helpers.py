@@ -10,8 +10,9 @@ from worker.message import Result, encode_result
 
 SEQUENCE = itertools.count()
 BARE = Bare(
-    images_per_second=200.0, precision="bfloat16", batch=8, threads=2, tried=(), width=384, patches=784, device="cpu",
-    cores=2, decode_per_second=2000.0, gemm_flop_per_second=1e11, resident_bytes=900 << 20, others_cpu_seconds=0.1,
+    images_per_second=200.0, precision="bfloat16", batch=8, threads=2, passes=1, tried=(), width=384, patches=784,
+    device="cpu", cores=2, decode_per_second=2000.0, gemm_flop_per_second=1e11, resident_bytes=900 << 20,
+    others_cpu_seconds=0.1,
 )  # fmt: skip
 LATENCY = Latency(100, 40.0, 60.0, 80.0, 90.0)
 

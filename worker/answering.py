@@ -30,6 +30,8 @@ from worker.streams.client import CONNECTION_ERRORS
 from worker.streams.line_streams import LineStreams, entry_key
 from worker.streams.review import review_caps
 
+WAIT_SECONDS = 0.01  # for a batch under way, where nothing else is to do, before the loop looks for more
+
 log = structlog.get_logger()
 
 
@@ -90,7 +92,8 @@ class Answering:
             waits = block_ms is not None and self.batcher.patience() > 0
             batch = [] if waits else self.batcher.take()
         self.judging.launch(batch, keepers)
-        self.judging.land(self._hand, self.judging.may_stay_under_way(keepers) if batch else self.judging.computing())
+        stay = self.judging.may_stay_under_way(keepers) if batch else self.judging.computing(WAIT_SECONDS)
+        self.judging.land(self._hand, stay)
         self._publish(client, keepers)
         return in_hand
 
@@ -98,7 +101,7 @@ class Answering:
         """Let go of what is in hand of lines: it is pending, and comes again, with all that is."""
         for name in lines:
             self.batcher.drop(name)
-        self._hand = [part for part in self._hand if part.name not in lines]
+        self._hand[:] = [part for part in self._hand if part.name not in lines]  # in place: batches are landed by it
         self.intake.rewind(lines)
 
     def forget(self, line: str) -> None:

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from itertools import islice, takewhile
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from worker.answers import Opened
 from worker.message import Image, Rejected
 from worker.settings import MIB
+from worker.threads import compute_on
 
 AHEAD = 2  # batches that are decoded ahead
 LINE_AHEAD_BYTES = MIB  # of a line's images that are decoded at once, or one image: huge ones leave threads to others
@@ -110,7 +110,7 @@ class Batcher:
         self.max_batch = max_batch
         self.max_wait = max_wait
         self.weights = weights
-        self._pool = ThreadPoolExecutor(threads, "decode", initializer=torch.set_num_threads, initargs=(1,))
+        self._pool = ThreadPoolExecutor(threads, "decode", initializer=compute_on, initargs=(1,))
         self._queues: dict[str, _Queue] = {}  # in the order of their turns
 
     def put(self, opened: Iterable[tuple[Opened, list[Image]]]) -> None:

@@ -51,6 +51,16 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def passes_of(backbone: str, device: torch.device) -> tuple[int, int]:
+    """How many forward passes are made at the same time, and on how many of torch's threads each.
+
+    One of a backbone of the user's own, of which nobody knows whether a copy shares its weights.
+    """
+    threads = torch.get_num_threads()
+    passes = 1 if ":" in backbone else min(PASSES.get(device.type, 1), threads)
+    return passes, -(-threads // passes)
+
+
 def faster(seconds: Mapping[torch.dtype, float], learned_in: torch.dtype | None) -> torch.dtype:
     """The precision whose trial took less, or what is served already was learned in, unless that is out of place."""
     if learned_in is None:
@@ -94,8 +104,7 @@ class Engine:
         self.beat = beat  # called after each batch: a sign of life within a long turn
         self.fingerprint = self._fingerprint()
         self.max_batch = settings.max_batch or MAX_BATCH.get(device.type, 32)
-        self.passes = 1 if ":" in settings.backbone else min(PASSES.get(device.type, 1), torch.get_num_threads())
-        self.threads = torch.get_num_threads() // self.passes
+        self.passes, self.threads = passes_of(settings.backbone, device)
         self._scale = (255 * DEVIATION).reciprocal().to(device)
         self._shift = (-MEAN / DEVIATION).to(device)
         if device.type == "cuda":

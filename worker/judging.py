@@ -18,8 +18,7 @@ from worker.keeper import Keeper
 from worker.message import Image, Rejected
 from worker.opening import Opening
 from worker.records import Scores
-
-WAIT_SECONDS = 0.01  # for a batch under way, where nothing else is to do, before the loop looks for more
+from worker.threads import compute_on
 
 
 class Run(NamedTuple):
@@ -43,8 +42,13 @@ class Flight(NamedTuple):
 
     pictures: list[Picture]
     runs: list[Run]
-    found: Future[list[Found]]
+    found: Future[list[Found] | Exception]
     seconds: dict[str, float]
+    since: float
+
+
+class JudgingError(Exception):
+    """What failed on a thread."""
 
 
 class Judging:
@@ -67,12 +71,14 @@ class Judging:
         self.blamed_on = blamed_on
         self._pool: ThreadPoolExecutor | None = None
         if (passes := self.engine.passes) > 1:
-            self._pool = ThreadPoolExecutor(passes, "judge", torch.set_num_threads, (self.engine.threads,))
-            torch.set_num_threads(self.engine.threads)  # of the work loop, which learns beside them
+            self._pool = ThreadPoolExecutor(passes, "judge", compute_on, (self.engine.threads,))
+            compute_on(self.engine.threads)  # the work loop, too, which learns beside them
         self._flights: list[Flight] = []  # oldest first
 
     def launch(self, batch: list[Picture], keepers: Mapping[str, Keeper]) -> None:
         """Begin to judge a batch; where something unexpected fails, a line's entries come again, one by one."""
+        if not batch:
+            return
         runs, pixels = list[Run](), list[Tensor]()
         in_order = sorted(batch, key=lambda picture: picture.part.name)  # stable: a line's images stay in order
         for name, of_line in groupby(in_order, key=lambda picture: picture.part.name):
@@ -84,7 +90,7 @@ class Judging:
                 pixels += [x for _, x in ready]
         if not any(run.learns or run.keeper.line.serving.scorer for run in runs):
             pixels = []  # nobody has use for features
-        flight = Flight(batch, runs, Future(), {})
+        flight = Flight(batch, runs, Future(), {}, time.monotonic())
         self._flights.append(flight)
         if self._pool:
             self._pool.submit(self._judge, flight, pixels)
@@ -97,24 +103,30 @@ class Judging:
         return Run(keeper, images, line.scores_by(), bool(line.learns and keeper.epoch and self.cache.capacity))
 
     def _judge(self, flight: Flight, pixels: list[Tensor]) -> None:
-        """Find what comes of a batch, on whichever thread."""
-        try:
-            flight.found.set_result(self._found(flight, pixels))
-        except Exception as error:
-            flight.found.set_exception(error)
+        """Find what comes of a batch, on whichever thread.
 
-    def _found(self, flight: Flight, pixels: list[Tensor]) -> list[Found]:
-        of_batch = PatchMaps((torch.empty(sum(len(run.images) for run in flight.runs), 0, 1, 1),))
+        An error is a value here, without the frame of this function: one that leads back to itself would keep the
+        pictures until the collector comes.
+        """
+        found: list[Found] | Exception
+        try:
+            found = self._found(flight.runs, pixels, flight.seconds)
+        except Exception as error:
+            found = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
+        flight.found.set_result(found)
+
+    def _found(self, runs: list[Run], pixels: list[Tensor], seconds: dict[str, float]) -> list[Found]:
+        of_batch = PatchMaps((torch.empty(sum(len(run.images) for run in runs), 0, 1, 1),))
         if pixels:
-            with clocked(flight.seconds, "forward"):
+            with clocked(seconds, "forward"):
                 of_batch = self.engine.extract(pixels)
         found, start = list[Found](), 0
-        for run in flight.runs:
+        for run in runs:
             of_run = of_batch.images(start, start + len(run.images))
             start += len(run.images)
-            with clocked(flight.seconds, "score"):
+            with clocked(seconds, "score"):
                 scores = _scores_of(run, of_run)
-            with clocked(flight.seconds, "forward"):
+            with clocked(seconds, "forward"):
                 found.append(Found(scores, of_run.joined() if run.learns else None))
         return found
 
@@ -122,19 +134,24 @@ class Judging:
     def under_way(self) -> bool:
         return bool(self._flights)
 
+    @property
+    def since(self) -> float:
+        """When the oldest batch under way was begun, by the monotonic clock; now if there is none."""
+        return self._flights[0].since if self._flights else time.monotonic()
+
     def may_stay_under_way(self, keepers: Mapping[str, Keeper]) -> int:
         """How many batches may be computed while this process goes on.
 
         Learning, which may keep their results waiting, has half of a CPU meanwhile; a GPU it would share with them.
         """
         learns = any(keeper.line.learns and keeper.epoch for keeper in keepers.values())
-        return (
-            self.engine.passes - (not learns) if self._pool else int(self.engine.device.type == "cuda" and not learns)
-        )
+        if self._pool:
+            return min(self.computing(0.0), self.engine.passes - (not learns))
+        return int(self.engine.device.type == "cuda" and not learns)
 
-    def computing(self) -> int:
-        """How many batches are being computed yet, after WAIT_SECONDS at most for the oldest."""
-        wait([flight.found for flight in self._flights[:1]], WAIT_SECONDS)
+    def computing(self, seconds: float) -> int:
+        """How many batches threads compute yet, after so long a wait for the oldest."""
+        wait([flight.found for flight in self._flights[:1]], seconds)
         return len(self._flights) - len(list(takewhile(lambda flight: flight.found.done(), self._flights)))
 
     def land(self, hand: Sequence[Opened], most: int = 0) -> None:
@@ -145,7 +162,8 @@ class Judging:
             in_hand = [run for run in flight.runs if run.images[0][0] in hand]
             waiting = self.engine.metrics.stages(flight.seconds) if self._pool else nullcontext()
             with self.blamed_on(*(run.keeper.line.name for run in in_hand)) as well, waiting:
-                found = flight.found.result()
+                if isinstance(found := flight.found.result(), Exception):
+                    raise _fresh(found)
             self.engine.beat()
             for run, of_run in zip(flight.runs, found, strict=True) if well else ():
                 if run in in_hand:
@@ -158,12 +176,12 @@ class Judging:
         """Fill in the verdicts on images of a line, by their features, at once."""
         run = self._run(keeper, images)
         with self.engine.metrics.stage("score"):
-            found = Found(_scores_of(run, features), features.joined() if run.learns else None)
+            found = Found(run.score(features), features.joined() if run.learns else None)
         self._fill_in(run, found, [part for part, _ in images])
 
     def _fill_in(self, run: Run, found: Found, hand: Sequence[Opened]) -> None:
         if isinstance(found.scores, Exception):
-            raise found.scores
+            raise _fresh(found.scores)
         line = run.keeper.line
         with self.engine.metrics.stage("score"):
             verdicts = line.verdicts(found.scores)
@@ -182,7 +200,16 @@ class Judging:
     def close(self) -> None:
         """Stop the threads."""
         if self._pool:
-            self._pool.shutdown()
+            self._pool.shutdown(cancel_futures=True)
+
+
+def _fresh(error: Exception) -> Exception:
+    """What to raise for an error that was a value: another one, that no frame which handles it holds."""
+    if isinstance(error, torch.AcceleratorError):
+        return error
+    raised = JudgingError(f"{type(error).__name__}: {error}")
+    raised.__cause__ = error
+    return raised
 
 
 def _scores_of(run: Run, features: PatchMaps) -> Scores | Exception:

@@ -1,5 +1,6 @@
 """What the service manager is told: sd_notify(3), datagrams to the socket that NOTIFY_SOCKET names."""
 
+import math
 import os
 import socket
 import time
@@ -41,10 +42,14 @@ class Notifier:
                 log.warning("the service manager is not reached", socket=self._address, error=str(error))
             self._deaf = True
 
-    def feed(self) -> None:
-        """A sign of life, as often as the watchdog asks; for the loop that it watches to call, and for nothing else."""
+    def feed(self, since: float = math.inf) -> None:
+        """A sign of life, as often as the watchdog asks; for the loop that it watches to call, and for nothing else.
+
+        Args:
+            since: when what the loop has threads do was begun. What takes as long as from one sign to the next hangs.
+        """
         now = time.monotonic()
-        if self._every and now >= self._feed_at:
+        if self._every and now >= self._feed_at and now - since < self._every:
             self._feed_at = now + self._every
             self.tell("WATCHDOG=1")
 

@@ -19,6 +19,7 @@ from worker.errors import RanksError, RejectedError, one_line
 from worker.failpoints import failpoint
 from worker.message import Image
 from worker.settings import LimitSettings
+from worker.threads import compute_on
 
 log = structlog.get_logger()
 
@@ -39,9 +40,7 @@ class Share:
         self.whole: OnePassLearner | None = None  # on rank 0, what the last merge has found
         self.scorer: Scorer | None = None
         self._opened: list[Tensor | None] = []  # prepared images [3, H, W]; None for one that cannot be decoded
-        self._pool = ThreadPoolExecutor(
-            len(os.sched_getaffinity(0)), "open", initializer=torch.set_num_threads, initargs=(1,)
-        )
+        self._pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)), "open", initializer=compute_on, initargs=(1,))
 
     def take_over(self, learner: OnePassLearner, ticket: int) -> None:
         """Go on with this learner as the share of that ticket."""

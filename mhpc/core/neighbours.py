@@ -13,7 +13,7 @@ from mhpc.linalg import CPU_BLOCK, nearest
 
 GROUPS = 128  # of a bank of 6,000 rows: 64 and 192 are no faster in 75 dimensions, in 380 64 are slower
 LEAST_ROWS, LEAST_PATCHES = 2000, 128  # of a bank and of an image, below which brute force is as fast
-ROUNDING = 16  # machine epsilons: what a product of rows may err by, in their norms' product; 0.8 were seen
+ROUNDING = 16  # machine epsilons: what a product of rows may err by, in their norms' product; 10 were seen
 SAMPLED = 2  # one row in so many tells where the groups are
 SPARE = 8  # patches refined at first beyond twice top_k
 UNLIKE = 4  # times as many rows has a group whose products stand in another matrix

@@ -53,6 +53,14 @@ def _no_outer_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
+@pytest.fixture(autouse=True)
+def _threads_as_before() -> Iterator[None]:
+    """Judging takes its share of them for the process that it is in; the next test is another one's."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def engine() -> Engine:
     """A real backbone on the CPU, small inputs: 8 x 8 patches of 384 features."""

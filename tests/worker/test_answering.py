@@ -243,7 +243,7 @@ def test_what_came_of_images_is_counted(station: Station, line: str, states: dic
     assert station.counted("anomalies_total", line=line) == 1
     assert station.counted("end_to_end_seconds_count", line=line) == 3
     assert station.counted("score_to_threshold_count", line=line) == 2
-    for stage in ("read", "decode", "score", "publish"):  # forward passes are counted by the engine
+    for stage in ("read", "decode", "publish"):  # what is judged is timed by the engine's
         assert station.counted("stage_seconds_count", stage=stage) > 0
 
 

@@ -13,7 +13,7 @@ from mhpc.core.drift import DriftMonitor
 from mhpc.core.patch_maps import PatchMaps
 from tests.worker.helpers import eventually, item, message
 from tests.worker.station import MODEL, State, Station
-from worker import batching, judging
+from worker import answering, batching
 from worker.engine import Engine
 from worker.judging import Judging
 from worker.line import SCORING
@@ -33,7 +33,7 @@ def station(
 ) -> Iterator[Station]:
     monkeypatch.setattr(engine, "passes", request.param)
     monkeypatch.setattr(Judging, "may_stay_under_way", lambda *_: 1)
-    monkeypatch.setattr(judging, "WAIT_SECONDS", 60.0)
+    monkeypatch.setattr(answering, "WAIT_SECONDS", 60.0)
     monkeypatch.setattr(batching, "FRESH_SECONDS", 60.0)  # a batch is of all that is in hand, however long that takes
     station = Station(client, engine, tmp_path, line)
     station.restore(line, states[SCORING])
@@ -174,11 +174,12 @@ def test_two_batches_are_judged_at_the_same_time(station: Station, line: str, mo
 def test_turns_go_on_while_a_batch_takes_long(station: Station, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     real, may_go_on = station.engine.extract, threading.Event()
     monkeypatch.setattr(station.engine, "extract", lambda images: (may_go_on.wait(60), real(images))[1])
-    monkeypatch.setattr(judging, "WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(answering, "WAIT_SECONDS", 0.01)
     station.send(line, message(item("1")))
     for _ in range(5):
         turn(station)
     assert station.answering.judging.under_way
+    assert station.answering.judging.since < time.monotonic() - 0.03  # for the watchdog
     may_go_on.set()
 
     def answered() -> bool:

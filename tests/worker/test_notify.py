@@ -113,6 +113,17 @@ def test_the_watchdog_is_fed_no_more_often_than_it_asks(
     assert manager.heard() == ["WATCHDOG=1"]
 
 
+def test_a_loop_whose_threads_hang_feeds_no_watchdog(
+    manager: Manager, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notifier, now = Notifier(environment), 1000.0
+    monkeypatch.setattr("worker.notify.time.monotonic", lambda: now)
+    notifier.feed(since=now - WATCHDOG_SECONDS / FEEDS)
+    assert manager.silent_for(0)
+    notifier.feed(since=now)
+    assert manager.heard() == ["WATCHDOG=1"]
+
+
 @pytest.mark.parametrize("asked", [{"WATCHDOG_USEC": ""}, {"WATCHDOG_PID": "1"}])
 def test_a_watchdog_that_asks_nothing_of_this_process_is_not_fed(
     manager: Manager, environment: dict[str, str], asked: dict[str, str]

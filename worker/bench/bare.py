@@ -24,9 +24,10 @@ from worker.bench.pictures import as_images, read_parts
 from worker.bench.probe import machine_seconds, memory_bytes
 from worker.configuration import load_settings
 from worker.decoding import decode, decoding_threads
-from worker.engine import DEVIATION, MEAN, PASSES, pick_device
+from worker.engine import DEVIATION, MEAN, passes_of, pick_device
 from worker.errors import ModelError, WorkerError, one_line
 from worker.settings import LimitSettings, Settings
+from worker.threads import compute_on
 
 BATCHES: dict[str, tuple[int, ...]] = {"cpu": (1, 8, 16, 32), "cuda": (8, 32, 64, 128)}
 FIRST_BATCH = {"cpu": 8, "cuda": 64}  # at which precisions are compared: a GPU is slow by launches at small ones
@@ -49,7 +50,7 @@ class Loop:
             return sum(pool.map(lambda features: self._rate(features, trial, seconds), extractors))
 
     def _rate(self, features: PatchFeatures, trial: Trial, seconds: float) -> float:
-        torch.set_num_threads(trial.threads)
+        compute_on(trial.threads)
         repeats = -(-trial.batch // len(self.pictures))
         batch = self.pictures.repeat(repeats, 1, 1, 1)[: trial.batch].contiguous(memory_format=torch.channels_last)
         with torch.inference_mode(), torch.autocast(batch.device.type, torch.bfloat16, trial.precision == "bfloat16"):
@@ -96,12 +97,11 @@ def fastest(
     return sorted(tried.items(), key=lambda item: item[1])
 
 
-def shares_of(device: torch.device) -> list[tuple[int, int]]:
-    """Threads and passes at the same time: all threads for one, one alone, and those of a worker."""
-    most, passes = torch.get_num_threads(), PASSES.get(device.type, 1)
-    if device.type != "cpu" or most == 1:
-        return [(most, 1)]
-    return [(most, 1), (1, 1), (most // passes, passes)]
+def shares_of(backbone: str, device: torch.device) -> list[tuple[int, int]]:
+    """Threads and passes at the same time: all threads for one, one thread alone, and those of a worker."""
+    all_, (passes, threads) = (torch.get_num_threads(), 1), passes_of(backbone, device)
+    others = [(1, 1), (threads, passes)] if device.type == "cpu" else []
+    return [all_, *(share for share in others if share != all_)]
 
 
 def with_others(measured: Callable[[], float]) -> tuple[float, float]:
@@ -149,7 +149,7 @@ def measure(settings: Settings, parts: list[bytes], seconds: float) -> Bare:
     except (BackboneError, ValueError) as error:
         raise ModelError(f"model: {error}") from None
     loop = Loop(features, pictures)
-    first, batches, shares = FIRST_BATCH[device.type], BATCHES[device.type], shares_of(device)
+    first, batches, shares = FIRST_BATCH[device.type], BATCHES[device.type], shares_of(model.backbone, device)
     tried = fastest(lambda trial: loop.rate(trial, TRIAL_SHARE * seconds), batches, shares, first)
     best, width = tried[-1][0], maps.shape[-1]
     rate, others = with_others(lambda: loop.rate(best, seconds))

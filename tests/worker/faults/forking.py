@@ -48,7 +48,7 @@ def _be_a_worker(settings: dict[str, Any], log: Path) -> None:
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(output, sys.stdout.fileno())
         os.dup2(output, sys.stderr.fileno())
-        torch.set_num_threads(1)
+        torch.set_num_threads(2)  # a thread for each of two batches, as on the cores of a plant
         run_worker(load_settings(None, settings))
         code = 0
     except BaseException:

@@ -78,7 +78,7 @@ name = "{line}"
 def running_worker(config: Path) -> Iterator[subprocess.Popen[bytes]]:
     """The worker; killed at the end if the test has not ended it. A test that fails shows what it said last."""
     log = config.with_suffix(".log").open("ab")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}  # one for each of two batches
     process = subprocess.Popen(
         [sys.executable, "-m", "worker", "run", "--config", str(config)], stdout=log, stderr=log, env=environment
     )

@@ -64,6 +64,7 @@ class Answering:
             settings.model.max_wait_ms / 1000,
             decoding_threads(),
             weights,
+            apart=engine.passes > 1,
         )
         self.publisher = Publisher(streams, settings.streams, review_caps(settings))
         self.refused: dict[str, str] = {}  # what Redis said to the last turn, by line

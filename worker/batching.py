@@ -96,6 +96,7 @@ class Batcher:
         max_wait: seconds that an image waits for others.
         threads: that decode.
         weights: of the lines, where another than 1.
+        apart: whether what comes before all turns has a batch of its own, which is through the sooner.
     """
 
     def __init__(
@@ -105,11 +106,13 @@ class Batcher:
         max_wait: float,
         threads: int,
         weights: Mapping[str, float],
+        apart: bool = False,
     ) -> None:
         self.decode = decode
         self.max_batch = max_batch
         self.max_wait = max_wait
         self.weights = weights
+        self.apart = apart
         self._pool = ThreadPoolExecutor(threads, "decode", initializer=compute_on, initargs=(1,))
         self._queues: dict[str, _Queue] = {}  # in the order of their turns
 
@@ -162,6 +165,8 @@ class Batcher:
         for queue in self._in_order():
             if queue.early:
                 queue.serve(batch, self.max_batch)
+        if batch and self.apart:
+            return batch
         # 2. Turns.
         before = len(batch)
         idle = 0  # lines in a row that had nothing ready

@@ -2,9 +2,9 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from itertools import groupby, takewhile
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, contextmanager
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
@@ -45,6 +45,11 @@ class Flight(NamedTuple):
     found: Future[list[Found] | Exception]
     seconds: dict[str, float]
     since: float
+    alone: bool  # on all cores, since nothing else was to do
+
+    @property
+    def lines(self) -> set[str]:
+        return {run.keeper.line.name for run in self.runs}
 
 
 class JudgingError(Exception):
@@ -54,9 +59,10 @@ class JudgingError(Exception):
 class Judging:
     """Has batches judged, and fills in the verdicts once they are there.
 
-    A GPU computes by itself. On a CPU two batches are under way, each on a thread that computes on half of the cores:
-    an operation on all of them would wait for the last, which decodes, publishes or serves another process meanwhile,
-    and what runs on one core, as the search in small groups does, would leave the others idle.
+    A GPU computes by itself. On a CPU, as long as more waits than a batch, two are under way, each on a thread that
+    computes on half of the cores: an operation on all of them would wait for the last, which decodes, publishes or
+    serves another process meanwhile, and what runs on one core, as the search in small groups does, would leave the
+    others idle. A batch that is not full, with nothing before it, has all cores: it is through in half the time.
 
     Args:
         blamed_on: has the entries of lines come again where something fails within; what it gives is empty then.
@@ -70,6 +76,7 @@ class Judging:
         self.cache = cache
         self.blamed_on = blamed_on
         self._pool: ThreadPoolExecutor | None = None
+        self._threads = torch.get_num_threads()
         if (passes := self.engine.passes) > 1:
             self._pool = ThreadPoolExecutor(passes, "judge", compute_on, (self.engine.threads,))
             compute_on(self.engine.threads)  # the work loop, too, which learns beside them
@@ -90,7 +97,8 @@ class Judging:
                 pixels += [x for _, x in ready]
         if not any(run.learns or run.keeper.line.serving.scorer for run in runs):
             pixels = []  # nobody has use for features
-        flight = Flight(batch, runs, Future(), {}, time.monotonic())
+        alone = not self._flights and len(batch) < self.engine.max_batch
+        flight = Flight(batch, runs, Future(), {}, time.monotonic(), alone)
         self._flights.append(flight)
         if self._pool:
             self._pool.submit(self._judge, flight, pixels)
@@ -109,6 +117,8 @@ class Judging:
         pictures until the collector comes.
         """
         found: list[Found] | Exception
+        if self._pool:
+            torch.set_num_threads(self._threads if flight.alone else self.engine.threads)
         try:
             found = self._found(flight.runs, pixels, flight.seconds)
         except Exception as error:
@@ -145,23 +155,35 @@ class Judging:
         Learning, which may keep their results waiting, has half of a CPU meanwhile; a GPU it would share with them.
         """
         learns = any(keeper.line.learns and keeper.epoch for keeper in keepers.values())
-        if self._pool:
-            return min(self.computing(0.0), self.engine.passes - (not learns))
-        return int(self.engine.device.type == "cuda" and not learns)
+        if self._pool is None:
+            return int(self.engine.device.type == "cuda" and not learns)
+        if any(flight.alone for flight in self._flights):
+            return 0
+        return min(self.computing(0.0), self.engine.passes - (not learns))
 
     def computing(self, seconds: float) -> int:
-        """How many batches threads compute yet, after so long a wait for the oldest."""
-        wait([flight.found for flight in self._flights[:1]], seconds)
-        return len(self._flights) - len(list(takewhile(lambda flight: flight.found.done(), self._flights)))
+        """How many batches cannot be landed yet, after so long a wait for one that can."""
+        if not any(flight.found.done() for flight in self._free()):
+            wait([flight.found for flight in self._free()], seconds, FIRST_COMPLETED)
+        return len(self._flights) - sum(flight.found.done() for flight in self._free())
+
+    def _free(self) -> list[Flight]:
+        """The batches that may be landed before those begun earlier, which are of other lines."""
+        free, lines = list[Flight](), set[str]()
+        for flight in self._flights:
+            if not flight.lines & lines:
+                free.append(flight)
+            lines |= flight.lines
+        return free
 
     def land(self, hand: Sequence[Opened], most: int = 0) -> None:
-        """Take what came of batches under way, oldest first, until at most so many are left; `hand` is all in hand."""
+        """Take what came of batches under way until at most so many are left, first what is there first; of a line, and
+        from a GPU, the oldest first. `hand` is all in hand."""
         while len(self._flights) > most:
-            flight = self._flights.pop(0)
+            flight = self._next()
             # A line that let go of its images has them come again.
             in_hand = [run for run in flight.runs if run.images[0][0] in hand]
-            waiting = self.engine.metrics.stages(flight.seconds) if self._pool else nullcontext()
-            with self.blamed_on(*(run.keeper.line.name for run in in_hand)) as well, waiting:
+            with self.blamed_on(*(run.keeper.line.name for run in in_hand)) as well:
                 if isinstance(found := flight.found.result(), Exception):
                     raise _fresh(found)
             self.engine.beat()
@@ -171,6 +193,16 @@ class Judging:
                         self._fill_in(run, of_run, hand)
             for picture in flight.pictures:
                 picture.part.left -= 1
+
+    def _next(self) -> Flight:
+        """The batch to be landed next, once it is there."""
+        waited = dict[str, float]()
+        with self.engine.metrics.stages(waited):
+            wait([flight.found for flight in self._free()], return_when=FIRST_COMPLETED)
+            flight = next(flight for flight in self._free() if flight.found.done())
+            waited |= flight.seconds if self._pool else {}  # else they are timed already
+        self._flights.remove(flight)
+        return flight
 
     def judge(self, keeper: Keeper, images: list[tuple[Opened, Image]], features: PatchMaps) -> None:
         """Fill in the verdicts on images of a line, by their features, at once."""

@@ -30,8 +30,6 @@ from worker.streams.client import CONNECTION_ERRORS
 from worker.streams.line_streams import LineStreams, entry_key
 from worker.streams.review import review_caps
 
-WAIT_SECONDS = 0.01  # for a batch under way, where nothing else is to do, before the loop looks for more
-
 log = structlog.get_logger()
 
 
@@ -91,9 +89,10 @@ class Answering:
         with self.metrics.stage("decode"):
             self._open(parts)
             waits = block_ms is not None and self.batcher.patience() > 0
-            batch = [] if waits else self.batcher.take()
+            room = self.judging.room
+            batch = [] if waits or not room else self.batcher.take(only_early=room == 1)
         self.judging.launch(batch, keepers)
-        stay = self.judging.may_stay_under_way(keepers) if batch else self.judging.computing(WAIT_SECONDS)
+        stay = self.judging.may_stay_under_way(keepers, bool(batch), busy=block_ms is None)
         self.judging.land(self._hand, stay)
         self._publish(client, keepers)
         return in_hand

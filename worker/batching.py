@@ -113,6 +113,7 @@ class Batcher:
         self.max_wait = max_wait
         self.weights = weights
         self.apart = apart
+        self._was_apart = False  # the last batch: turns come after each such one
         self._pool = ThreadPoolExecutor(threads, "decode", initializer=compute_on, initargs=(1,))
         self._queues: dict[str, _Queue] = {}  # in the order of their turns
 
@@ -145,9 +146,9 @@ class Batcher:
         oldest = min((picture.since for queue in queues for picture in queue.ahead), default=0.0)
         return max(0.0, oldest + self.max_wait - time.monotonic())
 
-    def take(self) -> list[Picture]:
-        """The next batch, of decoded images; empty if none is ready in a moment."""
-        heads = [queue.ahead[0] for queue in self._queues.values() if queue.ahead]
+    def take(self, only_early: bool = False) -> list[Picture]:
+        """The next batch, of decoded images (of those before all turns alone); empty if none is ready in a moment."""
+        heads = [queue.ahead[0] for queue in self._queues.values() if queue.ahead and (queue.early or not only_early)]
         if not any(picture.pixels.done() for picture in heads):
             wait([picture.pixels for picture in heads], DECODING_SECONDS, FIRST_COMPLETED)
         ahead = [picture for queue in self._queues.values() for picture in queue.ahead]
@@ -155,17 +156,18 @@ class Batcher:
             ahead = heads  # of a line that has come just now
         fresh = time.monotonic() - FRESH_SECONDS
         wait([picture.pixels for picture in ahead if picture.since > fresh], FRESH_SECONDS)
-        batch = self._form()
+        batch = self._form(only_early)
         self._decode_ahead()
         return batch
 
-    def _form(self) -> list[Picture]:
+    def _form(self, only_early: bool) -> list[Picture]:
         batch: list[Picture] = []
         # 1. Lines that come before any turn.
         for queue in self._in_order():
             if queue.early:
                 queue.serve(batch, self.max_batch)
-        if batch and self.apart:
+        self._was_apart = only_early or (bool(batch) and self.apart and not self._was_apart)
+        if self._was_apart:
             return batch
         # 2. Turns.
         before = len(batch)

@@ -111,7 +111,7 @@ class Engine:
             torch.backends.cudnn.allow_tf32 = False  # float32 convolutions would be of 10 bits unless told otherwise
             torch.set_num_threads(1)  # more, which had little to do, would wait for the cores that decode
         self._idle: LifoQueue[PatchFeatures] = LifoQueue()  # extractors; one is in use by one thread
-        for extractor in (self.features, *(self.features.replica() for _ in range(self.passes) if self.passes > 1)):
+        for extractor in (self.features, *(self.features.replica() for _ in range(self.passes + 1) if self.passes > 1)):
             self._idle.put(extractor)
         self.precision = self._precision(learned_in)
         if device.type == "cuda":

@@ -20,6 +20,8 @@ from worker.opening import Opening
 from worker.records import Scores
 from worker.threads import compute_on
 
+WAIT_SECONDS = 0.005  # for threads, before the loop looks for what has come
+
 
 class Run(NamedTuple):
     """Images of a line that stand together in a batch, how to score them, and whether it is to learn from them."""
@@ -45,7 +47,6 @@ class Flight(NamedTuple):
     found: Future[list[Found] | Exception]
     seconds: dict[str, float]
     since: float
-    alone: bool  # on all cores, since nothing else was to do
 
     @property
     def lines(self) -> set[str]:
@@ -59,10 +60,10 @@ class JudgingError(Exception):
 class Judging:
     """Has batches judged, and fills in the verdicts once they are there.
 
-    A GPU computes by itself. On a CPU, as long as more waits than a batch, two are under way, each on a thread that
-    computes on half of the cores: an operation on all of them would wait for the last, which decodes, publishes or
-    serves another process meanwhile, and what runs on one core, as the search in small groups does, would leave the
-    others idle. A batch that is not full, with nothing before it, has all cores: it is through in half the time.
+    A GPU computes by itself. On a CPU two batches are under way, each on a thread that computes on half of the cores:
+    an operation on all of them would wait for the last, which decodes, publishes or serves another process meanwhile,
+    and what runs on one core, as the search in small groups does, would leave the others idle. What comes before all
+    turns (`Batcher`) is judged beside them, at once.
 
     Args:
         blamed_on: has the entries of lines come again where something fails within; what it gives is empty then.
@@ -76,9 +77,8 @@ class Judging:
         self.cache = cache
         self.blamed_on = blamed_on
         self._pool: ThreadPoolExecutor | None = None
-        self._threads = torch.get_num_threads()
         if (passes := self.engine.passes) > 1:
-            self._pool = ThreadPoolExecutor(passes, "judge", compute_on, (self.engine.threads,))
+            self._pool = ThreadPoolExecutor(passes + 1, "judge", compute_on, (self.engine.threads,))
             compute_on(self.engine.threads)  # the work loop, too, which learns beside them
         self._flights: list[Flight] = []  # oldest first
 
@@ -97,14 +97,14 @@ class Judging:
                 pixels += [x for _, x in ready]
         if not any(run.learns or run.keeper.line.serving.scorer for run in runs):
             pixels = []  # nobody has use for features
-        alone = not self._flights and len(batch) < self.engine.max_batch
-        flight = Flight(batch, runs, Future(), {}, time.monotonic(), alone)
+        flight = Flight(batch, runs, Future(), {}, time.monotonic())
         self._flights.append(flight)
         if self._pool:
             self._pool.submit(self._judge, flight, pixels)
             return
         with self.engine.metrics.stages(flight.seconds):
             self._judge(flight, pixels)
+        flight.seconds.clear()  # they are timed
 
     def _run(self, keeper: Keeper, images: list[tuple[Opened, Image]]) -> Run:
         line = keeper.line
@@ -117,8 +117,6 @@ class Judging:
         pictures until the collector comes.
         """
         found: list[Found] | Exception
-        if self._pool:
-            torch.set_num_threads(self._threads if flight.alone else self.engine.threads)
         try:
             found = self._found(flight.runs, pixels, flight.seconds)
         except Exception as error:
@@ -149,17 +147,25 @@ class Judging:
         """When the oldest batch under way was begun, by the monotonic clock; now if there is none."""
         return self._flights[0].since if self._flights else time.monotonic()
 
-    def may_stay_under_way(self, keepers: Mapping[str, Keeper]) -> int:
+    @property
+    def room(self) -> int:
+        """How many more batches threads may be given: beside the full number, one that is through soon."""
+        return self.engine.passes + 1 - self.computing(0.0) if self._pool else 2
+
+    def may_stay_under_way(self, keepers: Mapping[str, Keeper], begun: bool, busy: bool) -> int:
         """How many batches may be computed while this process goes on.
 
-        Learning, which may keep their results waiting, has half of a CPU meanwhile; a GPU it would share with them.
+        Threads are waited for a moment where nothing else is to do. A GPU has one, where the next is begun; none where
+        a line learns, which would keep its results waiting.
+
+        Args:
+            begun: whether a batch has just been begun.
+            busy: whether there is more to do meanwhile.
         """
+        if self._pool:
+            return self.computing(0.0 if busy or (begun and self.room > 1) else WAIT_SECONDS)
         learns = any(keeper.line.learns and keeper.epoch for keeper in keepers.values())
-        if self._pool is None:
-            return int(self.engine.device.type == "cuda" and not learns)
-        if any(flight.alone for flight in self._flights):
-            return 0
-        return min(self.computing(0.0), self.engine.passes - (not learns))
+        return int(begun and self.engine.device.type == "cuda" and not learns)
 
     def computing(self, seconds: float) -> int:
         """How many batches cannot be landed yet, after so long a wait for one that can."""
@@ -200,7 +206,7 @@ class Judging:
         with self.engine.metrics.stages(waited):
             wait([flight.found for flight in self._free()], return_when=FIRST_COMPLETED)
             flight = next(flight for flight in self._free() if flight.found.done())
-            waited |= flight.seconds if self._pool else {}  # else they are timed already
+            waited |= flight.seconds
         self._flights.remove(flight)
         return flight
 

@@ -28,9 +28,12 @@ def make() -> Iterator[Make]:
     made: list[Batcher] = []
 
     def make(
-        decode: Callable[[Image], Tensor] = pixels, wait: float = 0.0, weights: Mapping[str, float] | None = None
+        decode: Callable[[Image], Tensor] = pixels,
+        wait: float = 0.0,
+        weights: Mapping[str, float] | None = None,
+        apart: bool = False,
     ) -> Batcher:
-        made.append(Batcher(decode, BATCH, wait, 2, weights or {}))
+        made.append(Batcher(decode, BATCH, wait, 2, weights or {}, apart))
         return made[-1]
 
     yield make
@@ -94,6 +97,29 @@ def test_a_line_that_sends_little_waits_for_no_flood(make: Make) -> None:
     batcher.take()
     put(batcher, "light", images(2))
     assert [line for line, _ in next(batches(batcher))][:2] == ["light"] * 2
+
+
+def test_where_it_is_through_sooner_alone_what_comes_before_turns_has_a_batch_of_its_own(make: Make) -> None:
+    batcher = make(apart=True)
+    put(batcher, "flood", images(6 * BATCH))
+    assert [lines(take(batcher)) for _ in range(2)] == 2 * [{"flood": BATCH}]
+    put(batcher, "light", images(1))
+    put(batcher, "other", images(2))
+    assert lines(take(batcher)) == {"light": 1, "other": 2}
+    put(batcher, "third", images(1))
+    assert lines(take(batcher)) == {"third": 1, "flood": BATCH - 1}  # turns come after each such batch
+    assert {line for batch in batches(batcher) for line in lines(batch)} == {"flood"}
+
+
+def test_what_comes_before_turns_can_be_taken_alone(make: Make) -> None:
+    batcher = make(apart=True)
+    put(batcher, "flood", images(3 * BATCH))
+    assert lines(take(batcher)) == {"flood": BATCH}
+    assert batcher.take(only_early=True) == []
+    put(batcher, "light", images(1))
+    decode_all(batcher)
+    assert [picture.part.name for picture in batcher.take(only_early=True)] == ["light"]
+    assert [lines(batch) for batch in batches(batcher)] == 2 * [{"flood": BATCH}]
 
 
 def test_a_lines_images_are_judged_together(make: Make) -> None:

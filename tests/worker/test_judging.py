@@ -13,12 +13,13 @@ from mhpc.core.drift import DriftMonitor
 from mhpc.core.patch_maps import PatchMaps
 from tests.worker.helpers import eventually, item, message
 from tests.worker.station import MODEL, State, Station
-from worker import answering, batching
+from worker import batching
 from worker.engine import Engine
 from worker.judging import Judging
 from worker.line import SCORING
 
 OTHER = "0000000001-0000000002"
+MAY_STAY = Judging.may_stay_under_way
 
 
 @pytest.fixture(params=[1, 2], ids=["by a GPU", "on threads"])
@@ -32,11 +33,11 @@ def station(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Station]:
     monkeypatch.setattr(engine, "passes", request.param)
-    monkeypatch.setattr(Judging, "may_stay_under_way", lambda *_: 1)
-    monkeypatch.setattr(answering, "WAIT_SECONDS", 60.0)
+    monkeypatch.setattr(Judging, "may_stay_under_way", lambda _, __, begun, busy: int(begun))
     monkeypatch.setattr(batching, "FRESH_SECONDS", 60.0)  # a batch is of all that is in hand, however long that takes
-    station = Station(client, engine, tmp_path, line)
-    station.restore(line, states[SCORING])
+    station = Station(client, engine, tmp_path, line, f"{line}-2")
+    for name in station.keepers:
+        station.restore(name, states[SCORING])
     yield station
     station.answering.close()
 
@@ -174,9 +175,10 @@ def test_two_batches_are_judged_at_the_same_time(station: Station, line: str, mo
 def test_turns_go_on_while_a_batch_takes_long(station: Station, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     real, may_go_on = station.engine.extract, threading.Event()
     monkeypatch.setattr(station.engine, "extract", lambda images: (may_go_on.wait(60), real(images))[1])
-    monkeypatch.setattr(answering, "WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(Judging, "may_stay_under_way", MAY_STAY)
     station.send(line, message(item("1")))
-    for _ in range(5):
+    began = time.monotonic()
+    while time.monotonic() < began + 0.1:
         turn(station)
     assert station.answering.judging.under_way
     assert station.answering.judging.since < time.monotonic() - 0.03  # for the watchdog
@@ -187,6 +189,35 @@ def test_turns_go_on_while_a_batch_takes_long(station: Station, line: str, monke
         return ids(station, line) == ["1"]
 
     eventually(answered)
+
+
+@on_threads
+def test_a_batch_of_other_lines_is_answered_before_one_that_takes_longer(
+    station: Station, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, may_go_on, calls = station.engine.extract, threading.Event(), iter(range(9))
+
+    def extract(images: list[Tensor]) -> PatchMaps:
+        if next(calls) == 0:
+            may_go_on.wait(60)
+        return real(images)
+
+    monkeypatch.setattr(station.engine, "extract", extract)
+    monkeypatch.setattr(Judging, "may_stay_under_way", MAY_STAY)
+    station.send(line, message(item("slow")))
+    turn(station)
+    station.send(f"{line}-2", message(item("quick")))
+
+    def answered(name: str, expected: list[str]) -> bool:
+        turn(station)
+        return ids(station, name) == expected
+
+    eventually(lambda: answered(f"{line}-2", ["quick"]))
+    station.send(line, message(item("behind")))
+    turn(station)
+    assert ids(station, line) == []
+    may_go_on.set()
+    eventually(lambda: answered(line, ["slow", "behind"]))
 
 
 @on_threads

@@ -25,6 +25,7 @@ from worker.bench.probe import machine_seconds, memory_bytes
 from worker.configuration import load_settings
 from worker.decoding import decode, decoding_threads
 from worker.engine import DEVIATION, MEAN, passes_of, pick_device
+from worker.environment import steady_memory
 from worker.errors import ModelError, WorkerError, one_line
 from worker.settings import LimitSettings, Settings
 from worker.threads import compute_on
@@ -182,4 +183,5 @@ def main(config: str, parts: str, out: str, seconds: str) -> None:
 
 
 if __name__ == "__main__":
+    steady_memory()  # as a worker has it
     main(*sys.argv[1:])

@@ -65,6 +65,7 @@ class Answering:
             apart=engine.passes > 1,
         )
         self.publisher = Publisher(streams, settings.streams, review_caps(settings))
+        self.stands_still = False  # whether the last turn but waited for threads
         self.refused: dict[str, str] = {}  # what Redis said to the last turn, by line
         self._hand: list[Opened] = []  # entries in hand that are not sent yet, in the order that they were read
         self.judging = Judging(self.opening, self.cache, self._blamed_on)
@@ -83,6 +84,7 @@ class Answering:
         self.refused |= read.refused
         parts = [Opened(name, entry) for name, entry in read.entries]
         if read.alone:
+            self.stands_still = False
             return self._turn_alone(client, keepers, parts[0])
         self._hand += parts
         in_hand = len(self._hand)
@@ -90,10 +92,11 @@ class Answering:
             self._open(parts)
             waits = block_ms is not None and self.batcher.patience() > 0
             room = self.judging.room
-            batch = [] if waits or not room else self.batcher.take(only_early=room == 1)
+            batch = [] if waits or not room else self.batcher.take(room == 1, self.judging.under_way)
         self.judging.launch(batch, keepers)
         stay = self.judging.may_stay_under_way(keepers, bool(batch), busy=block_ms is None)
-        self.judging.land(self._hand, stay)
+        landed = self.judging.land(self._hand, stay)
+        self.stands_still = self.judging.under_way and not (batch or landed)
         self._publish(client, keepers)
         return in_hand
 
@@ -116,8 +119,9 @@ class Answering:
         deadline = time.monotonic() + seconds
         self.rewind([part.name for part in self._hand if part.name not in keepers])
         while self._hand and time.monotonic() < deadline:
-            self.judging.launch(self.batcher.take(), keepers)
-            self.judging.land(self._hand)
+            batch = self.batcher.take()
+            self.judging.launch(batch, keepers)
+            self.judging.land(self._hand, self.engine.passes - 1 if batch else 0)
             self._publish(client, keepers)
         self.settle()
 

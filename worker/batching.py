@@ -146,11 +146,16 @@ class Batcher:
         oldest = min((picture.since for queue in queues for picture in queue.ahead), default=0.0)
         return max(0.0, oldest + self.max_wait - time.monotonic())
 
-    def take(self, only_early: bool = False) -> list[Picture]:
-        """The next batch, of decoded images (of those before all turns alone); empty if none is ready in a moment."""
+    def take(self, only_early: bool = False, busy: bool = False) -> list[Picture]:
+        """The next batch, of decoded images; empty if none is ready in a moment.
+
+        Args:
+            only_early: it is to be of those that come before all turns.
+            busy: nothing that is not decoded is waited for long.
+        """
         heads = [queue.ahead[0] for queue in self._queues.values() if queue.ahead and (queue.early or not only_early)]
         if not any(picture.pixels.done() for picture in heads):
-            wait([picture.pixels for picture in heads], DECODING_SECONDS, FIRST_COMPLETED)
+            wait([picture.pixels for picture in heads], 0.0 if busy else DECODING_SECONDS, FIRST_COMPLETED)
         ahead = [picture for queue in self._queues.values() for picture in queue.ahead]
         if sum(picture.pixels.done() for picture in ahead) >= self.max_batch:
             ahead = heads  # of a line that has come just now
@@ -166,9 +171,10 @@ class Batcher:
         for queue in self._in_order():
             if queue.early:
                 queue.serve(batch, self.max_batch)
-        self._was_apart = only_early or (bool(batch) and self.apart and not self._was_apart)
-        if self._was_apart:
+        if only_early or (batch and self.apart and not self._was_apart):
+            self._was_apart |= bool(batch)
             return batch
+        self._was_apart = False
         # 2. Turns.
         before = len(batch)
         idle = 0  # lines in a row that had nothing ready

@@ -50,7 +50,7 @@ class Flight(NamedTuple):
 
     @property
     def lines(self) -> set[str]:
-        return {run.keeper.line.name for run in self.runs}
+        return {picture.part.name for picture in self.pictures}
 
 
 class JudgingError(Exception):
@@ -144,8 +144,8 @@ class Judging:
 
     @property
     def since(self) -> float:
-        """When the oldest batch under way was begun, by the monotonic clock; now if there is none."""
-        return self._flights[0].since if self._flights else time.monotonic()
+        """When the oldest batch that threads still judge was begun, by the monotonic clock; now if there is none."""
+        return min((flight.since for flight in self._flights if not flight.found.done()), default=time.monotonic())
 
     @property
     def room(self) -> int:
@@ -182,9 +182,10 @@ class Judging:
             lines |= flight.lines
         return free
 
-    def land(self, hand: Sequence[Opened], most: int = 0) -> None:
+    def land(self, hand: Sequence[Opened], most: int = 0) -> int:
         """Take what came of batches under way until at most so many are left, first what is there first; of a line, and
-        from a GPU, the oldest first. `hand` is all in hand."""
+        from a GPU, the oldest first. `hand` is all in hand. Returns how many were taken."""
+        landed = 0
         while len(self._flights) > most:
             flight = self._next()
             # A line that let go of its images has them come again.
@@ -199,6 +200,8 @@ class Judging:
                         self._fill_in(run, of_run, hand)
             for picture in flight.pictures:
                 picture.part.left -= 1
+            landed += 1
+        return landed
 
     def _next(self) -> Flight:
         """The batch to be landed next, once it is there."""

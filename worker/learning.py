@@ -26,7 +26,12 @@ class Learning:
         self._waits_since: dict[str, float] = {}  # line -> since when learning leaves the next entries to answering
 
     def turn(self, keepers: Mapping[str, Keeper], guarded: Callable[[Keeper, Callable[[Keeper], None]], None]) -> bool:
-        """Learn within the time for it, each turn beginning with another line; whether there is more to learn from."""
+        """Learn within the time for it, each turn beginning with another line; whether there is more to learn from.
+
+        Where answering but waits for threads nothing has come to learn from; it looks again within milliseconds.
+        """
+        if self.answering.stands_still and not self._waits:
+            return False
         self._waits, self._snapshots = False, 1
         self._until = time.monotonic() + LEARN_SECONDS
         self._turns += 1

@@ -46,10 +46,10 @@ class Notifier:
         """A sign of life, as often as the watchdog asks; for the loop that it watches to call, and for nothing else.
 
         Args:
-            since: when what the loop has threads do was begun. What takes as long as from one sign to the next hangs.
+            since: when what the loop has threads do was begun. What takes as long as the watchdog waits hangs.
         """
         now = time.monotonic()
-        if self._every and now >= self._feed_at and now - since < self._every:
+        if self._every and now >= self._feed_at and now - since < FEEDS * self._every:
             self._feed_at = now + self._every
             self.tell("WATCHDOG=1")
 

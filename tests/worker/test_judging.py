@@ -192,6 +192,38 @@ def test_turns_go_on_while_a_batch_takes_long(station: Station, line: str, monke
 
 
 @on_threads
+def test_what_is_judged_but_not_landed_hangs_nowhere(station: Station, line: str) -> None:
+    station.send(line, message(item("1")))
+    turn(station)  # the next one does not come: Redis is away
+    judging = station.answering.judging
+    assert judging.under_way
+    eventually(lambda: judging.since > time.monotonic() - 0.001)
+
+
+@on_threads
+def test_learning_is_looked_after_only_where_something_has_moved(
+    station: Station, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, may_go_on = station.engine.extract, threading.Event()
+    monkeypatch.setattr(station.engine, "extract", lambda images: (may_go_on.wait(60), real(images))[1])
+    monkeypatch.setattr(Judging, "may_stay_under_way", MAY_STAY)
+    moved = []
+    station.send(line, message(item("1")))
+    for _ in range(3):
+        turn(station)
+        moved.append(not station.answering.stands_still)
+    assert moved == [True, False, False]  # begun, waited for, waited for
+    may_go_on.set()
+
+    def landed() -> bool:
+        turn(station)
+        return not station.answering.stands_still
+
+    eventually(landed)
+    assert ids(station, line) == ["1"]
+
+
+@on_threads
 def test_a_batch_of_other_lines_is_answered_before_one_that_takes_longer(
     station: Station, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

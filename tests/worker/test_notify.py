@@ -118,7 +118,7 @@ def test_a_loop_whose_threads_hang_feeds_no_watchdog(
 ) -> None:
     notifier, now = Notifier(environment), 1000.0
     monkeypatch.setattr("worker.notify.time.monotonic", lambda: now)
-    notifier.feed(since=now - WATCHDOG_SECONDS / FEEDS)
+    notifier.feed(since=now - WATCHDOG_SECONDS)
     assert manager.silent_for(0)
     notifier.feed(since=now)
     assert manager.heard() == ["WATCHDOG=1"]

@@ -38,6 +38,7 @@ def serve(worker: Worker) -> None:
             worker.drain()  # not after an error: a half-applied entry must not reach a snapshot
     finally:
         worker.shutdown()
+        gc.unfreeze()  # libraries complain of what the interpreter's end finds uncollected
 
 
 @contextmanager

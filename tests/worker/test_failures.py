@@ -145,5 +145,6 @@ def test_one_lines_broken_key_stops_that_line_alone(
         station.answering.turn(client, keepers, None)
         for refused in station.answering.refused:  # as the daemon leaves such a line alone for a while
             keepers.pop(refused, None)
+    station.answering.finish(client, keepers, 60)
     assert [result["id"] for result in station.results(names[1])] == ["a"]
     assert station.pending(names[0]) == 1

@@ -24,9 +24,7 @@ from worker.settings import ModelSettings
 
 MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]  # ImageNet's, which the backbones were trained with
 DEVIATION = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
-PASSES = {
-    "cpu": 2
-}  # at the same time: two on half of the cores each leave none idle where one waits, for its own or others' work
+PASSES = {"cpu": 2}  # at the same time
 MAX_BATCH = {"cpu": 8, "cuda": 64}  # images: larger ones gain nothing there, and keep answers waiting
 TRIAL_IMAGES = {"cpu": 2, "cuda": 64}  # of a forward pass that chooses the precision: a GPU is slow by launches below
 TRIAL_SIZE, TRIALS = (224, 224), 3
@@ -171,7 +169,7 @@ class Engine:
         return maps
 
     def extract(self, images: list[Tensor]) -> PatchMaps:
-        """The same on whichever thread, as many of them as `passes` beside the work loop's; none is timed.
+        """The same on whichever thread, and not timed; more than `passes` and two wait for one another.
 
         A batch that the device has no memory for is halved, down to one image.
         """

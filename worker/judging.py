@@ -81,6 +81,7 @@ class Judging:
             self._pool = ThreadPoolExecutor(passes + 1, "judge", compute_on, (self.engine.threads,))
             compute_on(self.engine.threads)  # the work loop, too, which learns beside them
         self._flights: list[Flight] = []  # oldest first
+        self._waited = 0.0  # seconds, for threads, since the last batch was landed
 
     def launch(self, batch: list[Picture], keepers: Mapping[str, Keeper]) -> None:
         """Begin to judge a batch; where something unexpected fails, a line's entries come again, one by one."""
@@ -169,8 +170,10 @@ class Judging:
 
     def computing(self, seconds: float) -> int:
         """How many batches cannot be landed yet, after so long a wait for one that can."""
-        if not any(flight.found.done() for flight in self._free()):
+        if seconds and not any(flight.found.done() for flight in self._free()):
+            began = time.perf_counter()
             wait([flight.found for flight in self._free()], seconds, FIRST_COMPLETED)
+            self._waited += time.perf_counter() - began
         return len(self._flights) - sum(flight.found.done() for flight in self._free())
 
     def _free(self) -> list[Flight]:
@@ -205,11 +208,11 @@ class Judging:
 
     def _next(self) -> Flight:
         """The batch to be landed next, once it is there."""
-        waited = dict[str, float]()
-        with self.engine.metrics.stages(waited):
+        parts, waited, self._waited = dict[str, float](), self._waited, 0.0
+        with self.engine.metrics.stages(parts, waited):
             wait([flight.found for flight in self._free()], return_when=FIRST_COMPLETED)
             flight = next(flight for flight in self._free() if flight.found.done())
-            waited |= flight.seconds
+            parts |= flight.seconds
         self._flights.remove(flight)
         return flight
 

@@ -136,16 +136,20 @@ class Metrics:
             yield
 
     @contextmanager
-    def stages(self, parts: Mapping[str, float]) -> Iterator[None]:
+    def stages(self, parts: Mapping[str, float], waited: float = 0.0) -> Iterator[None]:
         """Time stages that the loop goes through, or waits for, all at once; each has its part of the time in their
-        sum, as it is in the end."""
+        sum, as it is in the end.
+
+        Args:
+            waited: seconds that the loop has waited for them already, outside of any stage.
+        """
         began = time.perf_counter()
         self._inner.append(0.0)
         try:
             yield
         finally:
             seconds = time.perf_counter() - began
-            own = seconds - self._inner.pop()
+            own = waited + seconds - self._inner.pop()
             self._inner[-1] += seconds
             for name, part in parts.items():
                 self.stage_seconds.labels(name).observe(own * part / (sum(parts.values()) or 1.0))

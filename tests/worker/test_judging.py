@@ -177,9 +177,9 @@ def test_turns_go_on_while_a_batch_takes_long(station: Station, line: str, monke
     monkeypatch.setattr(station.engine, "extract", lambda images: (may_go_on.wait(60), real(images))[1])
     monkeypatch.setattr(Judging, "may_stay_under_way", MAY_STAY)
     station.send(line, message(item("1")))
-    began = time.monotonic()
+    began, before = time.monotonic(), spent(station, "forward")
     while time.monotonic() < began + 0.1:
-        turn(station)
+        station.answering.turn(station.client, station.keepers, block_ms=1)
     assert station.answering.judging.under_way
     assert station.answering.judging.since < time.monotonic() - 0.03  # for the watchdog
     may_go_on.set()
@@ -189,6 +189,7 @@ def test_turns_go_on_while_a_batch_takes_long(station: Station, line: str, monke
         return ids(station, line) == ["1"]
 
     eventually(answered)
+    assert spent(station, "forward") - before > 0.05  # all that the turns have waited for it
 
 
 @on_threads

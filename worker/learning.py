@@ -60,7 +60,7 @@ class Learning:
         self.answering.cache.drop(name, keeper.line.applied_through if keeper.line.learns else "")
         if keeper.snapshot_due and self._snapshots:
             self._snapshots -= 1
-            keeper.snapshot()
+            keeper.snapshot(aside=self.answering.judging.under_way)
             self.renew()
         keeper.trim()
 

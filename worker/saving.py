@@ -17,8 +17,8 @@ log = structlog.get_logger()
 
 
 class Saving:
-    """One version at a time. On a disk it is there when `begin` returns; to an object store it goes on a thread, and
-    its line learns nothing meanwhile, so that what arrives is the line as it is."""
+    """One version at a time. To an object store it goes on a thread, and to a disk where answers would wait for it; its
+    line learns nothing meanwhile, so that what arrives is the line as it is. Else it is there when `begin` returns."""
 
     def __init__(self, store: Store, seconds: float) -> None:
         self.store = store
@@ -35,8 +35,8 @@ class Saving:
         """Whether there is nothing to be done yet: something is on its way, and has time left."""
         return self._way is not None and not self._way.done() and time.monotonic() < self._overdue_at
 
-    def begin(self, stem: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> bool:
-        """Send a version; False while one that nobody wants any more is on its way.
+    def begin(self, stem: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], aside: bool = False) -> bool:
+        """Send a version, to a disk too `aside`; False while one that nobody wants any more is on its way.
 
         Raises:
             SnapshotError: that one does not end; a second beside it would hang likewise.
@@ -48,7 +48,7 @@ class Saving:
         content = packed(tensors, metadata)
         self.stem, self._overdue_at = stem, time.monotonic() + self.seconds
         first = self._first
-        self._way = begun(lambda: self._put(stem, content, first), self.store.remote)
+        self._way = begun(lambda: self._put(stem, content, first), aside or self.store.remote)
         return True
 
     def keep(self, stem: str) -> None:

@@ -1,5 +1,6 @@
-"""A whole worker over an object store that hangs, is away, and comes back."""
+"""A whole worker over a disk that hangs, and an object store that hangs, is away, and comes back."""
 
+import threading
 import uuid
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from tests.worker.turning import Run, get
 from worker.lease import RENEW_SECONDS
 from worker.line import SCORING
 from worker.settings import Settings
+from worker.snapshots import SnapshotStore
 from worker.streams.line_streams import LineStreams
 
 
@@ -29,6 +31,31 @@ def stored(settings: Any, tmp_path: Path, faults: Faults) -> Any:
         return made
 
     return stored
+
+
+def test_a_disk_that_hangs_holds_up_no_batch_that_is_under_way(
+    run: Run, settings: Any, client: redis.Redis, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, hangs, may_go_on = SnapshotStore.put, threading.Event(), threading.Event()
+
+    def slow(store: SnapshotStore, stem: str, content: bytes) -> None:
+        if threading.current_thread().name == "store":
+            hangs.set()
+            may_go_on.wait(60)
+        put(store, stem, content)
+
+    monkeypatch.setattr(SnapshotStore, "put", slow)
+    streams, sent = LineStreams(client, line), 0
+    run(settings(line, learning={"images": 4000, "converge": False}))
+    while not hangs.is_set():  # where nothing is under way it is written at once
+        send(client, line, sent + 1, sent + 40)
+        sent += 40
+        answered(client, line, sent)
+    send(client, line, sent + 1, sent + 40)
+    assert len(answered(client, line, sent + 40)) == sent + 40
+    assert streams.state()["applied_through"] != streams.last_id()
+    may_go_on.set()
+    eventually(lambda: streams.state()["applied_through"] == streams.last_id())
 
 
 def test_a_store_that_hangs_holds_up_neither_answers_nor_the_lease(

@@ -1,13 +1,17 @@
+import threading
 import uuid
 from pathlib import Path
 
 import pytest
 
 from tests.worker.faulty import Faults
+from tests.worker.helpers import eventually
+from tests.worker.keeping import ENTRIES, MakeKeeper, add, extract, opened, pending
 from worker.errors import SnapshotError
 from worker.object_store import ObjectStore
 from worker.saving import Saving
 from worker.snapshots import SnapshotStore, packed, stem_of
+from worker.streams.line_streams import LineStreams
 
 OLD, NEW = stem_of(1, 1), stem_of(2, 1)
 
@@ -51,3 +55,28 @@ def test_between_two_commits_one_version_is_pinned(tmp_path: Path) -> None:
     saving.keep(unused)
     saving.begin(stem_of(5, 1), {}, {"line": "press"})
     assert [each.stem for each in store.kept() if each.pinned] == [OLD, unused]
+
+
+def test_a_version_that_goes_to_disk_aside_is_committed_once_it_is_there(
+    make_keeper: MakeKeeper, streams: LineStreams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, may_go_on = SnapshotStore.put, threading.Event()
+
+    def slow(store: SnapshotStore, stem: str, content: bytes) -> None:
+        may_go_on.wait(60)
+        put(store, stem, content)
+
+    monkeypatch.setattr(SnapshotStore, "put", slow)
+    add(streams, *ENTRIES[:3])
+    keeper = opened(make_keeper())
+    assert keeper.learn(extract, 2) == 2
+    keeper.snapshot(aside=True)
+    assert not keeper.snapshot_due
+    assert keeper.learn(extract, 1) == 0  # what arrives is the line as it is
+    assert pending(streams) == ["1-0", "2-0"]
+    may_go_on.set()
+    eventually(lambda: keeper.snapshot_due)
+    keeper.snapshot()
+    assert pending(streams) == []
+    assert streams.state()["model"] == stem_of(1, 1)
+    assert keeper.learn(extract, 1) == 1

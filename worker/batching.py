@@ -183,6 +183,10 @@ class Batcher:
             if not len(queue):
                 del self._queues[name]
                 continue
+            if queue.early and not queue.ready:  # once it is decoded it comes before all turns, as it did
+                idle += 1
+                self._queues[name] = self._queues.pop(name)
+                continue
             if not queue.in_turn:
                 queue.credit = queue.credit_of_next_turn
                 queue.in_turn, queue.drained = True, False

@@ -196,6 +196,28 @@ def test_a_picture_that_has_just_come_is_waited_for_although_others_are_ready(
     assert [picture.part.name for picture in batcher.take()][:1] == ["light"]
 
 
+def test_who_sends_little_comes_before_turns_although_one_passed_while_its_picture_was_decoded(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = threading.Event()
+
+    def decode(image: Image) -> Tensor:
+        if image.id.startswith("light"):
+            go.wait(10)
+        return pixels(image)
+
+    monkeypatch.setattr(batching, "FRESH_SECONDS", 0.0)
+    batcher = make(decode)
+    put(batcher, "flood", images(6 * BATCH))
+    decode_all(batcher)
+    batcher.take()
+    put(batcher, "light", images(1, name="light"))
+    assert {picture.part.name for _ in range(2) for picture in batcher.take()} == {"flood"}
+    go.set()
+    decode_all(batcher)
+    assert [picture.part.name for picture in batcher.take(only_early=True)] == ["light"]
+
+
 def served(batcher: Batcher, arrivals: Mapping[str, int], takes: int) -> list[Counter[str]]:
     """Each batch's images by line; of 0 arrivals a line floods, of others so many come before each batch."""
     found = []

@@ -270,8 +270,10 @@ def deviations(variance: Tensor, mean: Tensor) -> Tensor:
     return torch.where(spread > rounding, spread, 1)
 
 
-def count_components(values: Tensor, n_components: int | float | None, n_samples: int) -> int:
-    """How many of the eigenvalues [D], largest first, n_components asks for.
+def count_components(
+    values: Tensor, n_components: int | float | None, n_samples: int, total: Tensor | None = None
+) -> int:
+    """How many of the eigenvalues [D], largest first, n_components asks for; of a `total` where these are not all.
 
     An int asks for just so many. A share asks for the fewest components that explain at least it (scikit-learn's
     rule), None for all; both leave out directions without variance, but for the first, since whitening would divide by
@@ -283,7 +285,7 @@ def count_components(values: Tensor, n_components: int | float | None, n_samples
     rank = max(min(int((values > negligible).sum()), n_samples - 1), 1)  # GPU sync
     if n_components is None:
         return rank
-    explained = (values / values.sum()).cumsum(0)
+    explained = (values / (values.sum() if total is None else total)).cumsum(0)
     return min(int((explained < n_components).sum()) + 1, rank)  # GPU sync
 
 

@@ -93,9 +93,9 @@ def eigh_descending(covariance: Tensor) -> tuple[Tensor, Tensor]:
     The sign is scikit-learn's `svd_flip`: the entry of largest magnitude is positive.
     """
     values, vectors = torch.linalg.eigh(covariance)
-    values, rows = values.flip(0).clamp_min(0), vectors.T.flip(0).contiguous()
+    rows = vectors.T.flip(0).contiguous()
     largest = rows.abs().argmax(1, keepdim=True)
-    return values, rows * rows.gather(1, largest).sign()
+    return values.flip(0).clamp_min(0), rows * rows.gather(1, largest).sign()
 
 
 def cholesky(covariance: Tensor, jitter: float, precision: torch.dtype | None = None) -> Tensor:

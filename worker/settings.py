@@ -103,7 +103,7 @@ class LearningSettings(Section):
     converge: bool = True  # whether it may
     forgetting: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the past's weight, left by 1,000 relearned images
     relearn_on_drift: bool = False
-    moments_share: Annotated[float, Field(gt=0, le=1)] = 0.25  # of the patches, that mean and covariance take
+    moments_share: Annotated[float, Field(gt=0, le=1)] = 0.125  # of the patches, that mean and covariance take
 
 
 class CalibrationSettings(Section):

@@ -118,7 +118,7 @@ class OnePassLearner:
             Numbers of the pictures whose anchors are in full doubt, as if they had not been learned; `images_seen_`
             counts from 0, since construction or since `begin_again`.
         """
-        self._refresh()
+        self._refresh(exact=True)
         bank = self._bank()
         return bank.settle() if isinstance(bank, MemoryBank) else torch.empty(0, dtype=torch.int64)
 
@@ -218,12 +218,13 @@ class OnePassLearner:
             known = self._nearest(x, P)
         self.bank_.learn(x, known, pictures)
 
-    def _refresh(self) -> None:
+    def _refresh(self, exact: bool = False) -> None:
         bank = self._bank()
         if self.space.needs_moments:
-            whitening = self.space.of_moments(self.pca_.moments_)
-            if self.rows_at_refresh_:
-                self.change_ = whitening.turned_from(bank.whitening)
+            before = bank.whitening if self.rows_at_refresh_ else None
+            whitening = self.space.of_moments(self.pca_.moments_, None if exact else before)
+            if before is not None:
+                self.change_ = whitening.turned_from(before)
             bank.refresh(whitening)
         else:
             self.change_ = 0.0

@@ -10,9 +10,10 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from mhpc.core.choices import PatchCoreDistance, PatchCoreFeatureReduction
-from mhpc.decomposition import IncrementalPCA, deviations
+from mhpc.decomposition import IncrementalPCA, count_components, deviations
 from mhpc.linalg import Moments, all_finite, batch_moments
 from mhpc.mahalanobis import CovarianceCholesky, oas
+from mhpc.subspace import leading_eigh
 
 
 @dataclass(frozen=True)
@@ -86,16 +87,35 @@ class ZSpace:
         """Where no moments are needed: z = x."""
         return Whitening(torch.zeros(D), None)
 
-    def of_moments(self, moments: Moments) -> Whitening:
+    def of_moments(self, moments: Moments, before: Whitening | None = None) -> Whitening:
         """From n, mean and scatter alone: one pass.
+
+        Args:
+            before: a whitening by moments that were similar. Where that is faster, components are looked for near its
+                own (`leading_eigh`): they keep as much of the variance, but may be a few more than the best.
 
         Raises:
             ValueError: a covariance that is singular, with a jitter of 0.
         """
         if self.reduces:
+            if before is not None and (found := self._near(before, moments)):
+                return found
             pca = IncrementalPCA(self.pca_variance_ratio).restore(moments)
             return self.of_components(pca.mean_, pca.components_, pca.deviations_)
         return Whitening(moments.mean.float(), self._inverse_factor(moments).float())
+
+    def _near(self, before: Whitening, moments: Moments) -> Whitening | None:
+        """From components near those before; None where that is no faster, or they keep too little."""
+        n, mean, scatter = moments
+        covariance = scatter / (n - 1)
+        if before.projection is None or not (found := leading_eigh(covariance, before.projection)):
+            return None
+        values, rows = found
+        total = covariance.trace()
+        if not bool(values.sum() >= self.pca_variance_ratio * total > 0):  # GPU sync
+            return None
+        d, mean = count_components(values, self.pca_variance_ratio, n, total), mean.float()
+        return self.of_components(mean, rows[:d].float(), deviations(values[:d].float(), mean))
 
     def of_rows(self, x: NDArray[np.float32]) -> Whitening:
         """By scikit-learn's PCA, from all rows x [N, D] at once."""

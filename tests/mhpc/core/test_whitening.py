@@ -51,6 +51,41 @@ def test_the_covariance_of_whitened_components_is_the_identity(ratio: float) -> 
     torch.testing.assert_close(torch.cov(z.T.double()), torch.eye(z.shape[1]).double(), atol=1e-4, rtol=0)
 
 
+WIDE = 300
+
+
+def wide_rows(seed: int, shift: float = 0.0) -> Tensor:
+    """Rows [2000, WIDE] of a spectrum that decays, along axes that a shift turns a little."""
+    x = torch.randn(2000, WIDE, generator=torch.Generator().manual_seed(seed)) * 0.9 ** torch.arange(WIDE)
+    return x + shift * x.roll(1, 1)
+
+
+def test_components_near_those_before_keep_the_share_of_the_variance_and_are_whitened() -> None:
+    space, moments = ZSpace(pca_variance_ratio=0.9), batch_moments(wide_rows(1, 0.2))
+    near = space.of_moments(moments, space.of_moments(batch_moments(wide_rows(0))))
+    exact = space.of_moments(moments)
+    assert near.projection is not None
+    assert exact.projection is not None
+    assert not torch.equal(near.projection, exact.projection)
+    assert len(exact.projection) <= len(near.projection) <= len(exact.projection) + 1
+    assert near.turned_from(exact) < 0.02
+    z = near(wide_rows(1, 0.2))
+    torch.testing.assert_close(torch.cov(z.T.double()), torch.eye(z.shape[1]).double(), atol=1e-4, rtol=0)
+    along = near.projection / near.projection.norm(dim=1, keepdim=True)
+    covariance = moments.scatter / (moments.n - 1)
+    assert torch.trace(along.double() @ covariance @ along.double().T) >= 0.9 * covariance.trace()
+
+
+def test_where_those_before_keep_too_little_components_are_looked_for_among_all() -> None:
+    space = ZSpace(pca_variance_ratio=0.9)
+    few = space.of_moments(batch_moments(wide_rows(0) * 0.1 ** torch.arange(WIDE)))
+    flat = batch_moments(torch.randn(2000, WIDE, generator=torch.Generator().manual_seed(2)))
+    near, exact = space.of_moments(flat, few), space.of_moments(flat)
+    assert near.projection is not None
+    assert exact.projection is not None
+    assert torch.equal(near.projection, exact.projection)
+
+
 def test_all_directions_are_whitened_as_scikit_learns_oas_has_it() -> None:
     x = rows(30)
     z = ZSpace(NONE, MAHALANOBIS).of_moments(batch_moments(x))(x)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.random import RandomState
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
 from sklearn.cluster import kmeans_plusplus
@@ -26,17 +27,16 @@ def move_centers_(centers: Tensor, counts: Tensor, x: Tensor, labels: Tensor, we
     of all rows that it ever took; one whose count is infinite stays. Rows and centres may be any linear image of the
     features. With weights [N] >= 0 a row counts as often as it weighs, in the sum, in n and in counts.
     """
-    touched, slots, n = labels.unique(return_inverse=True, return_counts=True)
-    taken = n.to(x.dtype)
-    if weights is not None:
-        taken = torch.zeros_like(taken).index_add_(0, slots, weights)
-        x = x * weights[:, None]
-    steps = torch.zeros(len(touched), x.shape[1], dtype=x.dtype, device=x.device).index_add_(0, slots, x)
-    old = centers[touched]
-    by = counts[touched].to(x.dtype)
-    if weights is not None:
-        by = torch.where(by > 0, by, 1)  # a centre whose rows all weigh nothing stays
-    centers[touched] = steps.addcmul_(old, taken[:, None], value=-1).div_(by[:, None]).add_(old)
+    by_label, order = labels.sort(stable=True)
+    touched, slots, n = by_label.unique_consecutive(return_inverse=True, return_counts=True)
+    weighed = torch.ones_like(order, dtype=torch.float64) if weights is None else weights[order].double()
+    taken = torch.zeros_like(n, dtype=torch.float64).index_add_(0, slots, weighed)
+    step = torch.where(taken > 0, 1 / counts[touched].double(), 0)  # a centre whose rows all weigh nothing stays
+    shares = (step[slots] * weighed).to(x.dtype)
+    # A weighted sum of each label's rows, in one pass over x and in order.
+    sums = F.embedding_bag(order, x, n.cumsum(0) - n, mode="sum", per_sample_weights=shares)
+    kept = (1 - step * taken).to(x.dtype)
+    centers.index_copy_(0, touched, sums.addcmul_(centers.index_select(0, touched), kept[:, None]))
 
 
 class MiniBatchKMeans(

@@ -20,6 +20,8 @@ Exactly = Callable[[Tensor], Tensor]
 
 CANDIDATES = 512  # rows kept exact while choosing among them, at most
 KNOWN = 1024  # rows, spread evenly, whose distances are always known: they tell how the others' must look
+EAGER = 2**14  # rows: of no more, all distances are always known if a third or more of them is to be chosen
+LEFT = 0.9  # of the known, at most, where the chosen among them are let go of
 MEMBERS = 200  # rows among which a round is to choose
 SAMPLE = 256  # of the active rows, to tell which chosen ones cover most of them
 FIRST, MOST = 32, 512  # chosen rows that the active ones are held against at first, doubled up to this many
@@ -51,7 +53,8 @@ def farthest_first(
     shrinks, so an old distance is an upper bound that needs no update while it is not among the largest (Minoux, 1978,
     "Accelerated greedy algorithms for maximizing submodular set functions"). In rounds:
 
-    1. Set a level that some 200 distances reach, as a sample of rows tells whose distances are always known.
+    1. Set a level that some 200 distances reach, as a sample of rows tells whose distances are always known; so are
+       those of all rows where these are few, and most are to be chosen.
     2. Hold the rows whose bounds reach it against the chosen ones; let go of a row as soon as its bound falls below.
        Few chosen rows cover most of the others; those come first, as a sample tells, so most are let go of after 32.
        What stays at or above the level has met every chosen row: its bound is its distance.
@@ -92,7 +95,7 @@ class _Search:
         squares [N]: ||x'||^2.
         bounds [N]: squared; -1 for a chosen row, below all others.
         current [N]: whether a bound is known to be the distance to all chosen so far.
-        known: rows whose bounds are always current, and `known_rows` of x.
+        known: a share of the rows, whose bounds are always current, and `known_rows` of x; chosen ones may be left out.
         centers [n, D]: c' of the `count` rows chosen so far, and constants [n] = ||c'||^2 + 2 m.c'.
         floor: largest squared distance among the last candidates; the covering radius is no less.
     """
@@ -101,14 +104,16 @@ class _Search:
         self, x: Tensor, n: int, radius: float, distances: Tensor | None, device: torch.device, exactly: Exactly | None
     ) -> None:
         N, D = x.shape
-        self.x, self.device = x, device
-        self.exactly, self.unsure = exactly, np.full(N, exactly is not None)  # of the distances that were given
+        self.x, self.device, self.exactly = x, device, exactly
+        self.unsure = np.full(N, exactly is not None)  # of the distances that were given
         self.block = torch.empty(min(BLOCK, N), D, dtype=x.dtype, device=x.device)  # reused: fresh memory is slow
         self.products = torch.empty(min(BLOCK, N) * MOST, dtype=x.dtype, device=device)  # the same
         self.chosen = np.empty(min(n, N), np.int64)
         self.count = 0
         self.current = np.zeros(N, bool)
-        self.known = np.arange(0, N, -(-N // KNOWN))
+        eager = N <= EAGER and 3 * n >= N and not radius  # else rows are held against the same ones again and again
+        self.known = np.arange(0, N, 1 if eager else -(-N // KNOWN))
+        self.share = len(self.known) / N
         self.known_rows = x[torch.from_numpy(self.known).to(x.device)].to(device)
         self.mean = x.mean(0)
         self.offset = float(self.mean.norm())  # GPU sync
@@ -153,9 +158,8 @@ class _Search:
     def _level(self) -> float:
         """What about MEMBERS distances reach, and all are above `stop`."""
         known = self.bounds[self.known]
-        rank = min(len(known), max(1, round(len(known) * MEMBERS / len(self.bounds))))
-        level = float(np.partition(known, len(known) - rank)[len(known) - rank])
-        return max(level, self._above(self.stop))
+        place = len(known) - min(len(known), max(1, round(self.share * MEMBERS)))
+        return max(float(np.partition(known, place)[place]), self._above(self.stop))
 
     def _above(self, distance: float) -> float:
         return float(np.nextafter(self.bounds.dtype.type(distance), np.inf))
@@ -266,14 +270,16 @@ class _Search:
             products = torch.addmm(self.constants[new], self.known_rows, self.centers[new].T, alpha=-2)
             nearest = self.squares[self.known] + products.amin(1).cpu().numpy()  # GPU sync
             self.bounds[self.known] = np.minimum(self.bounds[self.known], nearest)
+            left = self.bounds[self.known] >= 0  # not chosen
+            if 0 < left.sum() <= LEFT * len(left):
+                self.known, self.known_rows = self.known[left], self.known_rows[torch.from_numpy(left)]
         self.floor = max(0.0, float(self.bounds[members].max()))
         self.current[members] = self.current[self.known] = True
 
     def _by_difference(self, members: Indices, i: int, fresh: list[int], exact: Floats) -> float:
         """Squared distance of member i to the chosen ones, those of this round included, where rows may be equal."""
-        chosen = np.append(self.chosen[: self.count], members[fresh])
-        rows = self.x[torch.from_numpy(chosen).to(self.x.device)] - self.x[int(members[i])]
-        squares = rows.square().sum(1)
+        chosen = torch.from_numpy(np.append(self.chosen[: self.count], members[fresh])).to(self.x.device)
+        squares = (self.x[chosen] - self.x[int(members[i])]).square().sum(1)
         return min(float(exact[i]), float(squares.min())) if len(squares) else float(exact[i])  # GPU sync
 
     def _add(self, fresh: Indices, rows: Tensor) -> slice:
@@ -291,5 +297,4 @@ class _Search:
         if not self.count:
             return math.sqrt(max(float(self.bounds.max()), 0.0))
         level = max(self.floor, float(self.bounds[self.known].max()))
-        farther = self._lowered(level)
-        return math.sqrt(max(level, float(self.bounds[farther].max(initial=0))))
+        return math.sqrt(max(level, float(self.bounds[self._lowered(level)].max(initial=0))))

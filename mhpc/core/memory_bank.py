@@ -118,10 +118,13 @@ class MemoryBank(Bank):
         """
         z, exactly = known.z, known.exactly if known.neighbours else None
         fresh = farthest_first(z, len(z), known.distances, self.radius, exactly=exactly).indices
-        labels = known.labels
+        labels = known.labels.clone()
         if len(fresh):
-            near, index = nearest(z, z[fresh])
-            labels = torch.where(near < known.distances, index + len(self), labels)
+            # A new anchor is farther than the radius from all others: no nearer to a row within half of it.
+            open_ = (known.distances > self.radius / 2).nonzero()[:, 0]
+            near, index = nearest(z[open_], z[fresh])
+            nearer = near < known.distances[open_]
+            labels[open_[nearer]] = index[nearer] + len(self)
             labels[fresh] = torch.arange(len(self), len(self) + len(fresh), device=z.device)
             self._remember(x, pictures, pictures[fresh].unique())
         self._append(x[fresh], z[fresh], pictures[fresh])

@@ -14,7 +14,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils import check_random_state
 from torch import Tensor
 
-from mhpc.linalg import Array, all_or_nothing, as_rows, check_rows, check_state, like, nearest
+from mhpc.linalg import Array, all_or_nothing, as_rows, check_rows, check_state, like, nearest, nearest_index
 from mhpc.sampler import farthest_first
 
 SEEDING_SAMPLE = 3  # times the larger of batch_size and n_clusters: rows that k-means++ looks at, as in scikit-learn
@@ -136,7 +136,7 @@ class MiniBatchKMeans(
 
     def predict(self, X: Array) -> Any:
         """Index [N] of each row's nearest centre."""
-        return like(X, nearest(self._rows(X), self.cluster_centers_)[1])
+        return like(X, nearest_index(self._rows(X), self.cluster_centers_))
 
     def transform(self, X: Array) -> Any:
         """Distances [N, K] to every centre, by difference."""

@@ -138,11 +138,16 @@ def nearest(x: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
     The winner is found by ||c||^2 - 2 x.c and its distance recomputed by difference: for equal rows the expanded
     square errs by about 0.02 in float32. Memory is that of a block of distances (`blocks`).
     """
-    half_squares = centers.square().sum(1) / 2  # argmin over c of ||x - c||^2 = argmin of ||c||^2 / 2 - x.c
-    products = (torch.addmm(half_squares, block, centers.T, alpha=-1) for block in blocks(x, len(centers)))
-    index = torch.cat([_argmin(product) for product in products])
+    index = nearest_index(x, centers)
     distances: Tensor = (x - centers[index]).norm(dim=1)
     return distances, index
+
+
+def nearest_index(x: Tensor, centers: Tensor) -> Tensor:
+    """The index alone."""
+    half_squares = centers.square().sum(1) / 2  # argmin over c of ||x - c||^2 = argmin of ||c||^2 / 2 - x.c
+    products = (torch.addmm(half_squares, block, centers.T, alpha=-1) for block in blocks(x, len(centers)))
+    return torch.cat([_argmin(product) for product in products])
 
 
 def k_nearest(x: Tensor, centers: Tensor, k: int) -> tuple[Tensor, Tensor]:

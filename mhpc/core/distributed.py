@@ -14,7 +14,7 @@ from mhpc.core.choices import PatchCoreAggregation
 from mhpc.core.learner import OnePassLearner, Step
 from mhpc.core.memory_bank import MemoryBank
 from mhpc.core.recent import RECENT, Convergence, Recent
-from mhpc.linalg import Moments, nearest
+from mhpc.linalg import Moments, nearest_index
 
 # Of the way to the mean of what falls to it, for an anchor that the merge of ranks keeps. Where it stays, those that
 # are left are the outermost of so many, and the farthest patch of tiles lies up to 5.4 % farther than for one process;
@@ -160,7 +160,7 @@ def _union(learner: OnePassLearner, rows: dict[str, list[Tensor]], moments: Mome
     support = torch.zeros_like(bank.support)
     for z, of_rank in zip(images, rows["support"], strict=True):
         if len(z):
-            heirs = nearest(z, bank.images)[1]
+            heirs = nearest_index(z, bank.images)
             support += torch.zeros_like(support).scatter_reduce(0, heirs, of_rank, "amax")
     bank.support = support
     return bank

@@ -10,7 +10,7 @@ from mhpc.core.bank import Bank, Nearest
 from mhpc.core.doubt import find_doubt
 from mhpc.core.recent import UNLIKE
 from mhpc.core.whitening import Whitening
-from mhpc.linalg import nearest
+from mhpc.linalg import nearest, nearest_index
 from mhpc.sampler import farthest_first
 
 OVERFULL = 1.25  # times what it holds while it learns, where the bank is reduced
@@ -116,8 +116,7 @@ class MemoryBank(Bank):
         Args:
             pictures: [N] number of the picture that each row is from.
         """
-        z, exactly = known.z, known.exactly if known.neighbours else None
-        fresh = farthest_first(z, len(z), known.distances, self.radius, exactly=exactly).indices
+        z, fresh = known.z, self._beyond(known)
         labels = known.labels.clone()
         if len(fresh):
             # A new anchor is farther than the radius from all others: no nearer to a row within half of it.
@@ -132,6 +131,15 @@ class MemoryBank(Bank):
         self._count_support(labels, pictures)
         if len(self) > OVERFULL * self.held:
             self.reduce(self.held)
+
+    def _beyond(self, known: Nearest) -> Tensor:
+        """Step 1: which rows become anchors."""
+        beyond = (known.distances > self.radius).nonzero()[:, 0]
+        if not len(beyond):
+            return beyond
+        exactly = None if known.neighbours is None else lambda index: known.exactly(beyond[index])
+        distances = known.distances[beyond]
+        return beyond[farthest_first(known.z[beyond], len(beyond), distances, self.radius, exactly=exactly).indices]
 
     def _append(self, x: Tensor, z: Tensor, picture: Tensor, pinned: bool = False) -> None:
         """Add anchors that stand for no row yet; all ROWS are new tensors then, that nobody shares."""
@@ -193,7 +201,7 @@ class MemoryBank(Bank):
         used = torch.isin(self.numbers, self.picture)
         self.numbers, self.means = self.numbers[used], self.means[used]
         if len(orphans):
-            heirs = nearest(orphans, self.images)[1]
+            heirs = nearest_index(orphans, self.images)
             self.mass = self.mass.index_add(0, heirs, mass)
             if merge:
                 share = torch.where(self.pinned[heirs], 0, merge * mass / self.mass[heirs])[:, None].to(orphans.dtype)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mhpc.linalg import CPU_BLOCK, nearest
+from mhpc.linalg import CPU_BLOCK, nearest_index
 
 GROUPS = 128  # of a bank of 6,000 rows: 64 and 192 are no faster in 75 dimensions, in 380 64 are slower
 LEAST_ROWS, LEAST_PATCHES = 2000, 128  # of a bank and of an image, below which brute force is as fast
@@ -58,11 +58,11 @@ class Neighbours:
         centers = rows[torch.arange(0, K, max(1, K // GROUPS))]
         sample = rows[::SAMPLED]
         for _ in range(rounds):
-            labels = nearest(sample, centers)[1]
+            labels = nearest_index(sample, centers)
             sizes = torch.bincount(labels, minlength=len(centers))
             sums = torch.zeros_like(centers).index_add_(0, labels, sample)
             centers = (sums / sizes[:, None])[sizes > 0]
-        labels = nearest(rows, centers)[1]
+        labels = nearest_index(rows, centers)
         sizes, by_size = torch.bincount(labels, minlength=len(centers)).sort(stable=True)
         self.centers, self.sizes = centers[by_size][sizes > 0], sizes[sizes > 0].numpy()
         self.factors_of_centers = _factors(self.centers)

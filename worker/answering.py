@@ -93,7 +93,7 @@ class Answering:
             waits = block_ms is not None and self.batcher.patience() > 0
             room = self.judging.room
             batch = [] if waits or not room else self.batcher.take(room == 1, busy=room <= self.engine.passes)
-        self.judging.launch(batch, keepers)
+        self.judging.launch(batch, keepers, self.batcher.was_early)
         stay = self.judging.may_stay_under_way(keepers, bool(batch), busy=block_ms is None)
         landed = self.judging.land(self._hand, stay)
         self.stands_still = self.judging.under_way and not (batch or landed)

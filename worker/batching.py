@@ -113,7 +113,7 @@ class Batcher:
         self.max_wait = max_wait
         self.weights = weights
         self.apart = apart
-        self._was_apart = False  # the last batch: turns come after each such one
+        self.was_early = False  # the last batch was of what comes before all turns, alone; turns come after it
         self._pool = ThreadPoolExecutor(threads, "decode", initializer=compute_on, initargs=(1,))
         self._queues: dict[str, _Queue] = {}  # in the order of their turns
 
@@ -171,10 +171,10 @@ class Batcher:
         for queue in self._in_order():
             if queue.early:
                 queue.serve(batch, self.max_batch)
-        if only_early or (batch and self.apart and not self._was_apart):
-            self._was_apart |= bool(batch)
+        if only_early or (batch and self.apart and not self.was_early):
+            self.was_early |= bool(batch)
             return batch
-        self._was_apart = False
+        self.was_early = False
         # 2. Turns.
         before = len(batch)
         idle = 0  # lines in a row that had nothing ready

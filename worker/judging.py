@@ -18,7 +18,7 @@ from worker.keeper import Keeper
 from worker.message import Image, Rejected
 from worker.opening import Opening
 from worker.records import Scores
-from worker.threads import compute_on
+from worker.threads import compute_behind, compute_on
 
 WAIT_SECONDS = 0.005  # for threads, before the loop looks for what has come
 
@@ -63,7 +63,7 @@ class Judging:
     A GPU computes by itself. On a CPU two batches are under way, each on a thread that computes on half of the cores:
     an operation on all of them would wait for the last, which decodes, publishes or serves another process meanwhile,
     and what runs on one core, as the search in small groups does, would leave the others idle. What comes before all
-    turns (`Batcher`) is judged beside them, at once.
+    turns (`Batcher`) is judged beside them, at once, and the scheduler prefers it, as all that takes but a moment.
 
     Args:
         blamed_on: has the entries of lines come again where something fails within; what it gives is empty then.
@@ -77,14 +77,20 @@ class Judging:
         self.cache = cache
         self.blamed_on = blamed_on
         self._pool: ThreadPoolExecutor | None = None
+        self._aside: ThreadPoolExecutor | None = None  # for what comes before all turns
         if (passes := self.engine.passes) > 1:
-            self._pool = ThreadPoolExecutor(passes + 1, "judge", compute_on, (self.engine.threads,))
+            self._pool = ThreadPoolExecutor(passes, "judge", compute_behind, (self.engine.threads,))
+            self._aside = ThreadPoolExecutor(1, "judge-early", compute_on, (self.engine.threads,))
             compute_on(self.engine.threads)  # the work loop, too, which learns beside them
         self._flights: list[Flight] = []  # oldest first
         self._waited = 0.0  # seconds, for threads, since the last batch was landed
 
-    def launch(self, batch: list[Picture], keepers: Mapping[str, Keeper]) -> None:
-        """Begin to judge a batch; where something unexpected fails, a line's entries come again, one by one."""
+    def launch(self, batch: list[Picture], keepers: Mapping[str, Keeper], early: bool = False) -> None:
+        """Begin to judge a batch; where something unexpected fails, a line's entries come again, one by one.
+
+        Args:
+            early: it comes before all turns, and waits for no thread that judges others.
+        """
         if not batch:
             return
         runs, pixels = list[Run](), list[Tensor]()
@@ -99,9 +105,10 @@ class Judging:
         if not any(run.learns or run.keeper.line.serving.scorer for run in runs):
             pixels = []  # nobody has use for features
         flight = Flight(batch, runs, Future(), {}, time.monotonic())
+        pool = self._aside if early and self.computing(0.0) >= self.engine.passes else self._pool
         self._flights.append(flight)
-        if self._pool:
-            self._pool.submit(self._judge, flight, pixels)
+        if pool:
+            pool.submit(self._judge, flight, pixels)
             return
         with self.engine.metrics.stages(flight.seconds):
             self._judge(flight, pixels)
@@ -243,8 +250,9 @@ class Judging:
 
     def close(self) -> None:
         """Stop the threads."""
-        if self._pool:
-            self._pool.shutdown(cancel_futures=True)
+        for pool in (self._pool, self._aside):
+            if pool:
+                pool.shutdown(cancel_futures=True)
 
 
 def _fresh(error: Exception) -> Exception:

@@ -1,6 +1,13 @@
-"""How many threads torch has on a thread of ours."""
+"""How many threads torch has on a thread of ours, and which of them the system prefers."""
+
+import os
+import sys
+import threading
+from contextlib import suppress
 
 import torch
+
+BEHIND = 10  # niceness: a tenth of the weight of what is preferred
 
 
 def compute_on(threads: int) -> None:
@@ -10,3 +17,12 @@ def compute_on(threads: int) -> None:
     """
     torch.get_num_threads()
     torch.set_num_threads(threads)
+
+
+def compute_behind(threads: int) -> None:
+    """The same, after what other threads have to do: where all cores compute, those wait for none."""
+    compute_on(threads)
+    if sys.platform == "linux":  # elsewhere niceness is that of the whole process
+        this = threading.get_native_id()
+        with suppress(PermissionError):  # of a filter of system calls: then none is preferred
+            os.setpriority(os.PRIO_PROCESS, this, os.getpriority(os.PRIO_PROCESS, this) + BEHIND)

@@ -254,6 +254,34 @@ def test_a_batch_of_other_lines_is_answered_before_one_that_takes_longer(
 
 
 @on_threads
+def test_what_comes_before_all_turns_waits_for_no_thread_that_judges_others(
+    station: Station, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, may_go_on = station.engine.extract, threading.Event()
+
+    def extract(images: list[Tensor]) -> PatchMaps:
+        if threading.current_thread().name.startswith("judge_"):
+            may_go_on.wait(60)
+        return real(images)
+
+    monkeypatch.setattr(station.engine, "extract", extract)
+    monkeypatch.setattr(Judging, "may_stay_under_way", MAY_STAY)
+    for name in ("1", "2"):
+        station.send(line, message(item(name)))
+        turn(station)
+    station.send(f"{line}-2", message(item("early")))
+
+    def answered(name: str, expected: list[str]) -> bool:
+        turn(station)
+        return ids(station, name) == expected
+
+    eventually(lambda: answered(f"{line}-2", ["early"]))
+    assert ids(station, line) == []
+    may_go_on.set()
+    eventually(lambda: answered(line, ["1", "2"]))
+
+
+@on_threads
 def test_a_failing_batch_is_blamed_on_its_lines_once_it_is_landed(
     station: Station, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

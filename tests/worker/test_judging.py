@@ -1,17 +1,15 @@
 """A batch stays under way while the next turn begins: beside a GPU, and on threads of a CPU."""
 
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import redis
-from torch import Tensor
 
 from mhpc.core.drift import DriftMonitor
 from mhpc.core.patch_maps import PatchMaps
-from tests.worker.helpers import eventually, item, message
+from tests.worker.helpers import item, message
 from tests.worker.station import MODEL, State, Station
 from worker import batching
 from worker.engine import Engine
@@ -40,9 +38,6 @@ def station(
         station.restore(name, states[SCORING])
     yield station
     station.answering.close()
-
-
-on_threads = pytest.mark.parametrize("station", [2], indirect=True, ids=["on threads"])
 
 
 def turn(station: Station) -> None:
@@ -153,167 +148,3 @@ def test_features_that_are_not_finite_are_blamed_on_their_line(
 
 
 # -- on threads of a CPU -----------------------------------------------------------------------------------------------
-
-
-@on_threads
-def test_two_batches_are_judged_at_the_same_time(station: Station, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, both = station.engine.extract, threading.Barrier(2, timeout=60)
-
-    def extract(images: list[Tensor]) -> PatchMaps:
-        both.wait()  # for the other batch: one after the other they would wait for ever
-        return real(images)
-
-    monkeypatch.setattr(station.engine, "extract", extract)
-    for name in ("1", "2"):
-        station.send(line, message(item(name)))
-        turn(station)
-    turn(station)
-    assert ids(station, line) == ["1", "2"]
-
-
-@on_threads
-def test_turns_go_on_while_a_batch_takes_long(station: Station, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, may_go_on = station.engine.extract, threading.Event()
-    monkeypatch.setattr(station.engine, "extract", lambda images: (may_go_on.wait(60), real(images))[1])
-    monkeypatch.setattr(Judging, "may_stay_under_way", MAY_STAY)
-    station.send(line, message(item("1")))
-    began, before = time.monotonic(), spent(station, "forward")
-    while time.monotonic() < began + 0.1:
-        station.answering.turn(station.client, station.keepers, block_ms=1)
-    assert station.answering.judging.under_way
-    assert station.answering.judging.since < time.monotonic() - 0.03  # for the watchdog
-    may_go_on.set()
-
-    def answered() -> bool:
-        turn(station)
-        return ids(station, line) == ["1"]
-
-    eventually(answered)
-    assert spent(station, "forward") - before > 0.05  # all that the turns have waited for it
-
-
-@on_threads
-def test_what_is_judged_but_not_landed_hangs_nowhere(station: Station, line: str) -> None:
-    station.send(line, message(item("1")))
-    turn(station)  # the next one does not come: Redis is away
-    judging = station.answering.judging
-    assert judging.under_way
-    eventually(lambda: judging.since > time.monotonic() - 0.001)
-
-
-@on_threads
-def test_learning_is_looked_after_only_where_something_has_moved(
-    station: Station, line: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real, may_go_on = station.engine.extract, threading.Event()
-    monkeypatch.setattr(station.engine, "extract", lambda images: (may_go_on.wait(60), real(images))[1])
-    monkeypatch.setattr(Judging, "may_stay_under_way", MAY_STAY)
-    moved = []
-    station.send(line, message(item("1")))
-    for _ in range(3):
-        turn(station)
-        moved.append(not station.answering.stands_still)
-    assert moved == [True, False, False]  # begun, waited for, waited for
-    may_go_on.set()
-
-    def landed() -> bool:
-        turn(station)
-        return not station.answering.stands_still
-
-    eventually(landed)
-    assert ids(station, line) == ["1"]
-
-
-@on_threads
-def test_a_batch_of_other_lines_is_answered_before_one_that_takes_longer(
-    station: Station, line: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real, may_go_on, calls = station.engine.extract, threading.Event(), iter(range(9))
-
-    def extract(images: list[Tensor]) -> PatchMaps:
-        if next(calls) == 0:
-            may_go_on.wait(60)
-        return real(images)
-
-    monkeypatch.setattr(station.engine, "extract", extract)
-    monkeypatch.setattr(Judging, "may_stay_under_way", MAY_STAY)
-    station.send(line, message(item("slow")))
-    turn(station)
-    station.send(f"{line}-2", message(item("quick")))
-
-    def answered(name: str, expected: list[str]) -> bool:
-        turn(station)
-        return ids(station, name) == expected
-
-    eventually(lambda: answered(f"{line}-2", ["quick"]))
-    station.send(line, message(item("behind")))
-    turn(station)
-    assert ids(station, line) == []
-    may_go_on.set()
-    eventually(lambda: answered(line, ["slow", "behind"]))
-
-
-@on_threads
-def test_what_comes_before_all_turns_waits_for_no_thread_that_judges_others(
-    station: Station, line: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real, may_go_on = station.engine.extract, threading.Event()
-
-    def extract(images: list[Tensor]) -> PatchMaps:
-        if threading.current_thread().name.startswith("judge_"):
-            may_go_on.wait(60)
-        return real(images)
-
-    monkeypatch.setattr(station.engine, "extract", extract)
-    monkeypatch.setattr(Judging, "may_stay_under_way", MAY_STAY)
-    for name in ("1", "2"):
-        station.send(line, message(item(name)))
-        turn(station)
-    station.send(f"{line}-2", message(item("early")))
-
-    def answered(name: str, expected: list[str]) -> bool:
-        turn(station)
-        return ids(station, name) == expected
-
-    eventually(lambda: answered(f"{line}-2", ["early"]))
-    assert ids(station, line) == []
-    may_go_on.set()
-    eventually(lambda: answered(line, ["1", "2"]))
-
-
-@on_threads
-def test_a_failing_batch_is_blamed_on_its_lines_once_it_is_landed(
-    station: Station, line: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real, failures = station.engine.extract, iter([RuntimeError("out of luck")])
-
-    def extract(images: list[Tensor]) -> PatchMaps:
-        for failure in failures:
-            raise failure
-        return real(images)
-
-    monkeypatch.setattr(station.engine, "extract", extract)
-    station.send(line, message(item("1"), item("2")))
-    for _ in range(4):
-        turn(station)
-    assert ids(station, line) == ["1", "2"]  # they came again, one by one
-    assert station.pending(line) == 0
-
-
-@on_threads
-def test_what_the_loop_waits_for_threads_is_shared_as_their_time_was(station: Station, line: str) -> None:
-    before = [spent(station, stage) for stage in ("forward", "score")]
-    station.send(line, message(item("1")))
-    began = time.perf_counter()
-    turn(station)
-    turn(station)
-    wall = time.perf_counter() - began
-    now = [spent(station, stage) for stage in ("forward", "score")]
-    taken = [after - earlier for after, earlier in zip(now, before, strict=True)]
-    assert min(taken) > 0
-    assert sum(taken) < wall
-
-
-def spent(station: Station, stage: str) -> float:
-    registry = station.engine.metrics.registry
-    return registry.get_sample_value("mhpc_stage_seconds_sum", {"stage": stage}) or 0.0

@@ -35,8 +35,8 @@ def move_centers_(centers: Tensor, counts: Tensor, x: Tensor, labels: Tensor, we
     shares = (step[slots] * weighed).to(x.dtype)
     # A weighted sum of each label's rows, in one pass over x and in order.
     sums = F.embedding_bag(order, x, n.cumsum(0) - n, mode="sum", per_sample_weights=shares)
-    kept = (1 - step * taken).to(x.dtype)
-    centers.index_copy_(0, touched, sums.addcmul_(centers.index_select(0, touched), kept[:, None]))
+    old, left = centers.index_select(0, touched), (step * taken).to(x.dtype)
+    centers.index_copy_(0, touched, sums.addcmul_(old, left[:, None], value=-1).add_(old))
 
 
 class MiniBatchKMeans(

@@ -61,7 +61,7 @@ def farthest_first(
     3. Choose among those, kept exact, until the best of them falls below the level.
 
     The same rows as the textbook loop (but for near-ties in float32), in O(N) memory beside x: neither a centred nor a
-    sorted copy of it.
+    sorted copy of it, and none but of so few.
 
     Args:
         distances: [N] to a set that is already covered; without it the first choice is the row farthest from the mean.

@@ -6,7 +6,7 @@ from torch import Tensor
 from mhpc.linalg import eigh_descending
 
 EXTRA = 32  # directions beside those given: 16 leave twice as much to a round
-ROUNDS = 3
+ROUNDS = 4
 LEAST_RATIO = 4  # features to directions, below which eigenvectors of all are as fast
 
 
@@ -16,7 +16,7 @@ def leading_eigh(covariance: Tensor, near: Tensor) -> tuple[Tensor, Tensor] | No
     A few rounds of subspace iteration from directions near [d, D] and EXTRA random ones, p in all, then Rayleigh-Ritz
     (Halko, Martinsson & Tropp, 2011, algorithm 4.4). The rows are orthonormal and uncorrelated to rounding, and a value
     is the variance along its row; what is approximate is the subspace. On real features it holds 0.9999 of the
-    variance that the first d could (MobileNet v1, tiles, d = 66 to 73 of 768), in a sixth of the time.
+    variance that the first d could (MobileNet v1, tiles, d = 66 to 73 of 768), in a fifth of the time.
 
     Returns:
         None where p is too many of the D features for that to be faster.

@@ -184,6 +184,8 @@ class Batcher:
                 del self._queues[name]
                 continue
             if queue.early and not queue.ready:  # once it is decoded it comes before all turns, as it did
+                if len(queue) <= queue.turn:  # as if it had been decoded at once
+                    queue.credit = queue.credit_of_next_turn
                 idle += 1
                 self._queues[name] = self._queues.pop(name)
                 continue

@@ -1,4 +1,4 @@
-"""What may take long, on threads of its own: whoever waits decides for how long. A disk is asked at once."""
+"""What may take long, on threads of its own: whoever waits decides for how long."""
 
 import threading
 from collections.abc import Callable

@@ -47,6 +47,7 @@ class Flight(NamedTuple):
     found: Future[list[Found] | Exception]
     seconds: dict[str, float]
     since: float
+    aside: bool
 
     @property
     def lines(self) -> set[str]:
@@ -63,7 +64,7 @@ class Judging:
     A GPU computes by itself. On a CPU two batches are under way, each on a thread that computes on half of the cores:
     an operation on all of them would wait for the last, which decodes, publishes or serves another process meanwhile,
     and what runs on one core, as the search in small groups does, would leave the others idle. What comes before all
-    turns (`Batcher`) is judged beside them, at once, and the scheduler prefers it, as all that takes but a moment.
+    turns (`Batcher`) is judged beside them, at once; the scheduler prefers it, and what the process does in between.
 
     Args:
         blamed_on: has the entries of lines come again where something fails within; what it gives is empty then.
@@ -104,15 +105,19 @@ class Judging:
                 pixels += [x for _, x in ready]
         if not any(run.learns or run.keeper.line.serving.scorer for run in runs):
             pixels = []  # nobody has use for features
-        flight = Flight(batch, runs, Future(), {}, time.monotonic())
-        pool = self._aside if early and self.computing(0.0) >= self.engine.passes else self._pool
+        flight = Flight(batch, runs, Future(), {}, time.monotonic(), early and self._is_sooner_aside())
         self._flights.append(flight)
-        if pool:
+        if pool := self._aside if flight.aside else self._pool:
             pool.submit(self._judge, flight, pixels)
             return
         with self.engine.metrics.stages(flight.seconds):
             self._judge(flight, pixels)
         flight.seconds.clear()  # they are timed
+
+    def _is_sooner_aside(self) -> bool:
+        """Whether the thread for what comes before all turns is free, or all others are not."""
+        judged = [flight.aside for flight in self._flights if not flight.found.done()]
+        return not any(judged) or judged.count(False) >= self.engine.passes
 
     def _run(self, keeper: Keeper, images: list[tuple[Opened, Image]]) -> Run:
         line = keeper.line

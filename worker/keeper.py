@@ -229,11 +229,11 @@ class Keeper(Follower):
         ended = self.line.shown_phase != self.line.serving.phase
         return self.schedule.due(bool(self.reading.unacknowledged), ended)
 
-    def snapshot(self, wait: float = 0.0, aside: bool = False) -> None:
+    def snapshot(self, wait: float = 0.0) -> None:
         """Write, commit, acknowledge, in that order; a store that refuses is reported, and tried again later.
 
-        While a version is on its way, to an object store or `aside`, this waits so many seconds for it, and is to be
-        called again. What a command changed is answered by the commit that makes it last.
+        While a version is on its way (`Saving`), this waits so many seconds for it, and is to be called again.
+        What a command changed is answered by the commit that makes it last.
 
         Raises:
             FencedError: another keeper took over; nothing of this was committed.
@@ -241,7 +241,7 @@ class Keeper(Follower):
         line = self.line
         try:
             with self.metrics.stage("snapshot"):
-                if not (stem := self._saved(wait, aside)):
+                if not (stem := self._saved(wait)):
                     return
         except SnapshotError as error:
             self.schedule.refused()
@@ -258,12 +258,12 @@ class Keeper(Follower):
         self.saving.prune(self.settings.keep, stem)
         log.info("snapshot", line=line.name, model=stem, phase=line.phase, applied_through=line.applied_through)
 
-    def _saved(self, wait: float, aside: bool) -> str:
+    def _saved(self, wait: float) -> str:
         """The version of the line as it is that the store has now; "" while it has none."""
         if not self.saving.stem:
             tensors, metadata = self.line.state()
             stem = stem_of(self.epoch, self._seq + 1)
-            if not self.saving.begin(stem, tensors, {**metadata, "epoch": self.epoch, **self.origin}, aside):
+            if not self.saving.begin(stem, tensors, {**metadata, "epoch": self.epoch, **self.origin}):
                 return ""
             self._seq += 1  # whether it arrives or not: a name is used once
         return self.saving.arrived(wait)
@@ -294,6 +294,7 @@ class Keeper(Follower):
 
     def close(self, holder: str) -> None:
         """Drain: what was applied is made durable and acknowledged, if the store is not slow, and the lease let go."""
+        self.saving.aside = False
         if self.reading.unacknowledged or self.owed.changed or self.saving.stem:
             self.snapshot(CLOSE_SECONDS)
         self.streams.release(self.epoch, holder)

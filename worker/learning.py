@@ -47,6 +47,7 @@ class Learning:
     def _keep(self, keeper: Keeper) -> None:
         name, opening = keeper.line.name, self.answering.opening
         keeper.lease.renew(keeper.epoch, self.holder)
+        keeper.saving.aside = self.answering.judging.under_way
         usable = partial(opening.usable, name)
         self.lines.looks[name](opening.features_of, usable)
         while self._may_learn(name):
@@ -60,7 +61,7 @@ class Learning:
         self.answering.cache.drop(name, keeper.line.applied_through if keeper.line.learns else "")
         if keeper.snapshot_due and self._snapshots:
             self._snapshots -= 1
-            keeper.snapshot(aside=self.answering.judging.under_way)
+            keeper.snapshot()
             self.renew()
         keeper.trim()
 

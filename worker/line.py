@@ -246,7 +246,7 @@ class Line:
             "false_positive_rate": self.false_positive_rate,
             "threshold": self.threshold._asdict() if self.threshold else None,
             "answering": answering,
-            "sources": self.sources,
+            "sources": list(self.sources),
         }
 
     def restore(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:

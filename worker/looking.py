@@ -66,7 +66,7 @@ class Look:
         if (threshold := self.tracker.refit(keeper.line)) is not None:
             log.info("threshold", line=keeper.line.name, **threshold._asdict())
             keeper.line.threshold = threshold
-            keeper.owed.changed = True  # a version is due, by whoever makes them between two batches
+            keeper.changed()
 
     def _watch_drift(self) -> None:
         line = self.keeper.line

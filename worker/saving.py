@@ -18,11 +18,16 @@ log = structlog.get_logger()
 
 class Saving:
     """One version at a time. To an object store it goes on a thread, and to a disk where answers would wait for it; its
-    line learns nothing meanwhile, so that what arrives is the line as it is. Else it is there when `begin` returns."""
+    line learns nothing meanwhile, so that what arrives is the line as it is. Else it is there when `begin` returns.
+
+    Attributes:
+        aside: whether answers would wait.
+    """
 
     def __init__(self, store: Store, seconds: float) -> None:
         self.store = store
         self.seconds = seconds
+        self.aside = False
         self.stem = ""  # of the version on its way, as long as it is wanted
         self._first = ""  # a version to be pinned before another is written
         self._pinned = False  # whether one was, since the last commit
@@ -35,8 +40,8 @@ class Saving:
         """Whether there is nothing to be done yet: something is on its way, and has time left."""
         return self._way is not None and not self._way.done() and time.monotonic() < self._overdue_at
 
-    def begin(self, stem: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], aside: bool = False) -> bool:
-        """Send a version, to a disk too `aside`; False while one that nobody wants any more is on its way.
+    def begin(self, stem: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> bool:
+        """Send a version, which nobody changes from then on; False while one that is no longer wanted is on its way.
 
         Raises:
             SnapshotError: that one does not end; a second beside it would hang likewise.
@@ -45,10 +50,11 @@ class Saving:
             if self.waits:
                 return False
             raise SnapshotError(f"{self.store.place} still has not taken the version before; is it slow, or away?")
-        content = packed(tensors, metadata)
         self.stem, self._overdue_at = stem, time.monotonic() + self.seconds
         first = self._first
-        self._way = begun(lambda: self._put(stem, content, first), aside or self.store.remote)
+        self._way = begun(
+            lambda: self._put(stem, packed(tensors, metadata), first), aside=self.store.remote or self.aside
+        )
         return True
 
     def keep(self, stem: str) -> None:

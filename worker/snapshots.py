@@ -56,7 +56,7 @@ class SnapshotStore:
     lists the folder sees whole files only, and one that was reported written survives a power cut.
     """
 
-    remote = False  # it answers at once
+    remote = False  # it answers in a moment
 
     def __init__(self, directory: Path, line: str) -> None:
         self.directory = directory / line

@@ -24,5 +24,5 @@ def compute_behind(threads: int) -> None:
     compute_on(threads)
     if sys.platform == "linux":  # elsewhere niceness is that of the whole process
         this = threading.get_native_id()
-        with suppress(PermissionError):  # of a filter of system calls: then none is preferred
+        with suppress(OSError):  # of a filter of system calls: then none is preferred
             os.setpriority(os.PRIO_PROCESS, this, os.getpriority(os.PRIO_PROCESS, this) + BEHIND)

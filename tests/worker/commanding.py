@@ -33,14 +33,7 @@ def trained(make_keeper: MakeKeeper, streams: LineStreams) -> Keeper:
 
 
 def look(keeper: Keeper, of: Callable[[bytes], Tensor] = features) -> None:
-    """Look as a turn does."""
-    look_by(Look(keeper), of)
-
-
-def look_by(looks: Look, of: Callable[[bytes], Tensor] = features) -> None:
-    looks(of)
-    if looks.keeper.snapshot_due:
-        looks.keeper.snapshot()
+    Look(keeper)(of)
 
 
 def told(keeper: Keeper, name: str, **args: Any) -> tuple[bool, str]:

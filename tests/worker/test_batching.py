@@ -200,11 +200,14 @@ def test_who_sends_little_comes_before_turns_although_one_passed_while_its_pictu
     put(batcher, "flood", images(6 * BATCH))
     decode_all(batcher)
     batcher.take()
-    put(batcher, "light", images(1, name="light"))
-    assert {picture.part.name for _ in range(2) for picture in batcher.take()} == {"flood"}
-    go.set()
-    decode_all(batcher)
-    assert [picture.part.name for picture in batcher.take(only_early=True)] == ["light"]
+    for _ in range(3 * BATCH):  # more than its share of a round
+        go.clear()
+        put(batcher, "light", images(1, name="light"))
+        put(batcher, "flood", images(2 * BATCH))
+        assert {picture.part.name for _ in range(2) for picture in batcher.take()} == {"flood"}
+        go.set()
+        decode_all(batcher)
+        assert [picture.part.name for picture in batcher.take(only_early=True)] == ["light"]
 
 
 def test_a_line_whose_images_take_long_to_decode_holds_nobody_up(make: Make) -> None:

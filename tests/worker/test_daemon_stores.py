@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import redis
+import torch
 
 from tests.worker.faulty import Faults
 from tests.worker.helpers import eventually
@@ -33,6 +34,7 @@ def stored(settings: Any, tmp_path: Path, faults: Faults) -> Any:
     return stored
 
 
+@pytest.mark.skipif(torch.get_num_threads() < 2, reason="one core has no batch under way between two turns")
 def test_a_disk_that_hangs_holds_up_no_batch_that_is_under_way(
     run: Run, settings: Any, client: redis.Redis, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -47,10 +49,13 @@ def test_a_disk_that_hangs_holds_up_no_batch_that_is_under_way(
     monkeypatch.setattr(SnapshotStore, "put", slow)
     streams, sent = LineStreams(client, line), 0
     run(settings(line, learning={"images": 4000, "converge": False}))
-    while not hangs.is_set():  # where nothing is under way it is written at once
+    for _ in range(20):
+        if hangs.is_set():
+            break  # where nothing is under way it is written at once
         send(client, line, sent + 1, sent + 40)
         sent += 40
         answered(client, line, sent)
+    assert hangs.is_set()
     send(client, line, sent + 1, sent + 40)
     assert len(answered(client, line, sent + 40)) == sent + 40
     assert streams.state()["applied_through"] != streams.last_id()

@@ -1,4 +1,4 @@
-"""A batch stays under way while the next turn begins: beside a GPU, and on threads of a CPU."""
+"""A batch stays under way while the next turn begins, by a GPU and on threads alike."""
 
 import time
 from collections.abc import Iterator
@@ -145,6 +145,3 @@ def test_features_that_are_not_finite_are_blamed_on_their_line(
     (letter,) = station.letters(line)
     assert letter["reason"] == "failed"
     assert "NaN" in letter["error"]
-
-
-# -- on threads of a CPU -----------------------------------------------------------------------------------------------

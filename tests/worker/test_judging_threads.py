@@ -1,5 +1,7 @@
 """Batches on threads of a CPU, while turns go on."""
 
+import os
+import sys
 import threading
 import time
 
@@ -118,18 +120,25 @@ def test_a_batch_of_other_lines_is_answered_before_one_that_takes_longer(
 def test_what_comes_before_all_turns_waits_for_no_thread_that_judges_others(
     station: Station, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, may_go_on = station.engine.extract, threading.Event()
+    real, may_go_on, niceness = station.engine.extract, threading.Event(), dict[str, int]()
 
     def extract(images: list[Tensor]) -> PatchMaps:
-        if threading.current_thread().name.startswith("judge_"):
+        name = threading.current_thread().name
+        niceness[name] = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+        if name.startswith("judge_"):
             may_go_on.wait(60)
         return real(images)
 
     monkeypatch.setattr(station.engine, "extract", extract)
     monkeypatch.setattr(Judging, "may_stay_under_way", MAY_STAY)
-    for name in ("1", "2"):
-        station.send(line, message(item(name)))
+    many = [str(number) for number in range(3 * station.engine.max_batch)]
+    station.send(line, message(*map(item, many)))
+
+    def all_judge() -> bool:
         turn(station)
+        return len(niceness) == 3  # the first of them came early
+
+    eventually(all_judge)
     station.send(f"{line}-2", message(item("early")))
 
     def answered(name: str, expected: list[str]) -> bool:
@@ -139,7 +148,9 @@ def test_what_comes_before_all_turns_waits_for_no_thread_that_judges_others(
     eventually(lambda: answered(f"{line}-2", ["early"]))
     assert ids(station, line) == []
     may_go_on.set()
-    eventually(lambda: answered(line, ["1", "2"]))
+    eventually(lambda: answered(line, many))
+    assert niceness["judge_0"] == niceness["judge_1"]
+    assert sys.platform != "linux" or niceness["judge-early_0"] < niceness["judge_0"]
 
 
 @on_threads

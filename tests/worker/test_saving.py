@@ -70,7 +70,8 @@ def test_a_version_that_goes_to_disk_aside_is_committed_once_it_is_there(
     add(streams, *ENTRIES[:3])
     keeper = opened(make_keeper())
     assert keeper.learn(extract, 2) == 2
-    keeper.snapshot(aside=True)
+    keeper.saving.aside = True
+    keeper.snapshot()
     assert not keeper.snapshot_due
     assert keeper.learn(extract, 1) == 0  # what arrives is the line as it is
     assert pending(streams) == ["1-0", "2-0"]

@@ -1,3 +1,4 @@
+import errno
 import os
 import sys
 import threading
@@ -33,7 +34,7 @@ def test_a_thread_that_computes_behind_others_is_alone_in_that() -> None:
 
 def test_where_niceness_is_refused_it_computes_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: int) -> None:
-        raise PermissionError
+        raise OSError(errno.ENOSYS, "refused")
 
     monkeypatch.setattr(os, "setpriority", refused)
     with ThreadPoolExecutor(1, initializer=compute_behind, initargs=(3,)) as judging:

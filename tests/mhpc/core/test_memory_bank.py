@@ -84,6 +84,20 @@ def test_after_growth_every_row_is_within_the_radius_of_an_anchor(monkeypatch: p
     assert float(torch.pdist(bank.images[before:]).min()) > radius  # and no more anchors than that takes
 
 
+def test_each_row_counts_for_the_nearest_anchor_though_it_be_new() -> None:
+    bank = MemoryBank(1000, D, torch.device("cpu"), moving=False)
+    bank.refresh(basis(rows(500)))
+    learn(bank, rows(100))
+    bank.radius = 1.0
+    before, x = bank.mass.clone(), rows(8 * P, seed=1)
+    learn(bank, x)
+    assert len(before) < len(bank) < len(before) + len(x) / 2
+    _, nearest = bank.nearest(bank.whiten(x))
+    taken = torch.bincount(nearest, minlength=len(bank)).double()
+    taken[: len(before)] += before
+    assert torch.equal(bank.mass, taken)
+
+
 def test_an_anchor_is_the_mean_of_the_rows_that_moved_it() -> None:
     centers = torch.eye(D)[:4] * 100
     near = [center + rows(7, seed) - 5 for seed, center in enumerate(centers)]

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import torch
 
-BEHIND = 10  # niceness: a tenth of the weight of what is preferred
+BEHIND = 5  # niceness: a third of the weight of what is preferred
 
 
 def compute_on(threads: int) -> None:

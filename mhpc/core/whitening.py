@@ -10,10 +10,10 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from mhpc.core.choices import PatchCoreDistance, PatchCoreFeatureReduction
+from mhpc.core.subspace import leading_eigh
 from mhpc.decomposition import IncrementalPCA, count_components, deviations
 from mhpc.linalg import Moments, all_finite, batch_moments
 from mhpc.mahalanobis import CovarianceCholesky, oas
-from mhpc.subspace import leading_eigh
 
 
 @dataclass(frozen=True)

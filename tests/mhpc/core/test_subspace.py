@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from mhpc.core.subspace import EXTRA, LEAST_RATIO, leading_eigh
 from mhpc.linalg import eigh_descending
-from mhpc.subspace import EXTRA, LEAST_RATIO, leading_eigh
 
 D, KEPT = 400, 40
 

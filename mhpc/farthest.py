@@ -60,8 +60,8 @@ def farthest_first(
        What stays at or above the level has met every chosen row: its bound is its distance.
     3. Choose among those, kept exact, until the best of them falls below the level.
 
-    The same rows as the textbook loop (but for near-ties in float32), in O(N) memory beside x: neither a centred nor a
-    sorted copy of it, and none but of so few.
+    The same rows as the textbook loop (but for near-ties in float32), in O(N) memory beside x: no copy of it, neither a
+    centred nor a sorted one, but where all distances are known.
 
     Args:
         distances: [N] to a set that is already covered; without it the first choice is the row farthest from the mean.

@@ -40,7 +40,8 @@ class Found(NamedTuple):
 
 
 class Flight(NamedTuple):
-    """A batch on its way: its pictures, its runs, what comes of them, and the seconds that it takes by stage."""
+    """A batch on its way: its pictures, its runs, what comes of them, the seconds that it takes by stage, when it was
+    begun, and whether on the thread for what comes before all turns."""
 
     pictures: list[Picture]
     runs: list[Run]

@@ -18,6 +18,12 @@ from worker.judging import Judging
 on_threads = pytest.mark.parametrize("station", [2], indirect=True, ids=["on threads"])
 
 
+def answered(station: Station, line: str, expected: list[str]) -> bool:
+    """Turn; whether the line has just these results now."""
+    turn(station)
+    return ids(station, line) == expected
+
+
 @on_threads
 def test_two_batches_are_judged_at_the_same_time(station: Station, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     real, both = station.engine.extract, threading.Barrier(2, timeout=60)
@@ -104,16 +110,12 @@ def test_a_batch_of_other_lines_is_answered_before_one_that_takes_longer(
     turn(station)
     station.send(f"{line}-2", message(item("quick")))
 
-    def answered(name: str, expected: list[str]) -> bool:
-        turn(station)
-        return ids(station, name) == expected
-
-    eventually(lambda: answered(f"{line}-2", ["quick"]))
+    eventually(lambda: answered(station, f"{line}-2", ["quick"]))
     station.send(line, message(item("behind")))
     turn(station)
     assert ids(station, line) == []
     may_go_on.set()
-    eventually(lambda: answered(line, ["slow", "behind"]))
+    eventually(lambda: answered(station, line, ["slow", "behind"]))
 
 
 @on_threads
@@ -141,14 +143,10 @@ def test_what_comes_before_all_turns_waits_for_no_thread_that_judges_others(
     eventually(all_judge)
     station.send(f"{line}-2", message(item("early")))
 
-    def answered(name: str, expected: list[str]) -> bool:
-        turn(station)
-        return ids(station, name) == expected
-
-    eventually(lambda: answered(f"{line}-2", ["early"]))
+    eventually(lambda: answered(station, f"{line}-2", ["early"]))
     assert ids(station, line) == []
     may_go_on.set()
-    eventually(lambda: answered(line, many))
+    eventually(lambda: answered(station, line, many))
     assert niceness["judge_0"] == niceness["judge_1"]
     assert sys.platform != "linux" or niceness["judge-early_0"] < niceness["judge_0"]
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -121,8 +122,7 @@ class DriftMonitor:
         normal = _normal(self.recent_scores_, self.limit_)
         s, z = self.recent_scores_[normal], self.recent_means_[normal]
         share = 1 / len(s) + 1 / len(self.scores_)
-        level = stats.kstwobign.isf(error) * math.sqrt(share)
-        self.score_drift_ = _score_distance(s, self.scores_) / level
+        self.score_drift_ = _score_distance(s, self.scores_) / (_kolmogorov_level(error) * math.sqrt(share))
         if len(self.mean_):
             q = float(np.square((z.mean(0) - self.mean_) / self.scale_).mean()) / share
             self.mean_drift_ = math.sqrt(q / self._mean_level(error))
@@ -133,7 +133,7 @@ class DriftMonitor:
         t^2 of n images has the mean (n - 1) / (n - 3), and F's second degrees of freedom are those of all deviations.
         """
         n, freedom = len(self.scores_), self.freedom_
-        chi2 = freedom * float(stats.f.isf(error, freedom, freedom * (n - 1)))
+        chi2 = freedom * _f_level(error, freedom, freedom * (n - 1))
         return (n - 1) / (n - 3) * (1 + self.spread_ * (chi2 - freedom) / math.sqrt(2 * freedom))
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -174,6 +174,17 @@ class DriftMonitor:
         return self
 
 
+# Each look asks for the same two; scipy takes 0.1 ms for either.
+@lru_cache(256)
+def _kolmogorov_level(error: float) -> float:
+    return float(stats.kstwobign.isf(error))
+
+
+@lru_cache(256)
+def _f_level(error: float, n: float, m: float) -> float:
+    return float(stats.f.isf(error, n, m))
+
+
 def _normal(scores: Array, limit: float) -> NDArray[np.bool_]:
     """Which images [m] are taken as normal: all but those above the limit, of which the largest tenth at most."""
     allowed = int(MAX_TRIMMED * len(scores))
@@ -190,9 +201,15 @@ def _score_distance(recent: Array, reference: Array) -> float:
     distance is of recent scores that lie nearer to the others by so much.
     """
     rounding = max(FLOOR, MARGIN * float(np.median(reference)))
-    higher = stats.ks_2samp(recent - rounding, reference, alternative="less", method="asymp")
-    lower = stats.ks_2samp(recent + rounding, reference, alternative="greater", method="asymp")
-    return float(max(higher.statistic, lower.statistic))
+    return max(_one_sided(reference, recent - rounding), _one_sided(recent + rounding, reference))
+
+
+def _one_sided(a: Array, b: Array) -> float:
+    """sup(F_a - F_b) over the distribution functions of samples a [m] and b [n], without the p-value of scipy's
+    `ks_2samp`, which takes ten times as long."""
+    at = np.concatenate([a, b])
+    shares = (np.sort(sample).searchsorted(at, side="right") / len(sample) for sample in (a, b))
+    return float(max(0.0, np.subtract(*shares).max()))
 
 
 def _checked(scores: Tensor, means: Tensor | None, d: int | None) -> tuple[Array, Array]:

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor
 
-from mhpc.core.drift import LOOKS, DriftMonitor
+from mhpc.core.drift import LOOKS, DriftMonitor, _one_sided
 
 D = 12
 MIXING = np.random.default_rng(99).normal(size=(D, D)) * np.geomspace(1, 0.05, D)
@@ -188,3 +189,12 @@ def test_bad_images_are_refused_and_change_nothing(scores: Tensor, means: Tensor
 def test_what_cannot_be_fitted_is_refused(watching: DriftMonitor, n: int, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         watching.fit(*images(n, seed=0))
+
+
+@pytest.mark.parametrize("decimals", [1, 9])  # with many ties, and with none
+def test_one_sided_distances_are_scipys(decimals: int) -> None:
+    rng = np.random.default_rng(0)
+    for shift in np.linspace(-0.5, 0.5, 21):
+        a, b = rng.normal(3 + shift, 0.3, 64).round(decimals), rng.normal(3, 0.3, 200).round(decimals)
+        assert _one_sided(a, b) == pytest.approx(stats.ks_2samp(a, b, alternative="greater", method="asymp").statistic)
+        assert _one_sided(b, a) == pytest.approx(stats.ks_2samp(a, b, alternative="less", method="asymp").statistic)

@@ -197,6 +197,20 @@ def test_the_faster_precision_is_found_by_a_trial(monkeypatch: pytest.MonkeyPatc
         monkeypatch.undo()
 
 
+def test_the_trial_has_the_threads_of_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, threads, before = Engine._maps, list[int](), torch.get_num_threads()
+
+    def maps(self: Engine, images: Tensor, of: torch.dtype) -> PatchMaps:
+        threads.append(torch.get_num_threads())
+        return real(self, images, of)
+
+    monkeypatch.setattr(Engine, "_maps", maps)
+    monkeypatch.setattr("worker.engine.passes_of", lambda backbone, device: (2, before + 3))
+    engine_of(precision="auto")
+    assert set(threads) == {before + 3}
+    assert torch.get_num_threads() == before
+
+
 def slowed_down(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, seconds: float) -> None:
     """Have forward passes take 0.3 s by the engine's clock, and so much longer in one precision."""
     real, clock = Engine._maps, [0.0]

@@ -30,6 +30,8 @@ from worker.streams.client import CONNECTION_ERRORS
 from worker.streams.line_streams import LineStreams, entry_key
 from worker.streams.review import review_caps
 
+READ_AHEAD = {"cuda": 2}  # batches of a line that wait at least, if it has as many: decoding 64 pictures takes a while
+
 log = structlog.get_logger()
 
 
@@ -37,7 +39,7 @@ class Answering:
     """Reads the answering group of all lines, judges in batches across them, and publishes.
 
     A turn 1. reads, 2. has images decoded ahead, 3. begins to judge one batch, 4. takes the verdicts of that batch, or
-    of the one before where a GPU computes meanwhile, 5. sends what is finished by it, which goes on while the next turn
+    of those before where a GPU computes meanwhile, 5. sends what is finished by it, which goes on while the next turn
     judges. What is in hand is pending in Redis: who drops it reads it again.
     """
 
@@ -131,6 +133,11 @@ class Answering:
             return False
         return any(part.name == line for part in self._hand)
 
+    @property
+    def would_wait(self) -> bool:
+        """Whether answers wait for a loop that does something else; where threads judge they come meanwhile."""
+        return self.judging.under_way or (self.engine.device.type == "cuda" and bool(self._hand))
+
     def close(self) -> None:
         """Stop the threads."""
         self.batcher.close()
@@ -141,7 +148,8 @@ class Answering:
         held: dict[str, int] = {}
         for part in self._hand + self.publisher.parts:
             held[part.name] = held.get(part.name, 0) + len(part.entry.batch or b"")
-        enough = {name for name in held if self.batcher.waiting(name) >= self.engine.max_batch}
+        ahead = READ_AHEAD.get(self.engine.device.type, 1) * self.engine.max_batch
+        enough = {name for name in held if self.batcher.waiting(name) >= ahead}
         if block_ms is not None and self._hand:  # results that are under way wait for no batch to fill up
             block_ms = 0 if self.judging.under_way else math.ceil(1000 * self.batcher.patience())
         return self.intake.read(client, keepers, held, enough, block_ms or 0)

@@ -3,10 +3,10 @@
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from itertools import islice, takewhile
+from itertools import accumulate, islice, takewhile
 from typing import NamedTuple
 
 from torch import Tensor
@@ -17,19 +17,26 @@ from worker.settings import MIB
 from worker.threads import compute_on
 
 AHEAD = 2  # batches that are decoded ahead
+TASKS = 8  # of decoding, for a batch of one line: a task costs as much of the interpreter's time as its pictures do
 LINE_AHEAD_BYTES = MIB  # of a line's images that are decoded at once, or one image: huge ones leave threads to others
 DECODING_SECONDS = 0.05  # that are waited at most for a picture to be decoded, before the loop turns
 FRESH_SECONDS = 0.003  # in which small pictures are decoded: one that has just come need not miss the batch
 
 
 class Picture(NamedTuple):
-    """An image of an opened entry, by its place there; `pixels` gives what the engine takes, or why not."""
+    """An image of an opened entry, by its place there, the `number`-th of those that are decoded together."""
 
     part: Opened
     place: int
     image: Image
-    pixels: "Future[Tensor | Rejected]"
+    decoded: "Future[list[Tensor | Rejected]]"
+    number: int
     since: float
+
+    @property
+    def pixels(self) -> Tensor | Rejected:
+        """What the engine takes, or why not."""
+        return self.decoded.result()[self.number]
 
 
 @dataclass
@@ -51,7 +58,7 @@ class _Queue:
     @property
     def ready(self) -> bool:
         """Whether its next image is decoded."""
-        return bool(self.ahead) and self.ahead[0].pixels.done()
+        return bool(self.ahead) and self.ahead[0].decoded.done()
 
     @property
     def early(self) -> bool:
@@ -70,7 +77,7 @@ class _Queue:
     @property
     def run(self) -> int:
         """Images that it can take now."""
-        return sum(1 for _ in takewhile(lambda picture: picture.pixels.done(), islice(self.ahead, int(self.credit))))
+        return sum(1 for _ in takewhile(lambda picture: picture.decoded.done(), islice(self.ahead, int(self.credit))))
 
     def serve(self, batch: list[Picture], size: int) -> None:
         """Move images to a batch of that size."""
@@ -91,7 +98,7 @@ class Batcher:
     taken: a line whose images take long holds nobody up, and where all wait for decoding, shares are not kept.
 
     Args:
-        decode: from an image to what the engine takes, or why it has none; runs on threads.
+        decode: from images to what the engine takes of each, or why it has none; runs on threads.
         max_batch: images in a batch.
         max_wait: seconds that an image waits for others.
         threads: that decode.
@@ -101,7 +108,7 @@ class Batcher:
 
     def __init__(
         self,
-        decode: Callable[[Image], Tensor | Rejected],
+        decode: Callable[[list[Image]], list[Tensor | Rejected]],
         max_batch: int,
         max_wait: float,
         threads: int,
@@ -111,6 +118,7 @@ class Batcher:
         self.decode = decode
         self.max_batch = max_batch
         self.max_wait = max_wait
+        self.together = -(-max_batch // TASKS)
         self.weights = weights
         self.apart = apart
         self.was_early = False  # the last batch was of what comes before all turns, alone; turns come after it
@@ -131,7 +139,7 @@ class Batcher:
         """Forget a line's images: its entries come again."""
         if queue := self._queues.pop(line, None):
             for picture in queue.ahead:
-                picture.pixels.cancel()
+                picture.decoded.cancel()
 
     def waiting(self, line: str) -> int:
         """Images of a line that are not taken yet."""
@@ -154,13 +162,13 @@ class Batcher:
             busy: nothing that is not decoded is waited for long.
         """
         heads = [queue.ahead[0] for queue in self._queues.values() if queue.ahead and (queue.early or not only_early)]
-        if not any(picture.pixels.done() for picture in heads):
-            wait([picture.pixels for picture in heads], 0.0 if busy else DECODING_SECONDS, FIRST_COMPLETED)
+        if not any(picture.decoded.done() for picture in heads):
+            wait([picture.decoded for picture in heads], 0.0 if busy else DECODING_SECONDS, FIRST_COMPLETED)
         ahead = [picture for queue in self._queues.values() for picture in queue.ahead]
-        if sum(picture.pixels.done() for picture in ahead) >= self.max_batch:
+        if sum(picture.decoded.done() for picture in ahead) >= self.max_batch:
             ahead = heads  # of a line that has come just now
         fresh = time.monotonic() - FRESH_SECONDS
-        wait([picture.pixels for picture in ahead if picture.since > fresh], FRESH_SECONDS)
+        wait([picture.decoded for picture in ahead if picture.since > fresh], FRESH_SECONDS)
         batch = self._form(only_early)
         self._decode_ahead()
         return batch
@@ -229,17 +237,28 @@ class Batcher:
 
     def _submit(self, queue: _Queue, most: int) -> bool:
         """Have so many of a line's images decoded, or on their way; whether more could be."""
-        undone = sum(len(picture.image.data) for picture in queue.ahead if not picture.pixels.done())
+        undone = sum(len(picture.image.data) for picture in queue.ahead if not picture.decoded.done())
+        taken, full = list[tuple[Opened, int, Image]](), False
         while queue.waiting:
-            part, place, image = queue.waiting[0]
+            image = queue.waiting[0][2]
             if undone and undone + len(image.data) > LINE_AHEAD_BYTES:
-                return False
-            if len(queue.ahead) >= most:
-                return True
-            queue.waiting.popleft()
-            queue.ahead.append(Picture(part, place, image, self._pool.submit(self.decode, image), time.monotonic()))
+                break
+            if full := len(queue.ahead) + len(taken) >= most:
+                break
+            taken.append(queue.waiting.popleft())
             undone += len(image.data)
-        return False
+        for of_task in self._tasks(taken):
+            decoded = self._pool.submit(self.decode, [image for _, _, image in of_task])
+            queue.ahead += [Picture(*each, decoded, n, time.monotonic()) for n, each in enumerate(of_task)]
+        return full
+
+    def _tasks(self, taken: list[tuple[Opened, int, Image]]) -> Iterator[list[tuple[Opened, int, Image]]]:
+        """What is decoded together: an eighth of a batch, and of what may be decoded at once; or one picture."""
+        while taken:
+            sizes = accumulate(len(image.data) for _, _, image in taken[: self.together])
+            count = max(1, sum(size <= LINE_AHEAD_BYTES / TASKS for size in sizes))
+            yield taken[:count]
+            taken = taken[count:]
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)

@@ -5,9 +5,10 @@ from contextlib import suppress
 
 import simplejpeg
 
-from worker.message import Image, Pixels, decode_pixels, opened
+from worker.message import Image, Pixels, check_size, decode_pixels
 from worker.settings import LimitSettings
 
+PLAIN = ("YCbCr", "RGB", "Gray")  # colour spaces that need no conversion of Pillow's
 THREADS = 8  # at most: on 16 cores more of them decode fewer pictures a second
 
 
@@ -16,21 +17,26 @@ def decoding_threads() -> int:
     return min(THREADS, len(os.sched_getaffinity(0)))
 
 
-def decode(image: Image, limits: LimitSettings) -> Pixels:
+def decode(image: Image, limits: LimitSettings, out: Pixels | None = None) -> Pixels:
     """As `decode_pixels`, and to the same pixels: both use libjpeg-turbo.
 
     simplejpeg takes half of Pillow's time and little of the interpreter's, which all threads share. What it refuses is
-    Pillow's to judge, and CMYK Pillow's to convert.
+    Pillow's to judge, and CMYK Pillow's to convert. A JPEG of which but what describes it is damaged, such as an ICC or
+    Photoshop segment, is a picture here, and none to Pillow.
+
+    Args:
+        out: [H, W, 3] contiguous; where a JPEG's pixels go if they are of this size.
 
     Raises:
         RejectedError: as `decode_pixels`.
     """
     if image.format != "jpeg":
         return decode_pixels(image, limits)
-    with opened(image, limits) as picture:  # the header alone: nothing beyond the limits reaches a decoder
-        plain = picture.mode in ("RGB", "L")
-    if plain:
-        with suppress(ValueError):
-            pixels: Pixels = simplejpeg.decode_jpeg(image.data)  # RGB, [h, w, 3]
+    with suppress(ValueError):
+        h, w, colors, _ = simplejpeg.decode_jpeg_header(image.data)
+        check_size(h, w, limits)  # nothing beyond the limits reaches a decoder
+        if colors in PLAIN:
+            fits = out is not None and (h, w) == out.shape[:2]
+            pixels: Pixels = simplejpeg.decode_jpeg(image.data, buffer=out if fits else None)  # RGB, [h, w, 3]
             return pixels
     return decode_pixels(image, limits)

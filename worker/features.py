@@ -33,6 +33,15 @@ class FeatureCache:
         """Whether features of an entry of a line are kept."""
         return bool(self._lines.get(line))
 
+    def entries(self, line: str, images: int) -> int:
+        """Of how many entries of a line features are kept, oldest first, until they are of so many images."""
+        found = count = 0
+        for features in self._lines.get(line, {}).values():
+            if found >= images:
+                break
+            found, count = found + len(features), count + 1
+        return count
+
     def drop(self, line: str, through: str = "") -> None:
         """Let go of what is kept for a line: all of it, or the entries up to `through`, which are learned."""
         for entry in list(self._lines.get(line, ())):

@@ -158,7 +158,7 @@ class HotLine(Line):
         learned, quarantined = (sum(flag is what for r in replies[1:] for flag in r) for what in (True, False))
         self.elsewhere = self.elsewhere[0] + learned, self.elsewhere[1] + quarantined
         flags = [iter(of_rank) for of_rank in replies]
-        return [_taken([next(flags[rank]) for rank in of_part]) for of_part in ranks]
+        return [Taken.of_learning([next(flags[rank]) for rank in of_part]) for of_part in ranks]
 
     def _calibrate_all(self, parts: list[Part]) -> list[Taken]:
         at: list[list[int]] = [[] for _ in range(self.crew.size)]
@@ -171,11 +171,6 @@ class HotLine(Line):
         if pairs:
             self.calibrated(torch.stack([score for score, _ in pairs]), torch.stack([mean for _, mean in pairs]))
         return [Taken(0, 0, len(part.places)) for part in parts]
-
-
-def _taken(learned: list[bool]) -> Taken:
-    aside = tuple(place for place, was_learned in enumerate(learned) if not was_learned)
-    return Taken(len(learned) - len(aside), len(aside), 0, aside)
 
 
 class HotKeeper(Keeper):

@@ -14,7 +14,7 @@ from worker.settings import MIB, StreamSettings
 from worker.streams.line_streams import Entry
 from worker.streams.reads import read_new, wait_and_read
 
-READ_ENTRIES = 8  # per line and call: so many may come that are far larger than those before
+READ_ENTRIES = 8  # per line in a turn's first call: so many may come that are far larger than those before
 CLAIM_SECONDS = 10.0  # between looks for entries of dead consumers
 FADING = 0.9  # of the largest entry seen, with each further one
 
@@ -38,7 +38,9 @@ class Intake:
 
     def __init__(self, settings: StreamSettings, consumer: str, metrics: Metrics, max_batch: int = 1) -> None:
         self.settings = settings
-        self.calls = -(-max_batch // READ_ENTRIES)  # one after the other: an entry may hold a single image
+        self.entries = _power_of_two(max(READ_ENTRIES, max_batch // 2))  # of a call after a turn's first
+        # One after the other: an entry may hold a single image.
+        self.calls = 1 + max(0, -(-(max_batch - READ_ENTRIES) // self.entries))
         self.consumer = consumer
         self.metrics = metrics
         self._pending: dict[str, bool] = {}  # lines whose own pending entries come first -> one by one
@@ -117,7 +119,8 @@ class Intake:
         lines = [name for name in keepers if name not in self._pending and name not in enough]
         bytes_held = dict(held)
         for call in range(self.calls):
-            counts = {name: self._count(name, bytes_held.get(name, 0), len(keepers)) for name in lines}
+            most = self.entries if call else READ_ENTRIES
+            counts = {name: self._count(name, bytes_held.get(name, 0), len(keepers), most) for name in lines}
             wanted = {keepers[name].streams: count for name, count in counts.items() if count}
             if not wanted:
                 time.sleep(0 if call else block_ms / 1000)
@@ -137,14 +140,14 @@ class Intake:
                 if len(entries) == counts[name]:  # there may be more
                     lines.append(name)
 
-    def _count(self, line: str, held: int, lines: int) -> int:
+    def _count(self, line: str, held: int, lines: int, most: int = READ_ENTRIES) -> int:
         """Entries that a read asks for of a line: XREADGROUP counts entries, memory is bytes, shared by the lines.
 
         A line that holds none may have one, however large. Powers of two, since lines of one count are read at once.
         """
         room = self.settings.prefetch_bytes / lines - held
-        count = int(max(0 if held else 1, min(READ_ENTRIES, room / self._largest.get(line, float(MIB)))))
-        return 1 << (count.bit_length() - 1) if count else 0
+        count = int(max(0 if held else 1, min(most, room / self._largest.get(line, float(MIB)))))
+        return _power_of_two(count) if count else 0
 
     def _see(self, line: str, entries: list[Entry]) -> None:
         for entry in entries:
@@ -168,3 +171,8 @@ class Intake:
             if claimed:
                 log.warning("entries that their consumer left are taken over", line=name, entries=claimed, lost=lost)
                 self.rewind([name], alone=True)
+
+
+def _power_of_two(count: int) -> int:
+    """The largest up to a count."""
+    return 1 << (count.bit_length() - 1)

@@ -18,9 +18,11 @@ from worker.keeper import Keeper
 from worker.message import Image, Rejected
 from worker.opening import Opening
 from worker.records import Scores
+from worker.scoring import verdicts_of
 from worker.threads import compute_behind, compute_on
 
 WAIT_SECONDS = 0.005  # for threads, before the loop looks for what has come
+GPU_AHEAD = 2  # batches that a GPU is given before the first of them is waited for: it never has none to compute
 
 
 class Run(NamedTuple):
@@ -169,7 +171,7 @@ class Judging:
     def may_stay_under_way(self, keepers: Mapping[str, Keeper], begun: bool, busy: bool) -> int:
         """How many batches may be computed while this process goes on.
 
-        Threads are waited for a moment where nothing else is to do. A GPU has one, where the next is begun; none where
+        Threads are waited for a moment where nothing else is to do. A GPU has two, where the next is begun; none where
         a line learns, which would keep its results waiting.
 
         Args:
@@ -179,7 +181,7 @@ class Judging:
         if self._pool:
             return self.computing(0.0 if busy or (begun and self.room > 1) else WAIT_SECONDS)
         learns = any(keeper.line.learns and keeper.epoch for keeper in keepers.values())
-        return int(begun and self.engine.device.type == "cuda" and not learns)
+        return GPU_AHEAD if begun and self.engine.device.type == "cuda" and not learns else 0
 
     def computing(self, seconds: float) -> int:
         """How many batches cannot be landed yet, after so long a wait for one that can."""
@@ -241,14 +243,14 @@ class Judging:
             raise _fresh(found.scores)
         line = run.keeper.line
         with self.engine.metrics.stage("score"):
-            verdicts = line.verdicts(found.scores)
+            verdicts = verdicts_of(found.scores)
         for (part, image), verdict in zip(run.images, verdicts, strict=True):
             part.judged.append(Judged(image, verdict, found.scores.serving))
         if found.features is not None and line.learns and run.keeper.epoch:
             self.cache.keep([part for part, _ in run.images], found.features, hand)
 
     def _pixels(self, picture: Picture) -> Tensor | None:
-        part, image, x = picture.part, picture.image, picture.pixels.result()
+        part, image, x = picture.part, picture.image, picture.pixels
         if isinstance(x, Rejected):
             part.rejected.append(x)
             return None

@@ -163,7 +163,7 @@ class Keeper(Follower):
         """Read and apply up to `count` entries; returns how many were read."""
         if not self.line.learns or self.saving.stem or self.schedule.held_up:
             return 0
-        entries = self.reading.read(count)
+        entries = self.reading.read(1 if self.reading.marks else count)
         failpoint("learn_read")
         for together in self._together(entries):
             if self.line.learns and not self._tried(together, extract, usable):
@@ -172,8 +172,9 @@ class Keeper(Follower):
         return len(entries)
 
     def _together(self, entries: list[Entry]) -> list[list[Entry]]:
-        """What is applied at once: each entry by itself."""
-        return [[entry] for entry in entries]
+        """What is applied at once: all, where a step may be of several entries; else each by itself."""
+        all_ = self.line.learner.takes_long_steps and entries and not self.reading.marks
+        return [entries] if all_ else [[entry] for entry in entries]
 
     def _tried(self, entries: list[Entry], extract: Extract, usable: Usable) -> bool:
         """Apply; False if it failed. Then the line is loaded again without them, and they come again, marked."""
@@ -187,8 +188,9 @@ class Keeper(Follower):
         except (redis.RedisError, FencedError, RanksError, torch.AcceleratorError):
             raise
         except Exception as error:
-            log.exception("an entry failed; it is tried again by itself", line=self.line.name, entry=entry.id)
-            self.lose(f"entry {entry.id} failed: {one_line(error, 200)}")
+            failed = entry.id if len(entries) == 1 else f"{entry.id} or one of {len(entries) - 1} after it"
+            log.exception("an entry failed; it is tried again by itself", line=self.line.name, entry=failed)
+            self.lose(f"entry {failed} failed: {one_line(error, 200)}")
             self.reading.suspicious = True
             return False
         self.reading.survived(entry)
@@ -208,7 +210,7 @@ class Keeper(Follower):
             log.info("phase", line=line.name, was=phase, now=line.phase, threshold=(at := line.threshold) and at.value)
 
     def _learned(self, entries: list[Entry], extract: Extract) -> list[Taken]:
-        return [self.line.apply(entry.id, extract(self.line.name, entry)) for entry in entries]
+        return self.line.apply_entries((entry.id, extract(self.line.name, entry)) for entry in entries)
 
     def _take_set_aside(self, usable: Usable) -> None:
         """What the end of learning set aside is committed with it."""
@@ -224,10 +226,8 @@ class Keeper(Follower):
         """Whether what was learned, or what a command changed, is to be made durable now."""
         if self.saving.waits or self.saving.stem:
             return not self.saving.waits
-        if self.owed.changed:
-            return self.schedule.due(owed=True, ended=True)
-        ended = self.line.shown_phase != self.line.serving.phase
-        return self.schedule.due(bool(self.reading.unacknowledged), ended)
+        changed, ended = self.owed.changed, self.line.shown_phase != self.line.serving.phase
+        return self.schedule.due(changed or bool(self.reading.unacknowledged), changed or ended)
 
     def snapshot(self, wait: float = 0.0) -> None:
         """Write, commit, acknowledge, in that order; a store that refuses is reported, and tried again later.
@@ -249,7 +249,7 @@ class Keeper(Follower):
             self.streams.show(self.epoch, {"problem": f"no snapshot, and nothing is acknowledged: {error}"})
             return
         self._publish(stem, line.served_by(stem))
-        self.schedule.restart()
+        self.schedule.made(self.saving.took)
         self.metrics.snapshot_last_success.labels(line.name).set_to_current_time()
         failpoint("acknowledge")
         self.reading.acknowledge()
@@ -261,9 +261,9 @@ class Keeper(Follower):
     def _saved(self, wait: float) -> str:
         """The version of the line as it is that the store has now; "" while it has none."""
         if not self.saving.stem:
+            stem, since = stem_of(self.epoch, self._seq + 1), time.monotonic()
             tensors, metadata = self.line.state()
-            stem = stem_of(self.epoch, self._seq + 1)
-            if not self.saving.begin(stem, tensors, {**metadata, "epoch": self.epoch, **self.origin}):
+            if not self.saving.begin(stem, tensors, {**metadata, "epoch": self.epoch, **self.origin}, since):
                 return ""
             self._seq += 1  # whether it arrives or not: a name is used once
         return self.saving.arrived(wait)

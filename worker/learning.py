@@ -8,7 +8,7 @@ from worker.answering import Answering
 from worker.keeper import Keeper
 from worker.lines import Lines
 
-LEARN_SECONDS = 0.25  # per turn: how long learning may keep an answer waiting, beyond the entry in hand
+LEARN_SECONDS = 0.25  # per turn: how long learning may keep an answer waiting, beyond the step in hand
 SOON_SECONDS = 5.0  # that learning waits at most for features that answering is to leave
 
 
@@ -47,14 +47,14 @@ class Learning:
     def _keep(self, keeper: Keeper) -> None:
         name, opening = keeper.line.name, self.answering.opening
         keeper.lease.renew(keeper.epoch, self.holder)
-        keeper.saving.aside = self.answering.judging.under_way
+        keeper.saving.aside = self.answering.would_wait
         usable = partial(opening.usable, name)
         self.lines.looks[name](opening.features_of, usable)
         while self._may_learn(name):
             if time.monotonic() >= self._until or keeper.snapshot_due:
                 self._waits = True
                 break
-            if not keeper.learn(opening.extract, 1, usable):
+            if not keeper.learn(opening.extract, self._count(keeper), usable):
                 break
         if not keeper.epoch:  # an entry failed: the line is loaded again
             return
@@ -64,6 +64,11 @@ class Learning:
             keeper.snapshot()
             self.renew()
         keeper.trim()
+
+    def _count(self, keeper: Keeper) -> int:
+        """Entries that are learned next: one, or where steps may be of several those whose features are there."""
+        learner = keeper.line.learner
+        return max(1, self.answering.cache.entries(keeper.line.name, learner.step)) if learner.takes_long_steps else 1
 
     def _may_learn(self, name: str) -> bool:
         """Not while answering recovers, nor what it is to judge next: learning would only repeat its forward pass."""

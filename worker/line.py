@@ -1,7 +1,9 @@
 """One production line: its phases, its model, its counts. Knows no disk, and of Redis the entry ids alone."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -9,14 +11,12 @@ from torch import Tensor
 
 from mhpc.core.calibration import Threshold, tracked_scores
 from mhpc.core.drift import DriftMonitor
-from mhpc.core.learner import STEP
 from mhpc.core.patch_maps import PatchMaps
 from mhpc.core.recent import Convergence
 from mhpc.core.scorer import Scorer
-from mhpc.linalg import all_finite
 from worker.errors import ModelError
-from worker.learners import fitted_threshold, new_learner
-from worker.records import Scores, Serving, SetAside, Source, Taken, Verdict
+from worker.learners import fitted_threshold, learn_entries, new_learner
+from worker.records import Scores, Serving, SetAside, Source, Taken
 from worker.scoring import begin_to_score
 from worker.settings import LineConfig
 from worker.streams.line_streams import FROM_START, entry_key
@@ -98,45 +98,44 @@ class Line:
         monitor = None if self.relearning or self.paused else self.monitor
         return partial(begin_to_score, self.serving, monitor, self.config.scoring.heat_map)
 
-    def verdicts(self, scored: Scores) -> list[Verdict]:
-        """Verdicts once the scores are there; the drift monitor watches, unless the line was paused.
-
-        Raises:
-            ValueError: the features were not finite.
-        """
-        if scored.arrived is None:
-            return [Verdict(None, None)] * scored.images
-        scores, means, *maps = scored.arrived()
-        if not all_finite(means):
-            raise ValueError("features hold NaN or infinite values; is the backbone's output sound?")
-        if scored.monitor is not None:
-            scored.monitor.update(scores, means)
-        heats = list(maps[0].numpy()) if maps else [None] * scored.images
-        return [Verdict(score, heat) for score, heat in zip(scores.tolist(), heats, strict=True)]
-
     def apply(self, entry: str, features: Iterable[Tensor], guard: bool = True) -> Taken:
         """Learn from, or calibrate on, an entry's images, given as chunks [B, P, D]; then switch if it is time.
 
         An entry at or before `applied_through` changes nothing. All chunks but the last are of a multiple of STEP
         images, so that an entry is learned in the same steps however it was cut.
         """
-        if entry_key(entry) <= entry_key(self.applied_through):
-            return Taken(0, 0, 0)
-        before, learned, first = self.counts, list[bool](), self.learner.images_seen_
-        for chunk in features:
-            for images in chunk.split(STEP):
-                if self.phase == LEARNING:
-                    self.learner.forget(self._kept(len(images)))
-                    learned += self.learner.partial_fit(images, guard).learned.tolist()
-                else:
-                    self._calibrate(images)
+        return self.apply_entries([(entry, features)], guard)[0]
+
+    def apply_entries(self, entries: Iterable[tuple[str, Iterable[Tensor]]], guard: bool = True) -> list[Taken]:
+        """`apply` for entries one after the other, until the line wants no more; what came of each.
+
+        Where the learner takes long steps, they may be of several entries, and whether learning has converged is looked
+        at behind all of them.
+        """
+        rest, taken = deque(entries), list[Taken]()
+        while rest and (self.learns or not taken):
+            if entry_key(rest[0][0]) <= entry_key(self.applied_through):
+                rest.popleft()
+                taken.append(Taken(0, 0, 0))
+                continue
+            taken += self._learn_from(rest, guard) if self.phase == LEARNING else [self._calibrate_on(*rest.popleft())]
+            self._switch()
+        return taken
+
+    def _learn_from(self, rest: deque[tuple[str, Iterable[Tensor]]], guard: bool) -> list[Taken]:
+        """Take entries from the left, until as many images are learned as are to be: a phase ends between entries."""
+        done, wanted = self.progress
+        lessons = learn_entries(self.learner, rest, wanted - done, self._kept, guard)
+        self.sources += [Source(lesson.entry, lesson.first) for lesson in lessons if lesson.learned]
+        self.applied_through = lessons[-1].entry
+        return [Taken.of_learning(lesson.learned) for lesson in lessons]
+
+    def _calibrate_on(self, entry: str, features: Iterable[Tensor]) -> Taken:
+        before = len(self.calibration_scores)
+        for images in chain.from_iterable(chunk.split(self.learner.step) for chunk in features):
+            self._calibrate(images)
         self.applied_through = entry
-        if learned:
-            self.sources.append(Source(entry, first))
-        learned_now, quarantined, calibrated = (now - was for now, was in zip(self.counts, before, strict=True))
-        aside = tuple(place for place, was_learned in enumerate(learned) if not was_learned)
-        self._switch()
-        return Taken(learned_now, quarantined, calibrated, aside)
+        return Taken(0, 0, len(self.calibration_scores) - before)
 
     def _kept(self, images: int) -> float:
         """The share of the weight of all that was learned before that so many images leave to it."""

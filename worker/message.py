@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgpack
 import numpy as np
@@ -67,6 +67,13 @@ class Rejected:
     payload: bytes
 
 
+class HeatMap(NamedTuple):
+    """Patch scores [h, w] as they travel: each is data / 255 * max."""
+
+    data: NDArray[np.uint8]
+    max: float
+
+
 @dataclass(frozen=True)
 class Result:
     """The verdict on one image; the fields are those of the `result` map."""
@@ -82,7 +89,7 @@ class Result:
     provisional: bool
     ts: float | None
     latency_ms: float
-    map: NDArray[np.float32] | None  # [h, w] patch scores
+    map: HeatMap | None
     meta: dict[str, Any] | None
 
 
@@ -207,7 +214,7 @@ def opened(image: Image, limits: LimitSettings) -> Iterator[Pillow.Image]:
     except (OSError, ValueError, SyntaxError) as error:
         raise RejectedError("not_an_image", f"{len(image.data)} bytes are not a {image.format}: {error}") from None
     with picture:
-        _check_size(picture.height, picture.width, limits)
+        check_size(picture.height, picture.width, limits)
         try:
             yield picture
         except (OSError, ValueError, SyntaxError, EOFError) as error:
@@ -225,13 +232,13 @@ def raw_pixels(image: Image, limits: LimitSettings) -> Pixels:
     """[h, w, c] of a raw picture, not copied. Raises RejectedError: larger than the limits, or of another size."""
     assert image.shape is not None  # noqa: S101 - decode_batch refuses a raw image without one
     h, w, c = image.shape
-    _check_size(h, w, limits)
+    check_size(h, w, limits)
     if len(image.data) != h * w * c:
         raise RejectedError("wrong_shape", f"raw {h} x {w} x {c} needs {h * w * c} bytes, {len(image.data)} came")
     return np.frombuffer(image.data, dtype=np.uint8).reshape(h, w, c)
 
 
-def _check_size(h: int, w: int, limits: LimitSettings) -> None:
+def check_size(h: int, w: int, limits: LimitSettings) -> None:
     if max(h, w) > limits.image_side or h * w > limits.image_pixels:
         raise RejectedError(
             "too_large",
@@ -241,17 +248,18 @@ def _check_size(h: int, w: int, limits: LimitSettings) -> None:
 
 def encode_result(result: Result) -> bytes:
     """The value of a result entry's `result` field."""
-    fields = {name: value for name, value in vars(result).items() if name != "map"}
-    if result.map is not None:
-        fields["map"] = _encode_map(result.map)
-    return _packed({"v": VERSION, **fields})
+    fields = {"v": VERSION, **vars(result)}
+    if (heat := fields.pop("map")) is not None:
+        fields["map"] = {"shape": heat.data.shape, "max": heat.max, "data": heat.data.tobytes()}
+    return _packed(fields)
 
 
-def _encode_map(scores: NDArray[np.float32]) -> dict[str, Any]:
-    """uint8; a value is data / 255 * max."""
-    largest = float(scores.max())
-    data = np.rint(scores * (255 / largest)).astype(np.uint8) if largest > 0 else np.zeros(scores.shape, np.uint8)
-    return {"shape": list(scores.shape), "max": largest, "data": data.tobytes()}
+def heat_maps(scores: NDArray[np.float32]) -> list[HeatMap]:
+    """Of patch scores [B, h, w] of so many images."""
+    largest = scores.max((1, 2), initial=0)
+    scale = 255 / np.where(largest > 0, largest, 1).astype(np.float64)
+    data = np.rint(scores * scale.astype(np.float32)[:, None, None]).astype(np.uint8)
+    return [HeatMap(*each) for each in zip(data, largest.tolist(), strict=True)]
 
 
 def decode_result(value: bytes) -> dict[str, Any]:

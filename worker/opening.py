@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 
 import msgpack
+import numpy as np
+import torch
 from torch import Tensor
 
 from worker.decoding import decode
@@ -10,7 +12,7 @@ from worker.engine import Engine
 from worker.errors import RefusedError, RejectedError
 from worker.failpoints import failpoint
 from worker.features import FeatureCache
-from worker.message import Image, Rejected, decode_batch, encode_map
+from worker.message import Image, Pixels, Rejected, decode_batch, encode_map
 from worker.metrics import Metrics
 from worker.settings import Settings
 from worker.streams.line_streams import Entry, LineStreams
@@ -51,19 +53,39 @@ class Opening:
         Raises:
             RejectedError: the image cannot be decoded, or is beyond the limits.
         """
-        failpoint("decode", image.id)
-        return self.engine.prepare(decode(image, self.settings.limits))
+        room = self._room(1)
+        self._decode_into(image, room[0])
+        return torch.from_numpy(room[0]).permute(2, 0, 1)
 
-    def prepared(self, image: Image) -> Tensor | Rejected:
-        """The same, with a rejection as a value, for threads.
+    def prepared(self, images: list[Image]) -> list[Tensor | Rejected]:
+        """The same of images, with a rejection as a value, for threads.
 
         An exception that a future keeps is held by the frames of its own traceback, which hold the future: a cycle with
         the image's whole entry in it, which waits for the collector, and at times for its rarest round.
         """
-        try:
-            return self.decode(image)
-        except RejectedError as error:
-            return Rejected(image.id, error.reason, str(error), image.data)
+        room = self._room(len(images))
+        prepared = torch.from_numpy(room).permute(0, 3, 1, 2).unbind()  # [3, H, W] each, channels last
+        found = list[Tensor | Rejected]()
+        for image, pixels, x in zip(images, room, prepared, strict=True):
+            try:
+                self._decode_into(image, pixels)
+                found.append(x)
+            except RejectedError as error:
+                found.append(Rejected(image.id, error.reason, str(error), image.data))
+        return found
+
+    def _room(self, images: int) -> Pixels:
+        """For the pixels of so many images, [n, H, W, 3]."""
+        return np.empty((images, *self.engine.settings.input_shape, 3), np.uint8)
+
+    def _decode_into(self, image: Image, pixels: Pixels) -> None:
+        """Lay what the engine takes into pixels [H, W, 3]. Few calls let go of the interpreter, which many wait for."""
+        failpoint("decode", image.id)
+        decoded = decode(image, self.settings.limits, pixels)
+        if decoded.shape != pixels.shape:
+            decoded = self.engine.prepare(decoded).permute(1, 2, 0).numpy()
+        if not np.may_share_memory(decoded, pixels):
+            pixels[:] = decoded
 
     def is_first(self, line: str, image: Image, entry: Entry, place: int, learns: bool = False) -> bool:
         """Whether no image of its id came before; what cannot be decoded has no claim on it: it may be sent again."""

@@ -72,12 +72,15 @@ def count(published: Published, metrics: Metrics) -> None:
     """Count what came of an entry."""
     part, name = published.part, published.part.name
     seconds = max(0.0, published.now_ms - entry_key(part.entry.id)[0]) / 1000
+    end_to_end, ratios = metrics.end_to_end_seconds.labels(name), metrics.score_to_threshold.labels(name)
     for _, verdict, serving in part.judged:
-        metrics.images.labels(name, "unscored" if verdict.score is None else "scored").inc()
-        metrics.end_to_end_seconds.labels(name).observe(seconds)
+        end_to_end.observe(seconds)
         if verdict.score is not None and serving.threshold:
-            metrics.score_to_threshold.labels(name).observe(verdict.score / serving.threshold)
-            metrics.anomalies.labels(name).inc(verdict.score > serving.threshold)
+            ratios.observe(verdict.score / serving.threshold)
+    scored = sum(verdict.score is not None for _, verdict, _ in part.judged)
+    metrics.images.labels(name, "scored").inc(scored)
+    metrics.images.labels(name, "unscored").inc(len(part.judged) - scored)
+    metrics.anomalies.labels(name).inc(sum(bool(judged.anomalous) for judged in part.judged))
     for rejected in part.rejected:
         metrics.images.labels(name, "dead").inc()
         metrics.dead_letters.labels(name, rejected.reason).inc()

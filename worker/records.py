@@ -3,12 +3,11 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from mhpc.core.drift import DriftMonitor
 from mhpc.core.scorer import Scorer
+from worker.message import HeatMap
 
 
 class Serving(NamedTuple):
@@ -32,10 +31,10 @@ class Scores(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """`score` and `map` [h, w] are None while no model exists."""
+    """Both are None while no model exists."""
 
     score: float | None
-    map: NDArray[np.float32] | None
+    map: HeatMap | None
 
 
 class Taken(NamedTuple):
@@ -45,6 +44,12 @@ class Taken(NamedTuple):
     quarantined: int
     calibrated: int
     set_aside: tuple[int, ...] = ()
+
+    @classmethod
+    def of_learning(cls, learned: list[bool]) -> "Taken":
+        """Of an entry, by which of its images were learned."""
+        aside = tuple(place for place, was_learned in enumerate(learned) if not was_learned)
+        return cls(len(learned) - len(aside), len(aside), 0, aside)
 
 
 class Source(NamedTuple):

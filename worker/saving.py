@@ -22,6 +22,7 @@ class Saving:
 
     Attributes:
         aside: whether answers would wait.
+        took: seconds that the last version took that the store has, from the time at which it was begun.
     """
 
     def __init__(self, store: Store, seconds: float) -> None:
@@ -33,15 +34,20 @@ class Saving:
         self._pinned = False  # whether one was, since the last commit
         self._way: Future[None] | None = None
         self._tidying: Future[None] | None = None
-        self._overdue_at = 0.0
+        self._overdue_at = self.took = 0.0
 
     @property
     def waits(self) -> bool:
         """Whether there is nothing to be done yet: something is on its way, and has time left."""
         return self._way is not None and not self._way.done() and time.monotonic() < self._overdue_at
 
-    def begin(self, stem: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> bool:
+    def begin(
+        self, stem: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], since: float | None = None
+    ) -> bool:
         """Send a version, which nobody changes from then on; False while one that is no longer wanted is on its way.
+
+        Args:
+            since: when it was begun to be made, by the monotonic clock; now unless given.
 
         Raises:
             SnapshotError: that one does not end; a second beside it would hang likewise.
@@ -51,10 +57,13 @@ class Saving:
                 return False
             raise SnapshotError(f"{self.store.place} still has not taken the version before; is it slow, or away?")
         self.stem, self._overdue_at = stem, time.monotonic() + self.seconds
-        first = self._first
-        self._way = begun(
-            lambda: self._put(stem, packed(tensors, metadata), first), aside=self.store.remote or self.aside
-        )
+        first, since = self._first, time.monotonic() if since is None else since
+
+        def put() -> None:
+            self._put(stem, packed(tensors, metadata), first)
+            self.took = time.monotonic() - since
+
+        self._way = begun(put, aside=self.store.remote or self.aside)
         return True
 
     def keep(self, stem: str) -> None:

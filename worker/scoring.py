@@ -2,8 +2,10 @@
 
 from mhpc.core.drift import DriftMonitor
 from mhpc.core.patch_maps import PatchMaps
+from mhpc.linalg import all_finite
 from worker.fetching import fetch
-from worker.records import Scores, Serving
+from worker.message import heat_maps
+from worker.records import Scores, Serving, Verdict
 
 
 def begin_to_score(serving: Serving, monitor: DriftMonitor | None, heat_map: bool, maps: PatchMaps) -> Scores:
@@ -13,7 +15,7 @@ def begin_to_score(serving: Serving, monitor: DriftMonitor | None, heat_map: boo
         monitor: that the scores are for, once they are there.
 
     Raises:
-        ValueError: they are not finite; on a GPU `Line.verdicts` finds that out.
+        ValueError: they are not finite; on a GPU `verdicts_of` finds that out.
     """
     B, scorer = len(maps), serving.scorer
     if scorer is None:
@@ -22,3 +24,20 @@ def begin_to_score(serving: Serving, monitor: DriftMonitor | None, heat_map: boo
     scores, patches = scorer.score_maps(z, serving.threshold if heat_map else None)
     heats = (patches.reshape(B, *maps.grid),) if heat_map else ()
     return Scores(serving, monitor, B, fetch(scores, z.mean(1), *heats))
+
+
+def verdicts_of(scored: Scores) -> list[Verdict]:
+    """Verdicts once the scores are there; the drift monitor watches, unless the line was paused.
+
+    Raises:
+        ValueError: the features were not finite.
+    """
+    if scored.arrived is None:
+        return [Verdict(None, None)] * scored.images
+    scores, means, *maps = scored.arrived()
+    if not all_finite(means):
+        raise ValueError("features hold NaN or infinite values; is the backbone's output sound?")
+    if scored.monitor is not None:
+        scored.monitor.update(scores, means)
+    heats = heat_maps(maps[0].numpy()) if maps else [None] * scored.images
+    return [Verdict(score, heat) for score, heat in zip(scores.tolist(), heats, strict=True)]

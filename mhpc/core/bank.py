@@ -88,8 +88,8 @@ class Bank:
         Exact are at least the top_k largest distances of each image. Groups are made anew from the rows of the bank:
         a learner that was restored finds what one that went on does.
         """
-        # An image at a time: its products are the same in every batch, and what is subtracted stays in the cache.
-        z = torch.cat([self.whiten(image) for image in x.split(P)])
+        # On a CPU an image at a time: its products are the same in every batch, what is subtracted stays in the cache.
+        z = torch.cat([self.whiten(rows) for rows in x.split(P if x.device.type == "cpu" else len(x))])
         if not len(self):
             return nothing_near(x, z)
         if not (self.bounds_suffice and groups_pay(self.images, P)):

@@ -12,11 +12,12 @@ from mhpc.core.memory_bank import MemoryBank
 from mhpc.core.recent import Convergence, Recent
 from mhpc.core.scorer import Scorer
 from mhpc.core.scoring import image_scores
-from mhpc.core.whitening import Whitening, ZSpace, check_features, checked_share, sampled_moments
+from mhpc.core.whitening import ZSpace, check_features, checked_share, sampled_moments
 from mhpc.decomposition import IncrementalPCA
 from mhpc.linalg import Moments, unchanged_on_error
 
 STEP = 8  # images; fixed, so that a replay takes the same steps
+GPU_STEP = 128  # on a GPU, whose time goes into launches, as many for 8 images; a replay may take others there
 REFRESH_GROWTH = 1.5  # times the rows at the last refresh
 FIRST_ROWS = 16_384  # of which the moments take all, whatever their share: the first bases rest on few rows
 
@@ -31,7 +32,7 @@ class Step(NamedTuple):
 class OnePassLearner:
     """Learns normal patch features in one pass and bounded memory, then scores.
 
-    Per step of at most 8 images, of P patches each:
+    Per step of at most 8 images (on a GPU 128, once the bank has been full), of P patches each:
 
     1. Each patch's distance to the bank is its prequential score: taken before it is learned from.
     2. An image whose score is far outside the recent ones is set aside, not learned.
@@ -45,7 +46,7 @@ class OnePassLearner:
         top_k: an image's score is the mean of its top_k largest patch scores.
         aggregation: KMEANS moves anchors, GREEDY leaves them where they are, NONE samples rows uniformly.
         seed: of that sample, and of the moments'.
-        moments_share: of the rows, in (0, 1], that the moments take as if they were all; a replay draws the same.
+        moments_share: of the rows, in (0, 1], that the moments take as if they were all; equal steps draw the same.
     """
 
     def __init__(
@@ -82,6 +83,16 @@ class OnePassLearner:
     def convergence_(self) -> Convergence:
         return self.recent_.convergence(self.change_)
 
+    @property
+    def step(self) -> int:
+        """Images that are learned at once, at most."""
+        return GPU_STEP if self.device.type == "cuda" and self.bank_ and self.bank_.radius > 0 else STEP
+
+    @property
+    def takes_long_steps(self) -> bool:
+        """Whether a step may be of several entries of a stream."""
+        return self.step > STEP
+
     def _new_pca(self) -> IncrementalPCA:
         return IncrementalPCA(self.space.pca_variance_ratio if self.space.reduces else None, device=self.device)
 
@@ -94,22 +105,13 @@ class OnePassLearner:
         Raises:
             ValueError: not [B, P, D], another D than before, or values that are not finite.
         """
-        parts = self.checked(features).split(STEP)
+        x, steps = self.checked(features), list[Step]()
         inner = (self.pca_, self.recent_, self.bank_, vars(self.pca_).get("covariance_"))
         with unchanged_on_error(self, *(each for each in inner if each is not None)):
-            steps = [self._step(part, guard) for part in parts]
+            while len(x) or not steps:
+                part, x = x[: self.step], x[self.step :]
+                steps.append(self._step(part, guard))
         return Step(torch.cat([s.scores for s in steps]), torch.cat([s.learned for s in steps]))
-
-    def fill_bank(self, features: Tensor, whitening: Whitening | None) -> None:
-        """Take features [B, P, D] into the bank, in a space that stands still: the last of three passes."""
-        B, P, D = features.shape
-        x = features.reshape(B * P, D)
-        if self.bank_ is None:
-            self.bank_ = self._new_bank(D)
-            self.bank_.refresh(whitening or self.space.identity(D).to(self.device))
-        self.bank_.learn(x, self._nearest(x, P), torch.arange(B, device=x.device).repeat_interleave(P))
-        self.rows_seen_ += B * P
-        self.images_learned_ += B
 
     def freeze(self) -> Tensor:
         """Refresh the basis, reduce the bank to bank_size and judge it: what calibration and scoring use.
@@ -151,9 +153,8 @@ class OnePassLearner:
         Raises:
             ValueError: nothing was learned yet, pinned anchors would fill the bank, or it is a reservoir.
         """
-        bank, scorer = self._memory_bank(), self.scorer()
+        bank, distances = self._memory_bank(), self.scorer().score_patches(features).flatten()
         x = self.checked(features).flatten(0, 1)
-        distances = scorer.score_patches(features).flatten()
         return bank.pin(x, bank.whiten(x), distances, radius)
 
     def unlearn(self, features: Tensor) -> int:
@@ -234,8 +235,7 @@ class OnePassLearner:
     def _new_bank(self, D: int) -> MemoryBank | Reservoir:
         if self.aggregation is PatchCoreAggregation.NONE:
             return Reservoir(self.bank_size, D, self.device, self.seed)
-        moving = self.aggregation is PatchCoreAggregation.KMEANS
-        return MemoryBank(self.bank_size, D, self.device, moving)
+        return MemoryBank(self.bank_size, D, self.device, self.aggregation is PatchCoreAggregation.KMEANS)
 
     def _nearest(self, x: Tensor, P: int, top_k: int = 0) -> Nearest:
         """As `Bank.find` does, where there is a bank."""

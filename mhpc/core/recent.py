@@ -9,6 +9,7 @@ from torch import Tensor
 from mhpc.core.calibration import outlier_limit
 
 RECENT = 128  # images
+TOGETHER = 8  # images that are judged by the same ones before them, however many are learned at once
 GUARD_AFTER = 32  # images without which nothing is judged
 GUARD_SHARE = 0.1  # of the recent images, at most so many are set aside: a true change must be learned in the end
 UNLIKE = 1.25  # covering radii: of a texture's patches a third lies beyond one for ever, beyond 1.25 ever fewer do
@@ -49,16 +50,20 @@ class Recent:
 
         With the guard not those far outside the recent scores, within a bounded share.
         """
+        # A bank that has never been full has no radius: all is new to it.
+        outside = (distances > UNLIKE * radius).float().mean(1).cpu() if radius else torch.ones(len(scores))  # GPU sync
+        self.outside = torch.cat([self.outside, outside])[-RECENT:]
+        return torch.cat([self._admit(part, guard) for part in scores.split(TOGETHER)])
+
+    def _admit(self, scores: Tensor, guard: bool) -> Tensor:
+        """The same for images that are judged together, by those before them."""
         learned = torch.ones(len(scores), dtype=torch.bool)
         if guard and len(self.scores) >= GUARD_AFTER:
             far = scores > outlier_limit(self.scores.numpy())
             room = int(GUARD_SHARE * RECENT) - int(self.quarantined.sum())
             learned = ~(far & (far.cumsum(0) <= room))
-        # A bank that has never been full has no radius: all is new to it.
-        outside = (distances > UNLIKE * radius).float().mean(1).cpu() if radius else torch.ones(len(scores))  # GPU sync
         self.scores = torch.cat([self.scores, scores])[-RECENT:]
         self.quarantined = torch.cat([self.quarantined, ~learned])[-RECENT:]
-        self.outside = torch.cat([self.outside, outside])[-RECENT:]
         return learned
 
     def convergence(self, change: float) -> Convergence:

@@ -28,7 +28,7 @@ def fit_three_passes(learner: OnePassLearner, batches: Callable[[], Iterable[Ten
     whitening = _whitening(learner, batches)
     for features in batches():
         for part in learner.checked(features).split(STEP):
-            learner.fill_bank(part, whitening)
+            _fill_bank(learner, part, whitening)
     if learner.space.needs_moments and learner.rows_seen_ != learner.pca_.n_samples_seen_:
         raise ValueError(
             f"the last pass gave {learner.rows_seen_} patches, the first {learner.pca_.n_samples_seen_}: the loader "
@@ -38,6 +38,18 @@ def fit_three_passes(learner: OnePassLearner, batches: Callable[[], Iterable[Ten
     if learner.bank_ is None:
         raise ValueError("the loader gave no batch, expected at least one")
     learner.bank_.reduce()
+
+
+def _fill_bank(learner: OnePassLearner, features: Tensor, whitening: Whitening | None) -> None:
+    """Take features [B, P, D] into the bank, in a space that stands still."""
+    B, P, D = features.shape
+    x = features.reshape(B * P, D)
+    if learner.bank_ is None:
+        learner.bank_ = learner._new_bank(D)
+        learner.bank_.refresh(whitening or learner.space.identity(D).to(learner.device))
+    learner.bank_.learn(x, learner._nearest(x, P), torch.arange(B, device=x.device).repeat_interleave(P))
+    learner.rows_seen_ += B * P
+    learner.images_learned_ += B
 
 
 def _whitening(learner: OnePassLearner, batches: Callable[[], Iterable[Tensor]]) -> Whitening | None:

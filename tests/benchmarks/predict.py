@@ -27,6 +27,7 @@ from worker.engine import DEVIATION, MEAN, Engine, pick_device
 from worker.line import Line
 from worker.message import decode_pixels
 from worker.metrics import Metrics
+from worker.scoring import verdicts_of
 from worker.settings import LimitSettings, line_configs
 
 BACKBONES = (BackboneName.resnet18, BackboneName.wideresnet50)
@@ -79,7 +80,7 @@ def as_a_worker_scores(name: str, learned: list[Any], pixels: list[Any]) -> Any:
     line.serving = line.served_by("0-0")
     ready = [engine.prepare(x) for x in pixels]
     print(f"  the worker: {str(engine.precision).removeprefix('torch.')}, phase {line.phase}")
-    return lambda: line.verdicts(line.scores_by()(engine.maps(ready)))
+    return lambda: verdicts_of(line.scores_by()(engine.maps(ready)))
 
 
 def report(name: BackboneName) -> None:

@@ -18,7 +18,7 @@ import redis
 
 from tests.conftest import PrivateRedis
 from tests.worker.helpers import eventually
-from worker.message import Image, Result, encode_batch, encode_result
+from worker.message import Image, Result, encode_batch, encode_result, heat_maps
 from worker.streams.line_streams import ANSWERING, FROM_START, Answer, LineStreams, ReviewCaps
 from worker.streams.reads import read_new
 
@@ -133,7 +133,7 @@ def encoded_result(with_map: bool) -> bytes:
     return encode_result(
         Result(
             "press-3", entry, "part-000001", "scoring", model, 4.2, 6.5, False, False, 1764150000.1, 42.0,
-            scores if with_map else None, None,
+            heat_maps(scores[None])[0] if with_map else None, None,
         )
     )  # fmt: skip
 

@@ -19,6 +19,7 @@ from mhpc.core.patch_maps import PatchMaps
 from worker.configuration import load_settings
 from worker.line import Line
 from worker.records import Verdict
+from worker.scoring import verdicts_of
 from worker.settings import Settings
 
 DEADLINE_SECONDS = 60.0  # for what takes a moment here, but longer on a machine that is busy
@@ -130,4 +131,4 @@ class LosesReplies:
 
 def judge(line: Line, features: Tensor, grid: tuple[int, int]) -> list[Verdict]:
     """A line's verdicts on images by their features [B, P, D]."""
-    return line.verdicts(line.scores_by()(PatchMaps.of_features(features, grid)))
+    return verdicts_of(line.scores_by()(PatchMaps.of_features(features, grid)))

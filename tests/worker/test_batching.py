@@ -11,7 +11,7 @@ from torch import Tensor
 from worker import batching
 from worker.answers import Opened
 from worker.batching import AHEAD, Batcher
-from worker.message import Image
+from worker.message import Image, Rejected
 from worker.settings import MIB
 from worker.streams.line_streams import Entry
 
@@ -32,8 +32,12 @@ def make() -> Iterator[Make]:
         wait: float = 0.0,
         weights: Mapping[str, float] | None = None,
         apart: bool = False,
+        max_batch: int = BATCH,
     ) -> Batcher:
-        made.append(Batcher(decode, BATCH, wait, 2, weights or {}, apart))
+        def each(images: list[Image]) -> list[Tensor | Rejected]:
+            return [decode(image) for image in images]
+
+        made.append(Batcher(each, max_batch, wait, 2, weights or {}, apart))
         return made[-1]
 
     yield make
@@ -53,7 +57,7 @@ def put(batcher: Batcher, line: str, of_line: list[Image]) -> Opened:
 
 def decode_all(batcher: Batcher) -> None:
     """Wait until all that is ahead is decoded."""
-    wait([picture.pixels for queue in batcher._queues.values() for picture in queue.ahead], 10)
+    wait([picture.decoded for queue in batcher._queues.values() for picture in queue.ahead], 10)
 
 
 def take(batcher: Batcher) -> list[tuple[str, str]]:
@@ -280,4 +284,41 @@ def test_an_image_that_cannot_be_decoded_is_handed_over_with_its_error(make: Mak
     decode_all(batcher)
     first, _ = batcher.take()
     with pytest.raises(ValueError, match="0"):
-        first.pixels.result()
+        _ = first.pixels
+
+
+# -- large batches: several pictures a task ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "together"), [(10, 8), (MIB // 64, 8), (MIB // 16, 2), (MIB // 8, 1), (MIB // 2, 1), (2 * MIB, 1)]
+)
+def test_small_pictures_of_a_large_batch_share_a_task_and_large_ones_have_their_own(
+    make: Make, size: int, together: int
+) -> None:
+    batcher = make(max_batch=64)
+    put(batcher, "a", images(64, size))
+    ahead = batcher._queues["a"].ahead
+    tasks = Counter(id(picture.decoded) for picture in ahead)
+    assert set(tasks.values()) == {together}
+    assert sum(len(picture.image.data) for picture in ahead) <= max(MIB, size)
+
+
+def test_batches_of_pictures_that_were_decoded_together_leave_none_out_and_keep_their_order(make: Make) -> None:
+    batcher = make(max_batch=24, weights={"b": 0.3})  # three a task; turns of b end amid one
+    for entry in range(9):
+        put(batcher, "a", images(7, name=f"{entry}/"))
+        put(batcher, "b", images(7, name=f"{entry}/"))
+    taken = [each for batch in batches(batcher) for each in batch]
+    expected = [f"{entry}/{n}" for entry in range(9) for n in range(7)]
+    assert [image for line, image in taken if line == "a"] == expected
+    assert [image for line, image in taken if line == "b"] == expected
+
+
+def test_a_line_that_is_dropped_amid_a_task_comes_again_from_its_first(make: Make) -> None:
+    batcher = make(max_batch=64)
+    put(batcher, "a", images(20))
+    decode_all(batcher)
+    batcher.drop("a")
+    put(batcher, "a", images(20, name="again "))
+    assert take(batcher) == [("a", f"again {n}") for n in range(20)]

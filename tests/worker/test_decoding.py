@@ -47,6 +47,17 @@ def test_of_a_damaged_jpeg_becomes_what_pillow_alone_would_make_of_it(data: byte
     np.testing.assert_array_equal(outcome(decode, bytes(damaged)), outcome(decode_pixels, bytes(damaged)))
 
 
+@pytest.mark.parametrize("data", JPEGS)
+def test_the_pixels_of_a_jpeg_go_where_they_are_wanted_if_they_are_of_that_size(data: bytes) -> None:
+    expected = decode(Image("a", "jpeg", data), LIMITS)
+    for shape in (expected.shape, (12, 16, 3), (64, 64, 3)):
+        out = np.zeros(shape, np.uint8)
+        found = decode(Image("a", "jpeg", data), LIMITS, out)
+        np.testing.assert_array_equal(found, expected)
+        plain = Pillow.open(io.BytesIO(data)).mode != "CMYK"
+        assert np.shares_memory(found, out) == (plain and shape == expected.shape)
+
+
 def test_png_and_raw_pictures_are_decoded_as_before() -> None:
     pixels = picture(0, 6, 8)
     np.testing.assert_array_equal(decode(Image("a", "png", encoded(pixels)), LIMITS), pixels)

@@ -22,6 +22,14 @@ def test_the_oldest_features_stay_where_room_is_short_since_learning_wants_them_
     assert cache.size == 0
 
 
+def test_the_entries_next_in_turn_are_counted_until_they_are_of_so_many_images() -> None:
+    cache = FeatureCache()
+    for number, images in enumerate((3, 3, 1)):
+        cache.put("a", f"{number}-0", torch.zeros(images, 2, 4))
+    assert [cache.entries("a", images) for images in (1, 3, 4, 6, 7, 100)] == [1, 1, 2, 2, 3, 3]
+    assert cache.entries("b", 8) == 0
+
+
 def test_a_line_that_learns_no_more_frees_its_room_alone() -> None:
     cache = FeatureCache(capacity=1000)
     cache.put("a", "1-0", torch.zeros(100))

@@ -23,6 +23,7 @@ from worker.message import (
     decode_result,
     encode_batch,
     encode_result,
+    heat_maps,
 )
 from worker.settings import LimitSettings
 from worker.streams.control import COMMANDS, encode_command
@@ -97,11 +98,12 @@ def test_each_reason_that_a_message_itself_may_give_has_a_file() -> None:
 def test_a_result_is_what_encode_result_makes_and_decodes_to_its_content(name: str) -> None:
     fields = content(name)
     scores, version = fields.pop("map", None), fields.pop("v")
-    values = None
+    values, heat = None, None
     if scores is not None:
         stored = np.frombuffer(scores["data"], np.uint8).reshape(scores["shape"])
         values = stored.astype(np.float32) * np.float32(scores["max"] / 255)
-    assert packed(name) == encode_result(Result(map=values, **fields))
+        (heat,) = heat_maps(values[None])
+    assert packed(name) == encode_result(Result(map=heat, **fields))
     decoded = decode_result(packed(name))
     np.testing.assert_allclose(decoded.pop("map", None) if values is not None else [], [] if values is None else values)
     assert decoded == {"v": version, **fields}

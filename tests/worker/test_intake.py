@@ -1,5 +1,6 @@
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -11,6 +12,7 @@ from worker.intake import READ_ENTRIES, Intake, Read
 from worker.metrics import Metrics
 from worker.settings import MIB, StreamSettings
 from worker.streams.line_streams import ANSWERING
+from worker.streams.reads import read_new
 
 
 @pytest.fixture
@@ -103,6 +105,23 @@ def test_so_many_entries_are_read_in_a_turn_that_a_batch_is_full_if_each_has_one
         station.send(line, message(item(str(number))))
     reader = Intake(StreamSettings(), "station-1", Metrics(), max_batch=24)
     assert [len(read(reader, station).entries) for _ in range(2)] == [24, 6]
+
+
+def test_for_a_large_batch_more_are_read_at_once_but_for_a_turns_first(
+    station: Station, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def counted(client: Any, wanted: Any, consumer: str) -> Any:
+        asked.append(list(wanted.values()))
+        return read_new(client, wanted, consumer)
+
+    monkeypatch.setattr("worker.intake.read_new", counted)
+    for number in range(100):
+        station.send(line, message(item(str(number))))
+    reader = Intake(StreamSettings(), "station-1", Metrics(), max_batch=64)
+    assert len(read(reader, station).entries) == 72
+    assert asked == [[8], [32], [32]]
 
 
 def test_the_bytes_of_a_turns_first_entries_count_for_those_to_follow(station: Station, line: str) -> None:

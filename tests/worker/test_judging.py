@@ -13,7 +13,7 @@ from tests.worker.helpers import item, message
 from tests.worker.station import MODEL, State, Station
 from worker import batching
 from worker.engine import Engine
-from worker.judging import Judging
+from worker.judging import GPU_AHEAD, Judging
 from worker.line import SCORING
 
 OTHER = "0000000001-0000000002"
@@ -56,6 +56,21 @@ def test_a_batch_is_answered_once_the_next_has_begun(station: Station, line: str
     station.send(line, message(item("3")))
     turn(station)
     assert ids(station, line) == ["1", "2"]
+
+
+def test_a_gpu_is_given_two_batches_before_the_first_is_waited_for(
+    station: Station, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Judging, "may_stay_under_way", lambda _, __, begun, busy: GPU_AHEAD if begun else 0)
+    answered = []
+    for number in range(4):
+        station.send(line, message(item(str(number))))
+        turn(station)
+        answered.append(ids(station, line))
+    assert answered == [[], [], ["0"], ["0", "1"]]
+    turn(station)
+    assert ids(station, line) == ["0", "1", "2", "3"]
+    assert station.pending(line) == 0
 
 
 def test_where_nothing_more_comes_the_last_batch_is_answered_at_once(station: Station, line: str) -> None:

@@ -21,6 +21,7 @@ from worker.message import (
     decode_result,
     encode_batch,
     encode_result,
+    heat_maps,
 )
 from worker.settings import LimitSettings
 
@@ -272,12 +273,15 @@ def test_a_result_comes_back_with_all_its_fields() -> None:
 
 def test_a_heat_map_comes_back_to_half_a_step() -> None:
     heat = np.random.default_rng(0).gamma(2.0, 3.0, (7, 9)).astype(np.float32)
-    packed = msgpack.unpackb(encode_result(result(heat)))["map"]
+    (_, quantised) = heat_maps(np.stack([heat / 2, heat]))
+    packed = msgpack.unpackb(encode_result(result(quantised)))["map"]
     assert (packed["shape"], packed["max"], len(packed["data"])) == ([7, 9], float(heat.max()), 63)
-    again = decode_result(encode_result(result(heat)))["map"]
+    again = decode_result(encode_result(result(quantised)))["map"]
     assert again.dtype == np.float32
     np.testing.assert_allclose(again, heat, atol=float(heat.max()) / 255 / 2 * 1.001)
 
 
 def test_a_heat_map_of_zeros_comes_back() -> None:
-    np.testing.assert_array_equal(decode_result(encode_result(result(np.zeros((2, 3), np.float32))))["map"], 0)
+    np.testing.assert_array_equal(
+        decode_result(encode_result(result(heat_maps(np.zeros((1, 2, 3), np.float32))[0])))["map"], 0
+    )

@@ -1,4 +1,5 @@
 import threading
+import time
 import uuid
 from pathlib import Path
 
@@ -40,6 +41,16 @@ def test_one_that_somebody_took_away_holds_nothing_up(tmp_path: Path, faults: Fa
     saving.keep(OLD)
     assert saving.begin(NEW, {}, {"line": "press"})
     assert saving.arrived(20) == NEW
+
+
+def test_what_a_version_took_is_told_from_its_begin_until_it_is_there(tmp_path: Path) -> None:
+    saving = Saving(SnapshotStore(tmp_path / "press", "press"), seconds=20)
+    assert saving.begin(OLD, {}, {"line": "press"}, since=time.monotonic() - 5)
+    took = saving.took
+    assert 5 <= took < 60
+    time.sleep(0.05)
+    assert saving.arrived(20) == OLD
+    assert saving.took == took  # not when somebody looked
 
 
 def test_between_two_commits_one_version_is_pinned(tmp_path: Path) -> None:

@@ -13,13 +13,14 @@ from pydantic import SecretStr
 from tests.worker.keeping import take
 from worker import views
 from worker.errors import RedisUnreachableError
-from worker.message import Result, decode_result, encode_result
+from worker.message import HeatMap, Result, decode_result, encode_result
 from worker.settings import Settings
 from worker.streams.line_streams import LineStreams
 
 RESULT = Result(
     line="press-3", entry="5-1", id="part 7", phase="scoring", model="0000000001-0000000002", score=3.5, threshold=4.25,
-    anomalous=False, provisional=False, ts=7.5, latency_ms=12.5, map=np.ones((2, 3), np.float32), meta={"n": [1]},
+    anomalous=False, provisional=False, ts=7.5, latency_ms=12.5, meta={"n": [1]},
+    map=HeatMap(np.full((2, 3), 255, np.uint8), 1.0),
 )  # fmt: skip
 
 

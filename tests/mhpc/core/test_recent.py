@@ -52,3 +52,16 @@ def test_only_the_newest_are_remembered_and_the_state_goes_round() -> None:
     for name in Recent.STATE:
         assert len(getattr(recent, name)) == RECENT
         assert torch.equal(getattr(again, name), getattr(recent, name))
+
+
+def test_who_is_set_aside_does_not_depend_on_how_many_are_judged_at_once() -> None:
+    scores = 5 + 0.1 * torch.randn(1024, generator=torch.Generator().manual_seed(0))
+    scores[torch.rand(1024, generator=torch.Generator().manual_seed(1)) < 0.08] = 50.0
+    found = []
+    for size in (8, 128):
+        recent = ordinary(GUARD_AFTER)
+        found.append(
+            torch.cat([recent.admit(part, torch.zeros(len(part), 4), 1.0, True) for part in scores.split(size)])
+        )
+    assert torch.equal(*found)
+    assert int((~found[0]).sum()) > 50

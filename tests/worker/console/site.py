@@ -14,7 +14,7 @@ from tests.worker.helpers import encoded, picture
 from worker.console.access import Access
 from worker.console.app import make_app
 from worker.http import HttpServer
-from worker.message import Image, Result, encode_result
+from worker.message import Image, Result, encode_result, heat_maps
 from worker.settings import HttpSettings, Settings
 from worker.streams.line_streams import ANSWERING, LineStreams
 from worker.streams.review import review_part
@@ -119,7 +119,10 @@ class Filled:
             "threshold": 2.0, "anomalous": anomalous, "provisional": False, "ts": 1.7e9, "latency_ms": 12.5,
             "map": heat, "meta": None,
         }  # fmt: skip
-        return encode_result(Result(**{**known, **changes}))
+        fields = {**known, **changes}
+        if fields["map"] is not None:
+            (fields["map"],) = heat_maps(fields["map"][None])
+        return encode_result(Result(**fields))
 
     def flagged(self, identity: str = "bad", score: float = 5.0, image: Image | None = None, **changes: Any) -> str:
         """Publish an anomalous result and put its part into review; returns the key there."""

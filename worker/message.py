@@ -239,6 +239,7 @@ def raw_pixels(image: Image, limits: LimitSettings) -> Pixels:
 
 
 def check_size(h: int, w: int, limits: LimitSettings) -> None:
+    """Raise RejectedError where a picture of h rows and w columns is beyond the limits."""
     if max(h, w) > limits.image_side or h * w > limits.image_pixels:
         raise RejectedError(
             "too_large",

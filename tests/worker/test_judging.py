@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import redis
+import torch
 
 from mhpc.core.drift import DriftMonitor
 from mhpc.core.patch_maps import PatchMaps
@@ -14,7 +15,7 @@ from tests.worker.station import MODEL, State, Station
 from worker import batching
 from worker.engine import Engine
 from worker.judging import GPU_AHEAD, Judging
-from worker.line import SCORING
+from worker.line import LEARNING, SCORING
 
 OTHER = "0000000001-0000000002"
 MAY_STAY = Judging.may_stay_under_way
@@ -71,6 +72,19 @@ def test_a_gpu_is_given_two_batches_before_the_first_is_waited_for(
     turn(station)
     assert ids(station, line) == ["0", "1", "2", "3"]
     assert station.pending(line) == 0
+
+
+@pytest.mark.parametrize("station", [1], indirect=True, ids=["by a GPU"])
+def test_a_gpu_keeps_none_under_way_where_no_batch_was_begun_or_a_line_learns(
+    station: Station, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(station.engine, "device", torch.device("cuda"))
+    judging, keeper = station.answering.judging, station.keepers[line]
+    assert MAY_STAY(judging, {line: keeper}, begun=True, busy=False) == GPU_AHEAD
+    assert MAY_STAY(judging, {line: keeper}, begun=False, busy=False) == 0
+    monkeypatch.setattr(keeper, "epoch", 1)
+    monkeypatch.setattr(keeper.line, "phase", LEARNING)
+    assert MAY_STAY(judging, {line: keeper}, begun=True, busy=False) == 0
 
 
 def test_where_nothing_more_comes_the_last_batch_is_answered_at_once(station: Station, line: str) -> None:

@@ -5,12 +5,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from mhpc.core.learner import OnePassLearner
 from mhpc.core.scoring import image_scores
 from tests.worker.helpers import judge, patches
 from worker.errors import ModelError
 from worker.line import CALIBRATING, LEARNING, SCORING, Line
-from worker.records import Serving, Source, Taken
+from worker.records import Serving, Taken
 from worker.settings import CalibrationSettings, LearningSettings, LineConfig, ScoringSettings
 
 CPU = torch.device("cpu")
@@ -77,46 +76,6 @@ def test_entries_that_are_applied_together_are_learned_as_one_after_the_other() 
     assert together.phase == one_by_one.phase == SCORING
     assert len(taken) == 9  # no more than the line wanted
     assert_same(together, one_by_one)
-
-
-def test_where_steps_are_longer_they_are_of_several_entries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(OnePassLearner, "step", 20)
-    line, entries = fresh(), [patches(number, 5) for number in range(1, 8)]
-    learner = fresh().learner
-    learned = torch.cat([learner.partial_fit(torch.cat(part)).learned for part in (entries[:4], entries[4:5])])
-    taken = line.apply_entries([(f"{number}-0", [x]) for number, x in enumerate(entries, 1)])
-    assert [(each.learned, each.quarantined) for each in taken[:5]] == [
-        (int(of_entry.sum()), int((~of_entry).sum())) for of_entry in learned.split(5)
-    ]
-    assert [each.calibrated for each in taken] == [0] * 5 + [5] * 2  # 24 are wanted: a phase ends between entries
-    learner.freeze()
-    assert torch.equal(line.learner.memory_, learner.memory_)
-
-
-def test_a_step_that_the_device_has_no_memory_for_is_learned_by_halves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(OnePassLearner, "step", 20)
-    real, sizes = OnePassLearner.partial_fit, []
-
-    def small_device(learner: OnePassLearner, features: Tensor, guard: bool) -> Any:
-        sizes.append(len(features))
-        if len(features) > 10:
-            raise torch.OutOfMemoryError("no room")
-        return real(learner, features, guard)
-
-    monkeypatch.setattr(OnePassLearner, "partial_fit", small_device)
-    line = fresh()
-    (taken,) = line.apply_entries([("1-0", [patches(1, 20)])])
-    assert sizes == [20, 10, 10]
-    assert taken == Taken(20, 0, 0)
-
-
-def test_a_part_is_found_again_by_the_entry_it_came_in_where_steps_are_of_several(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(OnePassLearner, "step", 20)
-    line = fresh(learn=1000)
-    line.apply_entries([(f"{number}-0", [patches(number, number)]) for number in range(1, 8)])
-    assert line.sources == [Source(f"{number}-0", number * (number - 1) // 2) for number in range(1, 8)]
 
 
 def test_phases_switch_between_entries_only() -> None:

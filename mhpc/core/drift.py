@@ -48,7 +48,7 @@ class DriftMonitor:
         score_drift_, mean_drift_: each of them.
     """
 
-    def __init__(self, window: int = 256, false_alarm_rate: float = 3e-7) -> None:
+    def __init__(self, window: int = 256, false_alarm_rate: float = 1e-6) -> None:
         self.window = window
         self.false_alarm_rate = false_alarm_rate
 

@@ -26,7 +26,7 @@ from worker.engine import DEVIATION, MEAN
 LEARNED, BANK, TOP_K = 100, 3000, 20
 STEP, CHANGE, DRIFTING = 0.05, 0.2, 1000  # brightness per level, in all, and over so many images
 BATCH, BATCHES = 8, 10_000  # of the stationary stream
-CALIBRATING, REPEATS, STATIONARY_REPEATS = (200, 500), 20, 4
+CALIBRATING, REPEATS, STATIONARY_REPEATS = (200, 500), 60, 8
 RATE = 0.01
 
 Draw = Callable[[int, np.random.Generator], tuple[Tensor, Tensor]]

@@ -1,6 +1,7 @@
 """The real tiles and the backbone with ImageNet features, where they are at hand, for the benchmarks."""
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from worker.engine import DEVIATION, MEAN
 
 TILES = Path(__file__).parents[3] / "shared" / "data" / "mtd" / "tile"
 KINDS = ("blowhole", "break")
+APART = 200  # a part was photographed at up to six exposures, running numbers that are no farther apart
 
 
 def mobilenet_features() -> PatchFeatures | None:
@@ -41,6 +43,20 @@ def tiles() -> dict[str, Tensor] | None:
 def tile_features(extract: PatchFeatures, folder: Path, n: int | None = None) -> Tensor:
     """Features [N, P, D] of a folder's pictures, or of the first n, at 224 x 224."""
     return torch.cat([extract(pixels[None])[0] for pixels in tile_images(folder, n)])
+
+
+def parts_shown(folder: Path) -> list[int]:
+    """The part that each of a folder's pictures shows, by its name, exp{EXPOSURE}_num_{NUMBER}, as the number of the
+    part's first picture there; exposures rise within a part."""
+    names = [re.findall(r"\d+", path.stem) for path in sorted(folder.iterdir())]
+    taken = [(int(number), int(exposure)) for exposure, number in names]
+    first, last, part = 0, (-APART - 1, 0), {}
+    for number, exposure in sorted(taken):
+        if number - last[0] > APART or exposure <= last[1]:
+            first = number
+        last = number, exposure
+        part[last] = first
+    return [part[each] for each in taken]
 
 
 def tile_images(folder: Path, n: int | None = None) -> list[Tensor]:

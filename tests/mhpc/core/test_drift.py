@@ -20,7 +20,7 @@ def images(
     return torch.from_numpy(scores), torch.from_numpy(means + mean_shift * means.std(0))
 
 
-def monitor(n: int = 200, seed: int = 0, window: int = 128, false_alarm_rate: float = 3e-7) -> DriftMonitor:
+def monitor(n: int = 200, seed: int = 0, window: int = 128, false_alarm_rate: float = 1e-6) -> DriftMonitor:
     return DriftMonitor(window, false_alarm_rate).fit(*images(n, seed))
 
 

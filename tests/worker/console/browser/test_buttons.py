@@ -77,13 +77,14 @@ def test_pause_and_resume_are_there_when_they_can_be_pressed(plant: Plant, open_
 
 def test_a_rate_that_was_not_typed_is_asked_for(plant: Plant, open_page: OpenPage) -> None:
     page = open_page(f"/lines/{plant.shown}")
+    before = plant.commands(plant.shown)
     page.click("#rate")
     page.click("#ask-confirm")
     expect(page.locator("#ask")).to_be_visible()
     assert page.evaluate("document.getElementById('ask-value').validity.valueMissing")
     page.keyboard.press("Escape")
     expect(page.locator("#ask")).to_be_hidden()
-    assert plant.commands(plant.shown) == 0
+    assert plant.commands(plant.shown) == before
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +98,7 @@ def flagged(plant: Plant) -> list[str]:
 
 def test_review_goes_by_the_keyboard(plant: Plant, open_page: OpenPage, flagged: list[str]) -> None:
     page = open_page(f"/lines/{plant.shown}")
+    before = plant.commands(plant.shown)
     page.locator("#gallery li", has_text=flagged[0]).locator("a").focus()
     page.keyboard.press("Enter")
     heading = page.locator("h1")
@@ -112,11 +114,11 @@ def test_review_goes_by_the_keyboard(plant: Plant, open_page: OpenPage, flagged:
         expect(heading).to_have_text(flagged[0])
         page.keyboard.press("Escape")
         expect(page.locator("#ask")).to_be_hidden()
-    assert plant.commands(plant.shown) == 0
+    assert plant.commands(plant.shown) == before
     page.keyboard.press("b")
     page.keyboard.press("Enter")
     expect(answer(page)).to_contain_text("(anomalous, ann at")
-    assert plant.commands(plant.shown) == 1
+    assert plant.commands(plant.shown) == before + 1
     page.click("nav >> text=" + plant.shown)
     expect(page.locator("#journal tbody tr").first).to_contain_text("annanomalous")
 

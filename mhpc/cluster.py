@@ -94,7 +94,7 @@ class MiniBatchKMeans(
             sample_weight: [N] how often each row counts.
 
         Raises:
-            ValueError: a wrong shape, values not finite, or fewer (distinct) rows than clusters.
+            ValueError: a wrong shape, values not finite, or fewer rows than clusters (with k-center: distinct ones).
         """
         x, weights = self._checked(X, sample_weight, first=True)
         N, _ = x.shape
@@ -126,7 +126,7 @@ class MiniBatchKMeans(
             sample_weight: [N] how often each row counts.
 
         Raises:
-            ValueError: a wrong shape, values not finite, or a first batch with fewer (distinct) rows than clusters.
+            ValueError: a wrong shape, values not finite, or a first batch with fewer rows than clusters, as by `fit`.
         """
         first = not self._begun
         x, weights = self._checked(X, sample_weight, first)

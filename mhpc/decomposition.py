@@ -13,6 +13,8 @@ from torch import Tensor
 from mhpc.linalg import Array, Moments, all_or_nothing, as_rows, as_tensor, blocks, check_state, eigh_descending, like
 from mhpc.mahalanobis import OnlineCovariance
 
+ROUNDING = 16  # machine epsilons; of rows without it float32 leaves up to 0.25 in an eigenvalue, float64 up to 4
+
 
 class Spectrum:
     """Eigenvalues [D], largest first, and eigenvectors as rows [D, D] of a covariance, float64, found when read."""
@@ -185,7 +187,8 @@ class IncrementalPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     @property
     def n_components_(self) -> int:
         self._fitted()
-        return count_components(self.spectrum_.values, self.n_components, self.n_samples_seen_)
+        dtype = self.covariance_.dtype
+        return count_components(self.spectrum_.values, self.n_components, self.n_samples_seen_, dtype)
 
     @property
     def components_(self) -> Tensor:
@@ -259,30 +262,39 @@ class IncrementalPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         return self.covariance_
 
 
+def negligible(largest: Tensor, dtype: torch.dtype) -> Tensor:
+    """The variance that rounding of rows of the dtype may leave in a direction, beside the largest eigenvalue."""
+    return ROUNDING * torch.finfo(dtype).eps * largest
+
+
 def deviations(variance: Tensor, mean: Tensor) -> Tensor:
     """Standard deviations [d] of variance [d]; 1 where rows about mean [D] vary by no more than rounding.
 
     So whitening stays finite for rows that are all equal, and along directions in which rows do not vary.
     """
-    eps = torch.finfo(mean.dtype).eps
     spread = variance.sqrt()
-    rounding = torch.maximum(eps * mean.abs().amax(), (len(mean) * eps * variance.amax()).sqrt())
+    of_mean = torch.finfo(mean.dtype).eps * mean.abs().amax()
+    rounding = torch.maximum(of_mean, negligible(variance.amax(), mean.dtype).sqrt())
     return torch.where(spread > rounding, spread, 1)
 
 
 def count_components(
-    values: Tensor, n_components: int | float | None, n_samples: int, total: Tensor | None = None
+    values: Tensor,
+    n_components: int | float | None,
+    n_samples: int,
+    dtype: torch.dtype = torch.float32,
+    total: Tensor | None = None,
 ) -> int:
     """How many of the eigenvalues [D], largest first, n_components asks for; of a `total` where these are not all.
 
     An int asks for just so many. A share asks for the fewest components that explain at least it (scikit-learn's
-    rule), None for all; both leave out directions without variance, but for the first, since whitening would divide by
-    zero.
+    rule), None for all; both leave out directions in which rows of the dtype vary by no more than rounding, but for
+    the first, since whitening would divide by zero.
     """
     if isinstance(n_components, Integral):
         return int(n_components)
-    negligible = values[0] * values.shape[0] * torch.finfo(torch.float32).eps
-    rank = max(min(int((values > negligible).sum()), n_samples - 1), 1)  # GPU sync
+    varied = int((values > negligible(values[0], dtype)).sum())  # GPU sync
+    rank = max(min(varied, n_samples - 1), 1)
     if n_components is None:
         return rank
     explained = (values / (values.sum() if total is None else total)).cumsum(0)

@@ -42,7 +42,7 @@ class OnlineCovariance:
 
     @property
     def mean_(self) -> Tensor:
-        return self.moments_.mean.to(self.dtype)
+        return self.moments_.mean.to(self.dtype, copy=True)
 
     def update(self, batch: Tensor) -> "OnlineCovariance":
         """Add a batch [N, features...]; the dimensions behind the first are flattened to num_features.

@@ -5,6 +5,7 @@ import importlib
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
+from copy import deepcopy
 from enum import Enum
 from pathlib import Path
 
@@ -70,8 +71,8 @@ def load_backbone(backbone: BackboneName | str | nn.Module, weights: str | Path 
     """The module in eval mode, its parameters frozen.
 
     Args:
-        backbone: a BackboneName, its value, "package.module:function", or a module; the last two bring their own
-            weights, and `weights` is not looked at.
+        backbone: a BackboneName, its value, "package.module:function", or a module, of which a copy is taken; the last
+            two bring their own weights, and `weights` is not looked at.
         weights: "pretrained" (torchvision's first ImageNet weights, from torch hub's cache or else downloaded and
             hash-checked), "bundled" (tiny alone), "random:SEED", or the path of a safetensors state dict.
 
@@ -79,7 +80,7 @@ def load_backbone(backbone: BackboneName | str | nn.Module, weights: str | Path 
         BackboneError: no such backbone or weights, or they do not fit each other. Nothing falls back.
     """
     if isinstance(backbone, nn.Module):
-        module = backbone
+        module = deepcopy(backbone)  # the caller's may be in training
     elif isinstance(backbone, str) and ":" in backbone:
         module = _from_function(backbone)
     else:
@@ -115,7 +116,7 @@ def backbone_label(backbone: BackboneName | str | nn.Module) -> str:
 
 
 def hash_parameters(module: nn.Module) -> str:
-    """SHA-256 over a module's names, shapes and values: two backbones with equal features have equal hashes."""
+    """SHA-256 over the names, shapes and values of a module's parameters and buffers; not over what it computes."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())

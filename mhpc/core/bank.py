@@ -47,7 +47,7 @@ class Nearest(NamedTuple):
 
 def nothing_near(x: Tensor, z: Tensor) -> Nearest:
     """For rows x [N, D], whitened z [N, d]: infinitely far from a bank that is empty."""
-    far = torch.full((len(x),), torch.inf, device=x.device)
+    far = torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)
     return Nearest(z, far, torch.zeros(len(x), dtype=torch.int64, device=x.device))
 
 
@@ -67,8 +67,8 @@ class Bank:
     def __init__(self, bank_size: int, num_features: int, device: torch.device) -> None:
         self.bank_size = bank_size
         self.whitening: Whitening  # from the first refresh on, which precedes the first row
-        self.anchors = torch.empty(0, num_features, device=device)
-        self.images = torch.empty(0, 0, device=device)
+        self.anchors = torch.empty(0, num_features, dtype=torch.float32, device=device)
+        self.images = torch.empty(0, 0, dtype=torch.float32, device=device)
         self._scorer: tuple[Scorer, list[object]] | None = None
 
     def __len__(self) -> int:
@@ -114,7 +114,7 @@ class Bank:
     @property
     def lifts(self) -> Tensor:
         """Squared distance [K] that doubt adds to each row in scoring."""
-        return torch.zeros(len(self), device=self.images.device)
+        return torch.zeros(len(self), dtype=torch.float32, device=self.images.device)
 
     def scorer(self, top_k: int) -> Scorer:
         """What scores by the bank as it is; it shares the bank's tensors, which are replaced and never changed.
@@ -147,7 +147,9 @@ class Reservoir(Bank):
     """A uniform sample of bank_size of the rows seen, those not chosen by anything.
 
     Each row draws a key, the smallest keys stay: bottom-k sampling (Cohen & Kaplan, 2007), equal to Vitter's (1985)
-    reservoir in distribution. Keys follow from the seed and the count of rows, so a replay draws the same.
+    reservoir in distribution. Keys are exponential, by a rate that is the row's weight (Efraimidis & Spirakis, 2006,
+    "Weighted random sampling with a reservoir"): 1, or what `forget` has left of it. They follow from the seed and the
+    count of rows, so a replay draws the same.
     """
 
     STATE = ("anchors", "images", "keys", "rows_drawn")
@@ -167,11 +169,15 @@ class Reservoir(Bank):
                 "which misses rare normal patches; GREEDY or KMEANS cover them, a larger bank_size misses fewer",
                 stacklevel=2,
             )
-        drawn = np.random.default_rng([self.seed, int(self.rows_drawn)]).random(len(x))  # GPU sync
+        drawn = np.random.default_rng([self.seed, int(self.rows_drawn)]).exponential(size=len(x))  # GPU sync
         self.rows_drawn = self.rows_drawn + len(x)
         self.anchors, self.images = torch.cat([self.anchors, x]), torch.cat([self.images, known.z])
         self.keys = torch.cat([self.keys, torch.from_numpy(drawn).to(x.device)])
         self.reduce()
+
+    def forget(self, share: float) -> None:
+        """Keep a share of each row's weight."""
+        self.keys = self.keys / share
 
     def reduce(self) -> None:
         if len(self) > self.bank_size:

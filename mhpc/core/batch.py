@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mhpc.core.choices import PatchCoreAggregation
 from mhpc.core.whitening import Whitening, ZSpace, check_features
-from mhpc.linalg import blocks
+from mhpc.linalg import all_or_nothing, blocks
 from mhpc.mahalanobis import OnlineCovariance
 from mhpc.sampler import make_sampler, share
 
@@ -116,6 +116,7 @@ class BatchLearner:
             state |= {"bank": self.bank_} | self.whitening_.state_dict()
         return {name: value.detach().cpu().contiguous() for name, value in state.items()}
 
+    @all_or_nothing
     def load_state_dict(self, state: Mapping[str, Tensor]) -> "BatchLearner":
         """Take over another learner's `state_dict`.
 
@@ -158,7 +159,7 @@ def _whitened(rows: NDArray[np.float32], whitening: Whitening) -> Tensor:
     if whitening.projection is None:
         return x
     d, D = whitening.projection.shape
-    z = x if d == D else torch.empty(len(x), d)
+    z = x if d == D else torch.empty(len(x), d, dtype=x.dtype)
     for into, block in zip(blocks(z), blocks(x), strict=True):
         into.copy_(whitening(block))
     return z

@@ -73,15 +73,28 @@ def check_shape(input_shape: Any) -> tuple[int, int]:
     return int(given[0]), int(given[1])
 
 
+def plain(value: Any) -> Any:
+    """A number of NumPy's as Python's own, which JSON takes; anything else as it is."""
+    if _whole(value):
+        return int(value)
+    return float(value) if _real(value) else value
+
+
+def check_choices(given: Mapping[str, Any]) -> None:
+    """Raise ValueError for one of the four choices, or for a count, that is none; those that are not given are not
+    looked at."""
+    for name, choice in CHOICES.items():
+        if name in given and not isinstance(given[name], choice):
+            known = ", ".join(f"{choice.__name__}.{member.name}" for member in choice)
+            raise ValueError(f"{name} is {given[name]!r}, expected one of {known}")
+    for name, least in LEAST.items():
+        if name in given and (not _whole(given[name]) or given[name] < least):
+            raise ValueError(f"{name} is {given[name]!r}, expected a whole number >= {least}")
+
+
 def check_config(config: Mapping[str, Any]) -> None:
     """Raise ValueError for an argument of MHPatchCore that is out of range, or that a choice rules out."""
-    for name, choice in CHOICES.items():
-        if not isinstance(config[name], choice):
-            known = ", ".join(f"{choice.__name__}.{member.name}" for member in choice)
-            raise ValueError(f"{name} is {config[name]!r}, expected one of {known}")
-    for name, least in LEAST.items():
-        if not _whole(config[name]) or config[name] < least:
-            raise ValueError(f"{name} is {config[name]!r}, expected a whole number >= {least}")
+    check_choices(config)
     ratio, jitter = config["pca_variance_ratio"], config["jitter"]
     if not _real(ratio) or not 0 < ratio < 1:
         raise ValueError(f"pca_variance_ratio is {ratio!r}, expected a share in (0, 1)")

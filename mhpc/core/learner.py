@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from mhpc.core.bank import Nearest, Reservoir, nothing_near
-from mhpc.core.choices import PatchCoreAggregation
+from mhpc.core.choices import PatchCoreAggregation, check_choices
 from mhpc.core.memory_bank import MemoryBank
 from mhpc.core.recent import Convergence, Recent
 from mhpc.core.scorer import Scorer
 from mhpc.core.scoring import image_scores
 from mhpc.core.whitening import ZSpace, check_features, checked_share, sampled_moments
 from mhpc.decomposition import IncrementalPCA
-from mhpc.linalg import Moments, unchanged_on_error
+from mhpc.linalg import Moments, all_or_nothing, unchanged_on_error
 
 STEP = 8  # images; fixed, so that a replay takes the same steps
 GPU_STEP = 128  # on a GPU, whose time goes into launches, as many for 8 images; a replay may take others there
@@ -40,8 +40,8 @@ class OnePassLearner:
     4. The basis is refreshed when the rows have grown by a fixed factor.
     5. The bank grows and moves by the rows as the basis shows them.
 
-    Args:
-        bank_size: K, the anchors that the bank is reduced to; while it learns up to a quarter more, or 2.5 K if small.
+    Args (ValueError where one is out of range):
+        bank_size: K, the anchors that a reduction leaves; while it learns a quarter more (2,500 for 1,000 to 1,999).
         space: of the distances; by default whitened by PCA that keeps 0.99 of the variance.
         top_k: an image's score is the mean of its top_k largest patch scores.
         aggregation: KMEANS moves anchors, GREEDY leaves them where they are, NONE samples rows uniformly.
@@ -59,6 +59,7 @@ class OnePassLearner:
         seed: int = 0,
         moments_share: float = 1.0,
     ) -> None:
+        check_choices({"bank_size": bank_size, "top_k": top_k, "aggregation": aggregation, "seed": seed})
         self.bank_size = bank_size
         self.moments_share = checked_share(moments_share, "moments_share")
         self.space = space or ZSpace()
@@ -94,7 +95,7 @@ class OnePassLearner:
         return self.step > STEP
 
     def _new_pca(self) -> IncrementalPCA:
-        return IncrementalPCA(self.space.pca_variance_ratio if self.space.reduces else None, device=self.device)
+        return IncrementalPCA(self.space.pca_variance_ratio if self.space.reduces else None, torch.float32, self.device)
 
     def partial_fit(self, features: Tensor, guard: bool = True) -> Step:
         """Learn from patch features [B, P, D], in the order given.
@@ -144,8 +145,7 @@ class OnePassLearner:
             kept = max(2, round(n * share))
             self.pca_.restore(Moments(kept, mean, scatter * (kept / n)))
         self.rows_seen_, self.rows_at_refresh_ = round(self.rows_seen_ * share), round(self.rows_at_refresh_ * share)
-        if isinstance(self.bank_, MemoryBank):
-            self.bank_.forget(share)
+        self.bank_.forget(share)
 
     def pin(self, features: Tensor, radius: float) -> int:
         """Take patches of features [B, P, D] into the bank for good until all are within the radius; returns how many.
@@ -277,6 +277,7 @@ class OnePassLearner:
                 state |= {"mean": self.pca_.moments_.mean, "scatter": self.pca_.moments_.scatter}
         return {name: value.detach().cpu().clone() for name, value in state.items()}
 
+    @all_or_nothing
     def load_state_dict(self, state: Mapping[str, Tensor]) -> "OnePassLearner":
         """Continue from another learner's `state_dict`.
 

@@ -52,11 +52,11 @@ class MemoryBank(Bank):
         self.moves = torch.empty(0, dtype=torch.float64, device=device)
         self.support = torch.empty(0, dtype=torch.float64, device=device)
         self.picture = torch.empty(0, dtype=torch.int64, device=device)
-        self.lift = torch.empty(0, device=device)
+        self.lift = torch.empty(0, dtype=torch.float32, device=device)
         self.pinned = torch.empty(0, dtype=torch.bool, device=device)
         self.radius = 0.0
         self.numbers = torch.empty(0, dtype=torch.int64, device=device)
-        self.means = torch.empty(0, num_features, device=device)
+        self.means = torch.empty(0, num_features, dtype=torch.float32, device=device)
 
     @property
     def held(self) -> int:
@@ -219,7 +219,7 @@ class MemoryBank(Bank):
 
     def judge(self) -> Tensor:
         """Find doubt in the anchors born of late, `lift`; returns the numbers of pictures that are in full doubt."""
-        own = torch.zeros(len(self), device=self.images.device)
+        own = torch.zeros_like(self.lift)
         of = self.picture >= 0
         mean_of = torch.searchsorted(self.numbers, self.picture[of])  # numbers ascend
         own[of] = (self.images[of] - self.whiten(self.means)[mean_of]).norm(dim=1)

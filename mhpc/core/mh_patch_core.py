@@ -1,29 +1,26 @@
 """MHPatchCore: images in, scores and anomaly maps out. Wiring only; the learning is in `batch` and `learner`."""
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mhpc.core.backbones import BackboneName, backbone_label, hash_parameters, load_backbone
 from mhpc.core.batch import BatchLearner
 from mhpc.core.choices import (
-    CHOICES,
     PatchCoreAggregation,
     PatchCoreAlgorithm,
     PatchCoreDistance,
     PatchCoreFeatureReduction,
     check_config,
     check_shape,
+    plain,
 )
 from mhpc.core.learner import OnePassLearner
 from mhpc.core.loading import BATCH, Loader, batches, joined_truth
+from mhpc.core.model_file import read_model, write_model
 from mhpc.core.patch_features import PatchFeatures, check_images
 from mhpc.core.scoring import anomaly_maps, image_scores, patch_scores, reweighted_scores
 from mhpc.core.three_passes import fit_three_passes
@@ -60,7 +57,8 @@ class MHPatchCore:
     """PatchCore (Roth et al., 2022, arXiv:2106.08265) with Mahalanobis distance, learned at once or online.
 
     Args:
-        backbone: a BackboneName, its value, "package.module:function", or a module in which the weights are already.
+        backbone: a BackboneName, its value, "package.module:function", or a module in which the weights are already,
+            of which a copy is taken.
         embedding_layers: names of the backbone's layers; it is run up to the last of them.
         device: where features and distances are computed.
         input_shape: (H, W) of the images.
@@ -75,7 +73,8 @@ class MHPatchCore:
         pca_variance_ratio: share of the variance that PCA keeps, in (0, 1).
         jitter: added to the covariance's diagonal. None: MAHALANOBIS without PCA shrinks by OAS
             (`mhpc.mahalanobis.oas`), with PCA adds nothing.
-        bank_size: ONLINE: anchors that the bank is reduced to; while it learns up to a quarter more, or 2.5 K if small.
+        bank_size: ONLINE: anchors that the bank is reduced to; while it learns up to a quarter more, and 2,500 for
+            1,000 to 1,999.
         anomaly_score_num_nn: a patch's score is its mean distance to so many nearest rows of the bank.
         top_k: an image's score is the mean of its top_k largest patch scores; 1 is PatchCore's maximum.
         reweighting_num_nn: neighbours of the nearest that re-weight the maximum (eq. 7; anomalib takes 9); 0: none do.
@@ -111,7 +110,7 @@ class MHPatchCore:
         seed: int = 0,
     ) -> None:
         height, width = check_shape(input_shape)
-        self.config: dict[str, Any] = {
+        config: dict[str, Any] = {
             "backbone": backbone_label(backbone),
             "embedding_layers": list(embedding_layers),
             "input_shape": [height, width],
@@ -134,11 +133,13 @@ class MHPatchCore:
             "reweighting_num_nn": reweighting_num_nn,
             "seed": seed,
         }
+        self.config = {name: plain(value) for name, value in config.items()}
         check_config(self.config)
         self.input_shape = (height, width)
         self.device = torch.device(device)
-        module, dimensions = load_backbone(backbone, weights), (pretrain_embed_dimension, target_embed_dimension)
-        self.extractor = PatchFeatures(module, embedding_layers, patchsize, device, patchstride, *dimensions)
+        taken = ("patchsize", "patchstride", "pretrain_embed_dimension", "target_embed_dimension")
+        options = {name: self.config[name] for name in taken}
+        self.extractor = PatchFeatures(load_backbone(backbone, weights), embedding_layers, device=device, **options)
         self.learner_ = make_learner(self.config, self.device)
 
     def fit(self, loader: Loader, passes: int = 1) -> "MHPatchCore":
@@ -182,6 +183,8 @@ class MHPatchCore:
     def partial_fit(self, images: Tensor) -> "MHPatchCore":
         """ONLINE: learn from images [B, 3, H, W], normalised with ImageNet's mean and deviation; none is kept.
 
+        `predict` scores by what was learned so far; once that is all, `freeze` makes it what `fit` would have left.
+
         Raises:
             ValueError: another shape than [B, 3, *input_shape], or VANILLA.
         """
@@ -190,6 +193,19 @@ class MHPatchCore:
         check_images(images, finite=True)  # all of them: what is refused has not been learned in part
         for part in images.split(BATCH):
             self.learner_.partial_fit(self.extract(part)[0])
+        return self
+
+    def freeze(self) -> "MHPatchCore":
+        """ONLINE: end learning, as `fit` does: the basis is that of all that was learned, the bank is reduced to
+        bank_size, and pictures that do not belong with the rest are in doubt. `partial_fit` may go on from there.
+
+        Raises:
+            ValueError: nothing was learned yet.
+        """
+        if isinstance(self.learner_, OnePassLearner):
+            self.learner_.freeze()
+        elif not self.learner_.images_learned_:
+            raise ValueError("nothing was learned yet: call fit with at least one image first")
         return self
 
     def predict(self, images: Loader) -> Prediction | LabelledPrediction:
@@ -215,16 +231,7 @@ class MHPatchCore:
 
         The file takes its place when it is whole: one that was there stays if writing fails.
         """
-        named = {name: value.name if isinstance(value, Enum) else value for name, value in self.config.items()}
-        metadata = {"mhpc": json.dumps({**named, "backbone_hash": hash_parameters(self.extractor.backbone)})}
-        if not Path(path).parent.is_dir() or Path(path).is_dir():
-            raise ValueError(f"{path} cannot be written: expected a file in a folder that exists")
-        partial = Path(f"{path}.partial")
-        try:
-            save_file(self.learner_.state_dict(), partial, metadata)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_model(path, self.config, hash_parameters(self.extractor.backbone), self.learner_.state_dict())
 
     @classmethod
     def load(
@@ -238,14 +245,7 @@ class MHPatchCore:
         Raises:
             ValueError: not such a file, or the backbone's parameters are not those it was learned with.
         """
-        try:
-            with safe_open(path, framework="pt") as file:
-                config = json.loads((file.metadata() or {})["mhpc"])
-                expected = config.pop("backbone_hash")
-                config |= {name: choice[config[name]] for name, choice in CHOICES.items()}
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is not a model that MHPatchCore.save wrote: {error!r}") from None
+        config, expected, state = read_model(path)
         if backbone is None and "." in config["backbone"] and ":" not in config["backbone"]:
             raise ValueError(f"{path} was made with a module, {config['backbone']}; give that as backbone=")
         config["backbone"] = config["backbone"] if backbone is None else backbone

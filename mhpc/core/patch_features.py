@@ -49,7 +49,8 @@ class PatchFeatures:
             [B, C, h, w] (Swin's, with channels last, are not told apart from them). A module that runs more than
             once in a pass (a shared activation) counts with its first output.
         patchsize: odd side of the neighbourhood, in cells of the layer's map.
-        patchstride: cells from one neighbourhood to the next; 1 is the paper's.
+        patchstride: cells from one neighbourhood to the next; 1 is the paper's. Maps of s cells a stride show what they
+            see (s - 1) / 2 cells farther down and to the right, as the reference's do.
         pretrain_embed_dimension: values per layer. Alone: the layers are concatenated, D is this times their number.
         target_embed_dimension: D. Alone: the concatenation of the averaged maps is pooled to it.
 
@@ -69,7 +70,7 @@ class PatchFeatures:
         target_embed_dimension: int | None = None,
     ) -> None:
         if not isinstance(patchsize, int) or patchsize < 1 or patchsize % 2 == 0:
-            raise ValueError(f"patchsize is {patchsize}, expected an odd number: a neighbourhood has a centre")
+            raise ValueError(f"patchsize is {patchsize!r}, expected an odd number: a neighbourhood has a centre")
         _check_positive("patchstride", patchstride)
         _check_positive("pretrain_embed_dimension", pretrain_embed_dimension)
         _check_positive("target_embed_dimension", target_embed_dimension)

@@ -9,6 +9,8 @@ from mhpc.core.learner import STEP, OnePassLearner
 from mhpc.core.whitening import Whitening
 from mhpc.mahalanobis import OnlineCovariance
 
+NO_BATCH = "the loader gave no batch, expected at least one"
+
 
 def fit_three_passes(learner: OnePassLearner, batches: Callable[[], Iterable[Tensor]]) -> None:
     """Let a new learner learn from features [B, P, D] that can be gone through again and again.
@@ -25,6 +27,8 @@ def fit_three_passes(learner: OnePassLearner, batches: Callable[[], Iterable[Ten
     """
     for features in batches() if learner.space.needs_moments else ():
         learner.pca_.partial_fit(learner.checked(features).flatten(0, 1))
+    if learner.space.needs_moments and not learner.pca_.n_samples_seen_:
+        raise ValueError(NO_BATCH)
     whitening = _whitening(learner, batches)
     for features in batches():
         for part in learner.checked(features).split(STEP):
@@ -36,7 +40,7 @@ def fit_three_passes(learner: OnePassLearner, batches: Callable[[], Iterable[Ten
         )
     learner.rows_at_refresh_ = learner.rows_seen_
     if learner.bank_ is None:
-        raise ValueError("the loader gave no batch, expected at least one")
+        raise ValueError(NO_BATCH)
     learner.bank_.reduce()
 
 
@@ -47,7 +51,9 @@ def _fill_bank(learner: OnePassLearner, features: Tensor, whitening: Whitening |
     if learner.bank_ is None:
         learner.bank_ = learner._new_bank(D)
         learner.bank_.refresh(whitening or learner.space.identity(D).to(learner.device))
-    learner.bank_.learn(x, learner._nearest(x, P), torch.arange(B, device=x.device).repeat_interleave(P))
+    first = learner.images_learned_
+    pictures = torch.arange(first, first + B, device=x.device).repeat_interleave(P)
+    learner.bank_.learn(x, learner._nearest(x, P), pictures)
     learner.rows_seen_ += B * P
     learner.images_learned_ += B
 

@@ -85,7 +85,7 @@ class ZSpace:
 
     def identity(self, D: int) -> Whitening:
         """Where no moments are needed: z = x."""
-        return Whitening(torch.zeros(D), None)
+        return Whitening(torch.zeros(D, dtype=torch.float32), None)
 
     def of_moments(self, moments: Moments, before: Whitening | None = None) -> Whitening:
         """From n, mean and scatter alone: one pass.
@@ -100,7 +100,7 @@ class ZSpace:
         if self.reduces:
             if before is not None and (found := self._near(before, moments)):
                 return found
-            pca = IncrementalPCA(self.pca_variance_ratio).restore(moments)
+            pca = IncrementalPCA(self.pca_variance_ratio, torch.float32).restore(moments)
             return self.of_components(pca.mean_, pca.components_, pca.deviations_)
         return Whitening(moments.mean.float(), self._inverse_factor(moments).float())
 
@@ -114,7 +114,7 @@ class ZSpace:
         total = covariance.trace()
         if not bool(values.sum() >= self.pca_variance_ratio * total > 0):  # GPU sync
             return None
-        d, mean = count_components(values, self.pca_variance_ratio, n, total), mean.float()
+        d, mean = count_components(values, self.pca_variance_ratio, n, total=total), mean.float()
         return self.of_components(mean, rows[:d].float(), deviations(values[:d].float(), mean))
 
     def of_rows(self, x: NDArray[np.float32]) -> Whitening:

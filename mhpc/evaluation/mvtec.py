@@ -131,10 +131,12 @@ def read_pixels(path: Path) -> NDArray[np.uint8]:
     """A picture as RGB, [h, w, 3]: grey is repeated, palettes are looked up, alpha is dropped, 16 bits scaled to 8.
 
     Raises:
-        ValueError: it does not open, or not to its end.
+        ValueError: it does not open, or not to its end, or its values have 32 bits, whose range nobody knows.
     """
     try:
         with _open(path) as picture:
+            if picture.mode in ("I", "F"):
+                raise ValueError(f"its values have 32 bits (mode {picture.mode}), expected 8 or 16; save it with those")
             if picture.mode.startswith("I"):
                 grey = (np.asarray(picture, dtype=np.int64) >> 8).clip(0, 255).astype(np.uint8)
                 return np.repeat(grey[:, :, None], 3, axis=2)

@@ -3,6 +3,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_breast_cancer, load_wine
 from sklearn.decomposition import PCA
 from sklearn.utils.extmath import svd_flip
 from torch import Tensor
@@ -200,3 +201,37 @@ def test_deviations_of_no_more_than_rounding_count_as_one() -> None:
     variance = torch.tensor([4.0, 1e-3, 1e-9, 0.0])
     torch.testing.assert_close(deviations(variance, torch.zeros(50)), torch.tensor([2.0, 1e-3**0.5, 1.0, 1.0]))
     torch.testing.assert_close(deviations(variance, torch.full((50,), 1e6)), torch.tensor([2.0, 1.0, 1.0, 1.0]))
+
+
+@pytest.mark.parametrize("n_components", [None, 0.99, 0.999999])
+@pytest.mark.parametrize("table", [load_wine, load_breast_cancer])
+def test_features_of_very_different_scale_are_all_components(table: Any, n_components: float | None) -> None:
+    rows = table().data
+    pca, expected = IncrementalPCA(n_components).fit(rows), PCA(n_components, svd_solver="full").fit(rows)
+    assert pca.n_components_ == expected.n_components_
+    np.testing.assert_allclose(pca.explained_variance_, expected.explained_variance_, rtol=1e-6)
+    np.testing.assert_allclose(pca.whiten(rows).std(0, ddof=1), 1, rtol=1e-6)
+
+
+def test_a_share_is_explained_whatever_the_tail_of_the_spectrum() -> None:
+    variance = np.arange(1, 401) ** -1.3
+    rows = np.random.default_rng(0).standard_normal((4000, 400), np.float32) * np.sqrt(variance).astype(np.float32)
+    pca = IncrementalPCA(0.99).fit(rows)
+    assert pca.n_components_ == PCA(0.99, svd_solver="full").fit(rows).n_components_
+    np.testing.assert_allclose(pca.whiten(rows).std(0), 1, rtol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+def test_what_rounding_leaves_is_no_component(dtype: torch.dtype, offset: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    low, wide = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((9000, 40), (40, 600)))
+    pca = fed(IncrementalPCA(), (low @ wide + offset).to(dtype), 3000)
+    assert pca.n_components_ == 40
+
+
+def test_the_mean_that_was_read_is_the_callers() -> None:
+    x = parts_with_spread()
+    pca = IncrementalPCA().fit(x)
+    pca.mean_.zero_()
+    torch.testing.assert_close(pca.mean_, x.mean(0))

@@ -97,10 +97,12 @@ def test_a_backbone_comes_frozen_and_in_eval_mode() -> None:
     assert not any(parameter.requires_grad for parameter in module.parameters())
 
 
-def test_a_module_passes_through_whatever_the_weights() -> None:
+def test_of_a_module_a_copy_is_taken_whatever_the_weights() -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).train()
-    assert load_backbone(module) is module
-    assert not module.training
+    taken = load_backbone(module)
+    assert hash_parameters(taken) == hash_parameters(module)
+    assert not taken.training
+    assert module.training
 
 
 def test_the_bundled_weights_are_those_of_tiny() -> None:

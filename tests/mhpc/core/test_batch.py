@@ -93,7 +93,8 @@ def test_state_goes_round(space: ZSpace) -> None:
     assert torch.equal(again.memory_, learner.memory_)
     assert torch.equal(again.whiten(features(2, 3)), learner.whiten(features(2, 3)))
     with pytest.raises(ValueError, match="the state has no tensor 'bank'"):
-        BatchLearner().load_state_dict({"images_learned": torch.tensor(3)})
+        again.load_state_dict({"images_learned": torch.tensor(3)})
+    assert torch.equal(again.memory_, learner.memory_)
 
 
 @pytest.mark.parametrize("ask", [lambda learner: learner.memory_, lambda learner: learner.whiten(features())])

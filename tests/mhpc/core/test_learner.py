@@ -90,8 +90,11 @@ def test_a_state_that_lacks_a_tensor_is_refused(name: str) -> None:
     trained.partial_fit(pictures(20))
     state = trained.state_dict()
     del state[name]
+    going_on = learner()
+    going_on.partial_fit(pictures(20))
     with pytest.raises(ValueError, match=f"the state has no tensor '{name}'; it holds .*moves"):
-        learner().load_state_dict(state)
+        going_on.load_state_dict(state)
+    assert_same(going_on, trained)
 
 
 def test_moments_are_those_of_all_rows_learned_and_mass_sums_to_them() -> None:

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
@@ -146,3 +148,45 @@ def test_a_replay_draws_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_share_of_the_moments_outside_0_to_1_is_refused(share: float) -> None:
     with pytest.raises(ValueError, match=rf"moments_share is {share}, expected a value in \(0, 1\]"):
         OnePassLearner(moments_share=share)
+
+
+def test_a_bank_of_three_passes_is_judged_like_any_other() -> None:
+    model = learner()
+    fit_three_passes(model, lambda: list(pictures(40).split(10)))
+    assert model.bank_ is not None
+    model.partial_fit(pictures(40, seed=3))
+    model.freeze()
+    assert len(model.memory_) == K
+
+
+@pytest.mark.parametrize("space", SPACES, ids=lambda space: f"{space.feature_reduction.name}-{space.distance.name}")
+def test_three_passes_over_nothing_are_refused(space: ZSpace) -> None:
+    with pytest.raises(ValueError, match="the loader gave no batch"):
+        fit_three_passes(OnePassLearner(K, space), list)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "refusal"),
+    [
+        ({"bank_size": 0}, "bank_size is 0, expected a whole number >= 1"),
+        ({"top_k": 0}, "top_k is 0, expected a whole number >= 1"),
+        ({"aggregation": "kmeans"}, "aggregation is 'kmeans', expected one of PatchCoreAggregation.GREEDY"),
+        ({"seed": -1}, "seed is -1, expected a whole number >= 0"),
+    ],
+)
+def test_an_argument_out_of_range_is_refused(arguments: dict[str, Any], refusal: str) -> None:
+    with pytest.raises(ValueError, match=refusal):
+        OnePassLearner(**arguments)
+
+
+@pytest.mark.filterwarnings("ignore:the reservoir")
+def test_a_sample_forgets_by_the_weight_of_its_rows() -> None:
+    shares = []
+    for seed in range(20):
+        model = OnePassLearner(20, ZSpace(), aggregation=PatchCoreAggregation.NONE, seed=seed)
+        model.partial_fit(pictures(60, seed=1))
+        model.forget(0.1)
+        model.partial_fit(pictures(6, seed=2, shift=100), guard=False)
+        assert model.bank_ is not None
+        shares.append(float((model.bank_.anchors.mean(1) > 50).float().mean()))
+    assert sum(shares) / 20 == pytest.approx(0.5, abs=0.05)  # 60 images that weigh a tenth, and 6

@@ -3,6 +3,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -51,7 +52,7 @@ def test_fit_is_partial_fit_on_every_batch_then_freezing(trained: MHPatchCore) -
     for batch in parts(40).split(8):
         learning.partial_fit(batch)
     assert online(learning).images_learned_ == 40
-    online(learning).freeze()
+    learning.freeze()
     assert len(trained.learner_.memory_) == 100
     assert torch.equal(predicted(learning, parts(3, seed=1)).scores, predicted(trained, parts(3, seed=1)).scores)
 
@@ -227,3 +228,45 @@ def test_a_batch_that_is_refused_is_not_learned_in_part() -> None:
     with pytest.raises(ValueError, match=r"images \[40, 3, .* hold NaN or infinite values"):
         model.partial_fit(images)
     assert online(model).images_learned_ == 0
+
+
+def test_freezing_needs_something_learned_and_is_where_vanilla_begins() -> None:
+    for model in (made(), made(**VANILLA)):
+        with pytest.raises(ValueError, match="nothing was learned yet"):
+            model.freeze()
+    model = made(**VANILLA).fit([parts(8)])
+    assert torch.equal(model.freeze().learner_.memory_, made(**VANILLA).fit([parts(8)]).learner_.memory_)
+
+
+def test_a_module_that_is_given_stays_as_it_is() -> None:
+    module = load_backbone("resnet18", "random:0").train().requires_grad_(True)
+    module.fc.requires_grad_(False)
+    made(backbone=module, weights=None).fit([parts(8)])
+    assert module.training
+    assert [name for name, p in module.named_parameters() if not p.requires_grad] == ["fc.weight", "fc.bias"]
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(
+            module.state_dict().values(), load_backbone("resnet18", "random:0").state_dict().values(), strict=True
+        )
+    )
+
+
+def test_numbers_of_numpys_are_taken_and_saved(tmp_path: Path) -> None:
+    numbers: dict[str, Any] = {
+        "bank_size": np.int64(100), "pca_variance_ratio": np.float32(0.9), "patchsize": np.int32(3), "top_k": np.int8(2)
+    }  # fmt: skip
+    made(**numbers).fit([parts(8)]).save(tmp_path / "model")
+    assert MHPatchCore.load(tmp_path / "model").config["pca_variance_ratio"] == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("options", [VANILLA, {}, {"aggregation": PatchCoreAggregation.NONE}])
+def test_torchs_default_type_may_be_another(options: dict[str, Any]) -> None:
+    expected = predicted(made(**options).fit([parts(16)]), parts(2, seed=1))
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = predicted(made(**options).fit([parts(16).float()]), parts(2, seed=1).float())
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.scores.dtype == torch.float32
+    assert found.scores.shape == expected.scores.shape

@@ -158,7 +158,7 @@ def test_a_file_that_cannot_be_written_leaves_the_one_that_was_there(
         Path(tmp_path / "model.partial").write_bytes(b"half")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("mhpc.core.mh_patch_core.save_file", full)
+    monkeypatch.setattr("mhpc.core.model_file.save_file", full)
     with pytest.raises(OSError, match="No space left"):
         trained.save(tmp_path / "model")
     assert (tmp_path / "model").read_bytes() == before

@@ -116,6 +116,13 @@ def test_grey_palette_alpha_and_16_bits_read_as_rgb(tmp_path: Path) -> None:
     assert (read_pixels(tmp_path / "palette.png") == looked_up).all()
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_a_picture_of_32_bits_is_refused_since_nobody_knows_its_range(tmp_path: Path, dtype: type) -> None:
+    Image.fromarray(np.ones((16, 16), dtype)).save(tmp_path / "deep.tiff")
+    with pytest.raises(ValueError, match=r"deep\.tiff does not open: its values have 32 bits .*, expected 8 or 16"):
+        read_pixels(tmp_path / "deep.tiff")
+
+
 @pytest.mark.parametrize("high", [1, 255])
 def test_masks_of_0_1_and_0_255_read_alike_by_the_nearest_pixel(tmp_path: Path, high: int) -> None:
     path = save(tmp_path / "mask.png", square_mask() // 255 * high)

@@ -18,7 +18,7 @@ def mhpc() -> None:
 
 @app.command()
 def train(
-    teacher: Annotated[str, typer.Option(help='The teacher, as "package.module:function".')],
+    teacher: Annotated[str, typer.Option(help='The teacher: "module:function".')],
     teacher_layers: Annotated[str, typer.Option(help="Its two layers, at strides 8 and 16, comma-separated.")],
     output: Annotated[Path, typer.Option(help="Where the float16 safetensors file is written.")],
     teacher_shift: Annotated[
@@ -32,7 +32,9 @@ def train(
     resume: Annotated[bool, typer.Option(help="Go on from the checkpoint beside the output.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     learning_rate: Annotated[float, typer.Option(min=1e-6, max=1.0, help="The highest, after warming up.")] = 3e-3,
-    teacher_bfloat16: Annotated[bool, typer.Option(help="Products of what is not trained in bfloat16.")] = False,
+    teacher_bfloat16: Annotated[
+        bool, typer.Option("--teacher-bfloat16", help="Products of what is not trained in bfloat16.")
+    ] = False,
     from_teacher: Annotated[
         bool, typer.Option("--from-teacher", help="Start from its weights, pruned; it is laid out as MobileNet v1.")
     ] = False,

@@ -55,6 +55,8 @@ class Answering:
         self.settings = settings
         self.engine = engine
         self.cache = cache_on(engine.device) if cache is None else cache
+        if settings.streams.unique_ids:  # learning finds its own features: it may see parts in another order
+            self.cache.capacity = 0
         self.metrics = metrics
         self.opening = Opening(settings, engine, self.cache, metrics, streams)
         self.intake = Intake(settings.streams, settings.worker.name, metrics, engine.max_batch)
@@ -129,7 +131,7 @@ class Answering:
 
     def gives_features_soon(self, line: str) -> bool:
         """Whether a line's entries are in hand, and no features of those before them are left for learning."""
-        if not self.cache.capacity or self.settings.streams.unique_ids or self.cache.holds(line):  # or none are left
+        if not self.cache.capacity or self.cache.holds(line):  # or none are left
             return False
         return any(part.name == line for part in self._hand)
 
@@ -232,8 +234,6 @@ class Answering:
                 count(each, self.metrics)
 
     def _leave(self, part: Opened, keepers: Mapping[str, Keeper]) -> None:
-        """Its features to learning. Where repeats are left out it finds its own: it may see parts in another order."""
-        if self.settings.streams.unique_ids or part.name not in keepers:
-            return
-        if entry_key(part.entry.id) > entry_key(keepers[part.name].line.applied_through):
+        """Its features to learning."""
+        if part.name in keepers and entry_key(part.entry.id) > entry_key(keepers[part.name].line.applied_through):
             self.cache.take(part)

@@ -1,6 +1,7 @@
 """`mhpc-worker`: the commands. Thin; torch is imported only by those that need it."""
 
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -29,6 +30,12 @@ RUN, LOOK, ACT, PREPARE = "Run", "Look", "Act", "Prepare"  # panels of the help
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"mhpc {metadata.version('mhpc')}")
+        raise typer.Exit
+
+
 @app.callback(
     epilog=examples(
         "demo                         see it work; nothing else is needed",
@@ -37,7 +44,11 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
         "control --help               each command has help and examples",
     )
 )
-def mhpc_worker() -> None:
+def mhpc_worker(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the release.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
     """Learns what normal parts look like from Redis Streams, and publishes a verdict for every part.
 
     Exit codes: 0 done, 2 bad usage or configuration, 3 Redis not reached,

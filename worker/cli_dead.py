@@ -45,7 +45,7 @@ def list_letters(
     count: Annotated[int, typer.Option("--count", "-n", min=0, help="The newest so many; 0 shows all.")] = 50,
     as_json: JsonFlag = False,
 ) -> None:
-    """List the letters, the newest last."""
+    """List the letters, the newest last; times are this machine's, dlv. is how often it was tried."""
     from worker.dead import letters
 
     _, streams = _line_streams(line, config, redis)
@@ -158,7 +158,10 @@ def _line_streams(line: str | None, config: Path | None, redis: str | None) -> t
 
     settings = settings_of(config, redis)
     name = line_of(settings, line)
-    return settings, LineStreams(views.connect(settings), name)
+    client = views.connect(settings)
+    if problem := views.unknown(settings, client, name):
+        raise ConfigurationError(problem)
+    return settings, LineStreams(client, name)
 
 
 def _counted(number: int) -> str:

@@ -27,7 +27,7 @@ def complete_line(context: typer.Context, incomplete: str) -> list[str]:
 
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="TOML file; see config.example.toml.")]
-JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON document per line instead of text.")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="JSON instead of text, one document in each row.")]
 LineOption = Annotated[
     str | None,
     typer.Option("--line", "-l", help="The line; may be left out if there is but one.", autocompletion=complete_line),
@@ -50,7 +50,7 @@ def line_of(settings: Settings, line: str | None) -> str:
     names = [item.name for item in settings.lines]
     if line is not None:
         if not LINE_NAME.match(line):
-            raise ConfigurationError(f"--line {line!r}: 1 to 63 of a-z 0-9 _ -, the first a letter or a digit")
+            raise ConfigurationError(f"line {line!r}: expected 1 to 63 of a-z 0-9 _ -, the first a letter or a digit")
         return line
     if len(names) == 1:
         return names[0]
@@ -62,7 +62,10 @@ def tell(settings: Settings, line: str, name: str, args: list[str], by: str, tim
     """Send a line a command and print its keeper's answer; exit code 1 where that is a refusal."""
     from worker import views
 
-    reply = views.command(views.connect(settings), line, name, args, by, timeout)
+    client = views.connect(settings)
+    if problem := views.unknown(settings, client, line):
+        raise ConfigurationError(problem)
+    reply = views.command(client, line, name, args, by, timeout)
     typer.echo(json.dumps(reply._asdict()) if as_json else printable(reply.text))
     if not reply.ok:
         raise typer.Exit(1)

@@ -43,7 +43,7 @@ LEGEND = "* committed   p pinned: never pruned   ! bad: set aside, not loaded"
 def list_versions(
     line: LineOption = None, config: ConfigOption = None, redis: UrlOption = None, as_json: JsonFlag = False
 ) -> None:
-    """List the versions, the newest last."""
+    """List the versions, the newest last; times are this machine's."""
     from worker import views
     from worker.streams.line_streams import LineStreams
 
@@ -69,7 +69,7 @@ def list_versions(
 def verify(
     line: LineOption = None, config: ConfigOption = None, redis: UrlOption = None, as_json: JsonFlag = False
 ) -> None:
-    """Load each version and check its checksum; exit code 1 if one is bad."""
+    """Load each version and check its checksum; exit code 1 if one is bad, or there is none."""
     settings, store = _store(line, config, redis)
     good, bad = list[str](), list[str]()
     for version in _within(settings, store, store.stems):
@@ -86,6 +86,8 @@ def verify(
     if bad:
         raise SnapshotError(f"{len(bad)} of {len(bad) + len(good)} versions cannot be used: {', '.join(bad)}; "
                             + _remedy(store.place, line_of(settings, line), good))  # fmt: skip
+    if not good:
+        raise SnapshotError(f"{store.place} holds no version: set snapshots.directory to where they lie")
     if not as_json:
         typer.echo(f"{len(good)} versions in {store.place}, each is whole")
 

@@ -29,10 +29,13 @@ def tail(
     from worker import views
 
     settings = settings_of(config, redis)
+    name = line_of(settings, line)
     client = views.connect(settings)
+    if problem := views.unknown(settings, client, name):
+        typer.echo(f"{problem} Waiting.", err=True)
     shown = 0
     try:
-        for result in views.results(client, line_of(settings, line), from_start, _left_out):
+        for result in views.results(client, name, from_start, _left_out):
             if anomalies and not result["anomalous"]:
                 continue
             typer.echo(views.result_json(result) if as_json else _coloured(result))

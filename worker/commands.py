@@ -1,4 +1,5 @@
-"""What a command does to a line. Each either changes it whole or raises `RefusedError` and changes nothing."""
+"""What a command does to a line: it changes it whole, or raises `RefusedError` and changes nothing. What it wants of
+Redis it asks for first; after any other error its keeper has the line loaded again."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -45,8 +46,9 @@ def _relearn(line: Line, means: Means, forgetting: Any = None) -> str:
         forgetting = _share(forgetting, "forgetting", whole=True)
     if line.phase == LEARNING:
         raise RefusedError("the line is learning already")
+    last = means.last_entry()
     _keep_answering(line)
-    line.phase, line.forgetting, line.applied_through = LEARNING, forgetting, means.last_entry()
+    line.phase, line.forgetting, line.applied_through = LEARNING, forgetting, last
     line.learner.begin_again()
     line.forget_calibration()
     line.forget_recent()
@@ -66,12 +68,13 @@ def _calibrate(line: Line, means: Means) -> str:
             raise RefusedError("nothing was learned yet: send parts first")
         line.end_learning()
     else:
+        last = means.last_entry()
         if line.phase == SCORING:
             _keep_answering(line)
         line.phase, line.threshold, line.monitor = CALIBRATING, None, None
         line.forget_calibration()
         line.forget_recent()
-        line.applied_through = means.last_entry()
+        line.applied_through = last
     return f"calibrates on the next {line.config.calibration.images} parts; {_meanwhile(line)}"
 
 
@@ -89,10 +92,11 @@ def _pause(line: Line, means: Means) -> str:
 def _resume(line: Line, means: Means) -> str:
     if not line.paused:
         raise RefusedError("the line is not paused")
-    line.paused = False
     if line.phase == SCORING:
+        line.paused = False
         return "goes on in phase scoring"
     line.applied_through = means.last_entry()
+    line.paused = False
     return f"goes on in phase {line.phase} with the next part; those that came meanwhile are not learned from"
 
 
@@ -135,9 +139,9 @@ def _release(line: Line, means: Means, entry: Any, id: Any) -> str:  # noqa: A00
     if line.phase != LEARNING:
         return _normal(line, means, entry, id)
     features, first = means.features(entry, id), line.learner.images_seen_
+    means.forget_part(entry, id)
     line.learner.partial_fit(features, guard=False)
     line.sources.append(Source(entry, first, id))
-    means.forget_part(entry, id)
     return "learned after all"
 
 
@@ -168,6 +172,7 @@ def _rollback(line: Line, means: Means, version: Any = None) -> str:
         raise RefusedError(
             f"{snapshot.stem} was calibrated with scoring.top_k {top_k}, it is {line.config.scoring.top_k}"
         )
+    last = means.last_entry()
     line.forget_recent()
     line.restore_model(snapshot.tensors, snapshot.metadata)
     if line.phase != SCORING:
@@ -176,7 +181,7 @@ def _rollback(line: Line, means: Means, version: Any = None) -> str:
         line.learner.begin_again()
         line.sources = []
     if line.phase != SCORING:
-        line.applied_through = means.last_entry()
+        line.applied_through = last
     return f"a new version has the content of {snapshot.stem}, in phase {line.phase}"
 
 

@@ -14,7 +14,7 @@ from pydantic_settings.exceptions import SettingsError
 from worker.errors import ConfigurationError
 from worker.settings import ENV_PREFIX, LineSettings, Settings
 
-EXPECTED = {"model_type": "expected a table of keys", "tuple_type": "expected a list; of tables: [[key]]"}
+EXPECTED = {"model_type": "expected a table of keys", "tuple_type": "expected a list; of tables: [[lines]]"}
 
 
 def load_settings(
@@ -24,7 +24,7 @@ def load_settings(
 
     Raises:
         ConfigurationError: a file that cannot be read, an unknown key or environment name, or a value of the wrong
-            kind; one line that names the key, what came and what is expected.
+            kind; one line that names each key, what came and what is expected.
     """
     toml = _read_toml(config) if config else {}
     _refuse_unknown_environment(environ)
@@ -32,10 +32,9 @@ def load_settings(
     try:
         return Settings(**layers)
     except ValidationError as error:
-        problem, *others = error.errors(include_url=False)
-        source = _source(problem["loc"], config, layers["_flags"], environ)
-        more = f" (and {len(others)} more)" if others else ""
-        raise ConfigurationError(f"{source}: {_told(problem)}{more}") from None
+        problems = error.errors(include_url=False)
+        told = (f"{_source(each['loc'], config, layers['_flags'], environ)}: {_told(each)}" for each in problems)
+        raise ConfigurationError("; ".join(told)) from None
     except SettingsError as error:  # its text names the section, not the variable
         section = str(error).split('"')[1]
         names = [name for name in environ if name.upper().startswith((ENV_PREFIX + section).upper())]
@@ -61,14 +60,13 @@ def line_settings(name: str, value: str | bytes, source: str) -> LineSettings:
     try:
         return LineSettings.model_validate({**given, "name": name})
     except ValidationError as error:
-        problem, *others = error.errors(include_url=False)
-        more = f" (and {len(others)} more)" if others else ""
-        raise ConfigurationError(f"{source}: {_told(problem, ('lines',))}{more}") from None
+        told = "; ".join(_told(each, ("lines",)) for each in error.errors(include_url=False))
+        raise ConfigurationError(f"{source}: {told}") from None
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigurationError(f"{path}: no such file; copy config.example.toml and name it by --config") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

@@ -114,7 +114,7 @@ def read_costs(path: Path) -> WorkerCosts:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         why = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         raise ConfigurationError(
-            f"--costs {path}: {why}; expected the figures that mhpc-worker bench --json {path} writes"
+            f"--costs {path}: {why}; expected a file of figures, as mhpc-worker bench --json bench.json writes it"
         ) from None
 
 

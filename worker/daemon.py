@@ -53,6 +53,7 @@ class Worker:
         self.resync, self.refusals = Resync(), Refusals()
         self.connected = False
         self.turn_at = time.monotonic()
+        self._turned = False  # whether a whole turn went by
         self._learning_waits = False  # the last turn read something to learn from: do not wait for answers to give
         self._gauges_at = 0.0
 
@@ -71,9 +72,8 @@ class Worker:
             self._in_a_turn,
             learned_in((open_store(snapshots, config.name) for config in wanted), snapshots.timeout_seconds),
         )
-        told = {"unique_ids": str(self.settings.streams.unique_ids)}  # for producers that would send an entry again
-        lines = self.lines = Lines(self._keeper, self.metrics, told)
-        self.keepers = self.lines.keepers
+        lines = self.lines = Lines(self._keeper, self.metrics, {"unique_ids": str(self.settings.streams.unique_ids)})
+        self.keepers = lines.keepers
         for config in wanted:
             self.lines.open(config)
         self.answering = Answering(self.settings, self.engine, self.metrics, lines.streams, lines.weights)
@@ -172,11 +172,11 @@ class Worker:
 
     def _rewind(self, keeper: Keeper) -> None:
         keeper.streams.ensure_groups()
+        self.answering.rewind([keeper.line.name])  # first: whoever keeps the line, what this one has read is its own
         if lost := lost_meanwhile(keeper):
             log.error(lost, line=keeper.line.name)
             keeper.lose("Redis lost writes; the line is loaded again as Redis has it")
         keeper.reading.rewind()
-        self.answering.rewind([keeper.line.name])
 
     def _reload(self) -> None:
         """Lines come, go and change as the configuration says now; what cannot be read leaves all as it is."""
@@ -221,14 +221,15 @@ class Worker:
         for keeper in self.keepers.values():
             if keeper.stopped and keeper.line.name not in self.refusals:
                 self._guarded(keeper, lambda k: self.resync(k, self.holder))
-        block_ms = None if self._learning_waits else BLOCK_MS
         loaded = {name: keeper for name, keeper in self._usable().items() if keeper.loaded}
-        self.answering.turn(self.client, loaded, block_ms)
+        self.answering.turn(self.client, loaded, None if self._learning_waits else BLOCK_MS)
         self._refuse_all()
         self._learning_waits = self.learning.turn(self._usable(), self._guarded)
         if time.monotonic() >= self._gauges_at:
             self._gauges_at = time.monotonic() + GAUGE_SECONDS
             show_backlogs(self.client, (keeper.streams for keeper in self._usable().values()), self.metrics)
+        self.refusals.went_on(self._usable())
+        self._turned = True
 
     def _refuse_all(self) -> None:
         for name, error in self.answering.refused.items():
@@ -249,9 +250,9 @@ class Worker:
         except StoreError as error:
             self.refusals.add(keeper.line.name, str(error), STORE)
         except ModelError as error:
-            if not self.settings.worker.fleet:
-                raise
             self.refusals.add(keeper.line.name, str(error), VERSION)  # others may have it
+            if not (self._turned or self.settings.worker.fleet or self._usable()):
+                raise  # at the start, and there is no line that it could serve
 
     def _usable(self) -> dict[str, Keeper]:
         unsure = self.redialled.is_set()  # until _recover has looked: the server may be another one

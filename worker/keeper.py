@@ -22,15 +22,7 @@ from worker.schedule import Schedule
 from worker.settings import SnapshotSettings
 from worker.snapshots import stem_of
 from worker.stores import Store
-from worker.streams.line_streams import (
-    ANSWERING,
-    LEARNING,
-    REVIEW_CAPS,
-    Entry,
-    LineStreams,
-    ReviewCaps,
-    entry_key,
-)
+from worker.streams.line_streams import ANSWERING, LEARNING, REVIEW_CAPS, Entry, LineStreams, ReviewCaps, entry_key
 from worker.taking import book, skip
 from worker.upkeep import Upkeep
 from worker.watching import committed, set_gauges
@@ -185,7 +177,10 @@ class Keeper(Follower):
             return True
         try:
             self._apply(entries, extract, usable)
-        except (redis.RedisError, FencedError, RanksError, torch.AcceleratorError):
+        except redis.RedisError as error:
+            self.lose(f"Redis failed while entry {entry.id} was learned from: {error}")  # half of it may be
+            raise
+        except (FencedError, RanksError, torch.AcceleratorError):
             raise
         except Exception as error:
             failed = entry.id if len(entries) == 1 else f"{entry.id} or one of {len(entries) - 1} after it"

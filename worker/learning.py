@@ -7,6 +7,8 @@ from functools import partial
 from worker.answering import Answering
 from worker.keeper import Keeper
 from worker.lines import Lines
+from worker.message import Image
+from worker.streams.line_streams import Entry
 
 LEARN_SECONDS = 0.25  # per turn: how long learning may keep an answer waiting, beyond the step in hand
 SOON_SECONDS = 5.0  # that learning waits at most for features that answering is to leave
@@ -48,8 +50,10 @@ class Learning:
         name, opening = keeper.line.name, self.answering.opening
         keeper.lease.renew(keeper.epoch, self.holder)
         keeper.saving.aside = self.answering.would_wait
-        usable = partial(opening.usable, name)
+        usable = partial(self._usable, name)
         self.lines.looks[name](opening.features_of, usable)
+        if not keeper.epoch:  # a command failed: the line is loaded again
+            return
         while self._may_learn(name):
             if time.monotonic() >= self._until or keeper.snapshot_due:
                 self._waits = True
@@ -64,6 +68,11 @@ class Learning:
             keeper.snapshot()
             self.renew()
         keeper.trim()
+
+    def _usable(self, line: str, entry: Entry) -> list[Image]:
+        """To be looked through for what is set aside; an entry of many images takes a second."""
+        self.renew()
+        return self.answering.opening.usable(line, entry)
 
     def _count(self, keeper: Keeper) -> int:
         """Entries that are learned next: one, or where steps may be of several those whose features are there."""

@@ -21,7 +21,7 @@ class Lines:
     ) -> None:
         self.make = make
         self.metrics = metrics
-        self.facts = facts or {}  # shown with each line's state
+        self.facts = facts or {}  # shown with each line's state, to producers that would send an entry again
         self.configs: dict[str, LineConfig] = {}
         self.keepers: dict[str, Keeper] = {}
         self.looks: dict[str, Look] = {}
@@ -56,8 +56,8 @@ class Lines:
 
 def needing_a_restart(old: Settings, new: Settings) -> list[str]:
     """Sections and keys that differ and are the process's own, dotted."""
-    was, now = old.model_dump(exclude=LINES_OWN), new.model_dump(exclude=LINES_OWN)
-    return sorted(key for key in {*_flat(was), *_flat(now)} - {"model.bank_size"} if _flat(was)[key] != _flat(now)[key])
+    was, now = (_flat(settings.model_dump(exclude=LINES_OWN)) for settings in (old, new))
+    return sorted(key for key in {*was, *now} - {"model.bank_size"} if was.get(key) != now.get(key))
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -4,12 +4,14 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 
+import redis
 import structlog
+import torch
 from torch import Tensor
 
 from worker.commands import Means, execute
 from worker.errands import waited
-from worker.errors import RefusedError, StoreError
+from worker.errors import RefusedError, StoreError, WorkerError, one_line
 from worker.keeper import Keeper
 from worker.owed import Usable, nobody
 from worker.snapshots import Snapshot
@@ -40,6 +42,7 @@ class Look:
         self._at = self._track_at = self._show_at = 0.0
         self._shown: dict[str, str] = {}
         self._alarmed = False
+        self._failed: dict[str, str] = {}  # entry of a command -> what went wrong with it
 
     def __call__(self, features: Features, usable: Usable = nobody) -> None:
         """Every second: obey the commands that came, let the threshold follow its scores, show what is new."""
@@ -48,9 +51,11 @@ class Look:
             return
         self._at = now + LOOK_SECONDS
         for command in read_commands(keeper.streams, keeper.line.commands_through):
-            if keeper.owed.changed or keeper.saving.stem:
-                return  # the one before is not answered yet, or a version is on its way
-            _obey(keeper, command, features, usable)
+            if keeper.owed.changed or keeper.saving.stem or not keeper.epoch:
+                return  # the one before is not answered yet, or a version is on its way, or the line is loaded again
+            self._obey(command, features, usable)
+        if not keeper.epoch:
+            return
         if now >= self._track_at and not keeper.saving.stem:
             self._track_at = now + TRACK_SECONDS
             self._track()
@@ -60,6 +65,21 @@ class Look:
             keeper.streams.show(keeper.epoch, news)
             self._shown, self._show_at = news, now + SHOW_SECONDS
         set_gauges(keeper.metrics, keeper.line)
+
+    def _obey(self, command: Command, features: Features, usable: Usable) -> None:
+        """Carry a command out; where that fails the line is loaded again, since half of it may be done. What failed by
+        a fault of its own is refused then: tried again, it would fail for ever."""
+        keeper = self.keeper
+        if problem := self._failed.pop(command.entry, ""):
+            command = command._replace(problem=problem)
+        try:
+            _carried_out(keeper, command, features, usable)
+        except Exception as error:
+            keeper.lose(f"command {command.name} failed: {one_line(error, 200)}")
+            if isinstance(error, redis.RedisError | WorkerError | torch.AcceleratorError):
+                raise
+            log.exception("a command failed", line=keeper.line.name, name=command.name, by=command.by)
+            self._failed[command.entry] = f"it failed: {type(error).__name__}: {one_line(error, 200)}"
 
     def _track(self) -> None:
         keeper = self.keeper
@@ -78,7 +98,8 @@ class Look:
         self._alarmed = drift > 1
 
 
-def _obey(keeper: Keeper, command: Command, features: Features, usable: Usable) -> None:
+def _carried_out(keeper: Keeper, command: Command, features: Features, usable: Usable) -> None:
+    """Carry a command out, and commit what it made of the line, and its answer."""
     line, dropped = keeper.line, list[str]()
     before = line.applied_through
     try:

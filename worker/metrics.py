@@ -67,7 +67,7 @@ class Metrics:
         self.dead_letters = self._counter("dead_letters_total", "Dead letters by reason.", "line", "reason")
         self.entries_lost = self._counter("entries_lost_total", "Entries trimmed before they were answered.", "line")
         self.redis_reconnects = self._counter(
-            "redis_reconnects_total", "Connections to Redis that had to be made anew."
+            "redis_reconnects_total", "Times that Redis was not reached for a while, and was again."
         )
 
     def _name_learning(self) -> None:

@@ -1,11 +1,12 @@
 """What a keeper owes its line's streams until the next commit."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 from worker.message import Image
 from worker.records import SetAside
-from worker.streams.line_streams import Commit, Entry, LineStreams, ReviewPart
+from worker.streams.line_streams import Commit, Entry, LineStreams, ReviewPart, entry_key
 from worker.streams.review import review_part
 
 Usable = Callable[[Entry], list[Image]]  # the images of an entry that can be decoded
@@ -30,19 +31,20 @@ class Owed:
     def commit(self) -> Commit:
         return Commit(self.reply, self.review, self.restart, self.dropped)
 
-    def set_aside(self, parts: list[tuple[Entry, int]], usable: Usable) -> None:
-        """Keep quarantined parts, each by its entry and its place among the usable images, for review."""
-        for entry, place in parts:
-            images = [] if entry.batch is None else usable(entry)
+    def set_aside(self, entry: Entry, places: Sequence[int], usable: Usable) -> None:
+        """Keep quarantined parts of an entry, by their places among its usable images, for review."""
+        images = usable(entry) if places and entry.batch is not None else []
+        for place in places:
             self._put_up(entry.id, images[place : place + 1], f"#{place}")
 
     def set_aside_late(self, parts: list[SetAside], streams: LineStreams, usable: Usable) -> None:
         """The same for parts that turned out not to belong when learning ended, as far as the stream still has them."""
-        for name, place, identity in parts:
+        for name, of_entry in groupby(sorted(parts, key=lambda part: entry_key(part.entry)), lambda part: part.entry):
             entry = streams.entry(name)
             images = [] if entry.batch is None else usable(entry)
-            found = [x for x in images if x.id == identity] if identity else images[place : place + 1]
-            self._put_up(name, found[:1], identity or f"#{place}")
+            for _, place, identity in of_entry:
+                found = [x for x in images if x.id == identity] if identity else images[place : place + 1]
+                self._put_up(name, found[:1], identity or f"#{place}")
 
     def _put_up(self, entry: str, image: list[Image], name: str) -> None:
         if image:

@@ -1,6 +1,7 @@
 """Lines that are left alone for a while, since something is wrong with them that concerns no other line."""
 
 import time
+from collections.abc import Iterable
 
 import structlog
 
@@ -12,7 +13,7 @@ log = structlog.get_logger()
 
 
 class Refusals:
-    """By line, what is wrong and when it is tried again; each thing is logged once."""
+    """By line, what is wrong and when it is tried again; each thing is logged once, until it is over."""
 
     def __init__(self) -> None:
         self._lines: dict[str, tuple[str, float]] = {}
@@ -38,6 +39,12 @@ class Refusals:
 
     def forget(self, name: str) -> None:
         self._lines.pop(name, None)
+
+    def went_on(self, names: Iterable[str]) -> None:
+        """Those lines went through a whole turn: what goes wrong with one from now on is news."""
+        for name in self._told.keys() & set(names):
+            del self._told[name]
+            log.info("the line goes on", line=name)
 
     @property
     def unloadable(self) -> list[str]:

@@ -61,16 +61,26 @@ class Resync:
         if not keeper.regression():
             keeper.stopped = False
             return
-        commands = read_commands(keeper.streams, keeper.line.commands_through)
-        names = [command.name for command in commands]
-        if "resync" in names:
+        commands = _up_to_resync(keeper)
+        if commands:
             keeper.acquire(holder, resync=True)
             if keeper.epoch and not keeper.unused:  # else newer entries came just now: it is not stopped any more
-                place = names.index("resync")
-                for command in commands[:place]:
+                for command in commands[:-1]:
                     keeper.line.commands_through = command.entry
                     keeper.refused(encode_reply(command, Reply(False, "the line was stopped; say it again")))
-                _go_on(keeper, commands[place])
+                _go_on(keeper, commands[-1])
+
+
+def _up_to_resync(keeper: Keeper) -> list[Command]:
+    """The commands up to the first `resync`, however many were sent to the stopped line before it; none without one."""
+    commands, after = list[Command](), keeper.line.commands_through
+    while page := read_commands(keeper.streams, after):
+        for command in page:
+            commands.append(command)
+            if command.name == "resync":
+                return commands
+        after = page[-1].entry
+    return []
 
 
 def _go_on(keeper: Keeper, command: Command) -> None:

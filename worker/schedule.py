@@ -11,7 +11,8 @@ MOST = 20  # times as many images as ask for one: no more is learned again after
 
 
 class Schedule:
-    """Every so many images and seconds, such as take long a tenth of the time at most; not while the disk refuses."""
+    """Every so many seconds, and every so many images, where those that take long are a tenth of the time at most; not
+    while the disk refuses."""
 
     def __init__(self, settings: SnapshotSettings) -> None:
         self.settings = settings

@@ -40,7 +40,9 @@ class RedisSettings(Section):
     @classmethod
     def _is_a_redis_url(cls, url: SecretStr) -> SecretStr:
         if not url.get_secret_value().startswith(REDIS_SCHEMES):
-            raise ValueError(f"must start with {', '.join(REDIS_SCHEMES[:-1])} or {REDIS_SCHEMES[-1]}")
+            scheme, given, _ = url.get_secret_value().partition("://")  # what follows may be a password
+            came = f"starts with {scheme}://" if given else "has no ://"
+            raise ValueError(f"{came}, must start with {', '.join(REDIS_SCHEMES[:-1])} or {REDIS_SCHEMES[-1]}")
         if re.search("://[^/?#]*[/?#].*@", url.get_secret_value()):
             raise ValueError("has an @ behind / ? or #; percent-encode those in user and password (/ is %2F)")
         return url

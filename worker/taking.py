@@ -23,7 +23,7 @@ def book(metrics: Metrics, line: str, taken: Iterable[tuple[Entry, Taken]], owed
     """Count what became of entries' images; the next commit puts up those set aside. Returns how many were taken."""
     images = 0
     for entry, of_entry in taken:
-        owed.set_aside([(entry, place) for place in of_entry.set_aside], usable)
+        owed.set_aside(entry, of_entry.set_aside, usable)
         metrics.images.labels(line, "learned").inc(of_entry.learned)
         metrics.images.labels(line, "quarantined").inc(of_entry.quarantined)
         images += of_entry.learned + of_entry.quarantined + of_entry.calibrated

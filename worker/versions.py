@@ -8,7 +8,7 @@ import torch
 from worker.errands import waited
 from worker.errors import AbsentError, ModelError, RefusedError, SnapshotError, StoreError
 from worker.line import Line
-from worker.snapshots import Snapshot
+from worker.snapshots import STEM, Snapshot
 from worker.stores import Store
 from worker.streams.line_streams import FROM_START, entry_key
 
@@ -29,6 +29,9 @@ def find_version(line: str, store: Store, state: Mapping[str, str]) -> Snapshot 
     """
     committed = state.get("model", "")
     try:
+        # First by its name: of a folder in a network, a listing may be of a minute ago.
+        if STEM.match(committed) and (snapshot := _loaded(line, store, committed, absent_is_none=True)):
+            return snapshot
         newest_first = store.stems()[::-1]
     except StoreError as error:
         snapshot = store.at_hand(committed) if committed else None
@@ -38,11 +41,21 @@ def find_version(line: str, store: Store, state: Mapping[str, str]) -> Snapshot 
         return snapshot
     newer = [stem for stem in newest_first if committed and stem > committed]
     for stem in [*newest_first[len(newer) :], *newer]:
-        try:
-            return store.load(stem)
-        except SnapshotError as error:
-            log.error("snapshot set aside", line=line, error=str(error))
-            store.mark_bad(stem)
+        if snapshot := _loaded(line, store, stem):
+            return snapshot
+    return None
+
+
+def _loaded(line: str, store: Store, stem: str, absent_is_none: bool = False) -> Snapshot | None:
+    """A version; one that is damaged is set aside."""
+    try:
+        return store.load(stem)
+    except AbsentError:
+        if not absent_is_none:
+            raise
+    except SnapshotError as error:
+        log.error("snapshot set aside", line=line, error=str(error))
+        store.mark_bad(stem)
     return None
 
 

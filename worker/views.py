@@ -12,13 +12,15 @@ import redis
 
 from worker.errors import ConfigurationError, one_line, printable
 from worker.message import ID_LENGTH, decode_result
-from worker.settings import Settings
+from worker.settings import LINES_KEY, Settings
+from worker.streams.address import shown
 from worker.streams.client import connect as _connect
 from worker.streams.control import COMMANDS, Reply, send, wait_for_reply
 from worker.streams.line_streams import ANSWERING, FROM_START, Backlog, LineStreams, entry_key, newest_id
 
 BLOCK_MS = 1000
 READ = 100  # results in one reply
+ENTRY_ID = re.compile(r"\d+-\d+")
 IMAGES_KEY = re.compile(r"^mhpc:\{(.+)\}:images$")
 NO_RIGHT = "; log in by redis.username and redis.password_file as a user who may, see deploy/redis/users.acl"
 UNREAD = Backlog(None, 0, None)
@@ -115,7 +117,29 @@ def _age(client: Any, entry: str) -> float:
 
 
 def _backlog(streams: LineStreams) -> Backlog:
-    return streams.backlog(ANSWERING) if streams.client.exists(streams.images) else UNREAD
+    return streams.backlog(ANSWERING) if _exists(streams) else UNREAD
+
+
+def _exists(streams: LineStreams) -> bool:
+    """Whether a line's images have a stream; by a right that workers have, too."""
+    try:
+        streams.client.xinfo_stream(streams.images)
+    except redis.ResponseError as error:
+        if "no such key" not in str(error):
+            raise
+        return False
+    return True
+
+
+def unknown(settings: Settings, client: Any, line: str) -> str:
+    """What is to be said of a line that is not configured here, and that Redis knows nothing of; else ""."""
+    streams = LineStreams(client, line)
+    if line in [item.name for item in settings.lines] or client.hexists(LINES_KEY, line):
+        return ""
+    if streams.state() or _exists(streams):
+        return ""
+    where = shown(settings.redis.url.get_secret_value())
+    return f"line {line} is not at {where}: no picture was ever sent to it, and no worker knew it; is its name right?"
 
 
 def refused(error: redis.RedisError, key: str = "") -> str:
@@ -169,7 +193,8 @@ def command(
         return Reply(False, f"interrupted, but the command {was} sent: a keeper obeys what waits in {streams.control}")
     if reply is None:
         why = "stopping, so not waited for" if given_up() else f"no answer within {seconds:g} s; {_keeper_of(streams)}"
-        reply = Reply(False, f"{why}. The command waits in {streams.control}")
+        taken_back = f"XDEL {streams.control} {sent} takes it back"
+        reply = Reply(False, f"{why}. The command waits in {streams.control}; {taken_back}")
     return reply
 
 
@@ -187,6 +212,10 @@ def _arguments(name: str, args: list[str]) -> dict[str, Any]:
             named[arg] = float(named[arg])
         except ValueError:
             raise ConfigurationError(f"{arg} is {named[arg]!r}, expected a number") from None
+        if not (0 < named[arg] < 1 or (arg == "forgetting" and named[arg] == 1)):
+            raise ConfigurationError(f"{arg} is {named[arg]:g}, expected a number above 0 and below 1")
+    if "entry" in named and not ENTRY_ID.fullmatch(named["entry"]):
+        raise ConfigurationError(f"ENTRY is {named['entry']!r}, expected an id such as 1764150000000-0, and then ID")
     return named
 
 

@@ -47,7 +47,7 @@ def parse(command: Any, words: list[str]) -> None:
         command.make_context(command.name, words)
         return
     if words[0].startswith("-"):  # an option of the whole program, such as --help or --install-completion
-        assert words[0] in {name for option in [*command.params, command.get_help_option(None)] for name in option.opts}
+        assert words[0] in {"--help", *(name for option in command.params for name in option.opts)}
         return
     assert words[0] in command.commands, f"{words[0]}: one of {', '.join(command.commands)} was expected"
     parse(command.commands[words[0]], words[1:])

@@ -13,11 +13,14 @@ from tests.worker.helpers import LosesReplies, eventually, item, message
 from tests.worker.playing import answered, in_phase, results, send
 from tests.worker.turning import Run, get, running
 from worker.daemon import Worker
+from worker.errors import ModelError
 from worker.line import CALIBRATING, LEARNING, SCORING
+from worker.settings import LineSettings, ScoringSettings
 from worker.streams.control import send as command
 from worker.streams.control import wait_for_reply
 from worker.streams.line_streams import ANSWERING, LineStreams
 from worker.streams.line_streams import LEARNING as LEARNING_GROUP
+from worker.streams.reads import read_new
 
 
 def test_redis_may_be_killed_and_come_back_empty(
@@ -192,3 +195,60 @@ def test_a_key_of_the_wrong_type_stops_its_own_line_alone(
         send(client, broken, 1, 4)
     assert len(answered(client, broken, 4)) == 4
     eventually(lambda: get(worker, "/readyz")[0] == 200)
+
+
+def test_a_version_that_cannot_be_loaded_stops_its_own_line_alone(
+    settings: Any, client: redis.Redis, line: str
+) -> None:
+    broken, well = f"{line}-a", f"{line}-b"
+    with running(settings(broken, well)):
+        for name in (broken, well):
+            send(client, name, 1, 40)
+            eventually(lambda name=name: in_phase(client, name, SCORING))  # type: ignore[misc]
+    lines = [LineSettings(name=broken, scoring=ScoringSettings(top_k=7)), LineSettings(name=well)]
+    with running(settings(broken, well).model_copy(update={"lines": tuple(lines)})) as worker:
+        send(client, well, 41, 48)
+        assert len(answered(client, well, 48)) == 48
+        eventually(lambda: "its version cannot be loaded" in get(worker, "/readyz")[1])
+        assert well not in get(worker, "/readyz")[1]
+
+
+def test_a_worker_none_of_whose_lines_can_be_loaded_ends_at_its_start(
+    settings: Any, client: redis.Redis, line: str
+) -> None:
+    names = f"{line}-a", f"{line}-b"
+    with running(settings(*names)):
+        for name in names:
+            send(client, name, 1, 40)
+            eventually(lambda name=name: in_phase(client, name, SCORING))  # type: ignore[misc]
+    worker = Worker(settings(*names, scoring={"top_k": 7}))
+    worker.startup()
+    try:
+        with pytest.raises(ModelError, match=r"scoring\.top_k is 7"):
+            worker.run()
+    finally:
+        worker.shutdown()
+
+
+def test_what_was_read_before_an_outage_is_answered_at_once_though_another_took_the_line_over(
+    settings: Any, client: redis.Redis, line: str
+) -> None:
+    worker = Worker(settings(line))
+    worker.startup()
+    try:
+        worker._recover()
+        worker._turn()
+        streams = LineStreams(client, line)
+        send(client, line, 1, 4)
+        read_new(client, {streams: 1}, worker.settings.worker.name)  # as by a read whose reply was lost
+        streams.acquire("station-2#x", 9, take_over=worker.settings.worker.name)
+        worker._recover()
+
+        def turned() -> bool:
+            worker._turn()
+            return len(results(client, line)) == 4
+
+        eventually(turned, seconds=worker.settings.streams.claim_seconds / 2)
+    finally:
+        worker.drain()
+        worker.shutdown()

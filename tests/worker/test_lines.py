@@ -132,3 +132,9 @@ def test_what_only_a_restart_takes_over_is_named(settings: Any, line: str) -> No
     new = settings(line, "more").model_copy(update={"model": model})
     assert needing_a_restart(old, new) == ["model.layers"]
     assert needing_a_restart(old, settings("other")) == []
+
+
+def test_a_token_that_comes_or_goes_is_named(settings: Any, line: str) -> None:
+    without = settings(line)
+    with_one = settings(line, console={"tokens": {"anna": "a-token-of-24-characters"}})
+    assert needing_a_restart(without, with_one) == needing_a_restart(with_one, without) == ["console.tokens.anna"]

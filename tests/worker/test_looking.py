@@ -66,7 +66,7 @@ def test_a_quarantined_part_is_kept_with_its_bytes_and_can_be_released(
 ) -> None:
     keeper = opened(make_keeper())
     entry = streams.entry(streams.client.xadd(streams.images, {"batch": "1-0"}).decode())
-    keeper.owed.set_aside([(entry, 1), (entry, 7)], lambda _: [Image("a", "png", b""), Image("part", "png", b"bytes")])
+    keeper.owed.set_aside(entry, [1, 7], lambda _: [Image("a", "png", b""), Image("part", "png", b"bytes")])
     add(streams, "99999999999999-0")
     learn_all(keeper)
     keeper.snapshot()

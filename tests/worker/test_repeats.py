@@ -71,6 +71,7 @@ def test_what_could_not_be_decoded_may_be_sent_again_whole(station: Station, lin
 
 def test_what_was_given_up_may_be_sent_again(station: Station, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
+        patched.setattr(station.cache, "capacity", 2**28)  # else nobody has use for a forward pass
         patched.setattr("worker.engine.failpoint", armed("forward:error:1+"))
         station.send(line, message(item("a")))
         assert answered(station, line) == []

@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.worker.commanding import replies
 from tests.worker.keeping import ENTRIES, MakeKeeper, add, assert_same, extract, learn_all, opened
 from worker.keeper import Keeper
 from worker.line import Line
@@ -140,3 +141,25 @@ def test_a_redis_that_lost_the_line_after_somebody_looked_has_the_newest_version
     streams.client.delete(streams.images, streams.state_key, streams.lease)
     streams.ensure_groups()
     assert (opened(standby, OTHER).line.applied_through, standby.unused) == ("4-0", "")
+
+
+def test_a_resync_is_found_behind_however_many_commands(stopped: Keeper, streams: LineStreams) -> None:
+    streams.client.delete(streams.lease)
+    for _ in range(40):
+        send(streams, "pause", {}, "ann")
+    send(streams, "resync", {}, "ann")
+    send(streams, "pause", {}, "ann")
+    Resync()(stopped, OTHER)
+    assert stopped.epoch
+    assert [ok for ok, _ in replies(streams)] == [False] * 40 + [True]
+
+
+def test_the_committed_version_is_loaded_though_a_listing_of_its_folder_is_old(
+    make_keeper: MakeKeeper, streams: LineStreams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(streams, *ENTRIES[:4])
+    learn_all(opened(make_keeper()))
+    monkeypatch.setattr(SnapshotStore, "stems", lambda _: [stem_of(1, 1)])  # as a network's file system may have it
+    follower = make_keeper()
+    assert follower.follow()
+    assert (follower.model, follower.line.applied_through) == (stem_of(1, 2), "4-0")

@@ -18,7 +18,6 @@ from worker.streams.redial import Redial
 OLDEST_VERSION = (6, 2)  # XAUTOCLAIM, XTRIM MINID
 
 CONNECTION_ERRORS = (redis.ConnectionError, redis.TimeoutError)
-NO_MASTER = (MasterNotFoundError, AsyncMasterNotFoundError)
 
 
 def connect(

@@ -1,4 +1,4 @@
-# `make demo` and `make test` need Python 3.11 or newer and make, nothing else: each makes what it needs.
+# `make demo` and `make test` need Python 3.11 or newer and make; on 3.13 a redis-server, too. Each makes what it needs.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin

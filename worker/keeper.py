@@ -83,10 +83,14 @@ class Keeper(Follower):
         if not self.follow():  # first: who cannot load the line's version must not hold its lease
             self._acquire_at = time.monotonic() + SOON_SECONDS
             return
-        epoch, _, ends_in = self.lease.acquire(holder, self.store.highest_epoch(), take_over)
+        epoch, other, ends_in = self.lease.acquire(holder, self.store.highest_epoch(), take_over)
         if not epoch and 0 <= ends_in < ACQUIRE_SECONDS:
             self._acquire_at = time.monotonic() + ends_in + 0.002  # a key is there until its millisecond is over
-        self.problem = ""  # whoever keeps it: this one answers by the version that it follows
+        # Whoever keeps it: this one answers by the version that it follows.
+        name, namesake = holder.rpartition("#")[0], not epoch and other.rpartition("#")[0]
+        self.problem = (
+            f"another process named {name} keeps it: each needs a worker.name of its own" if namesake == name else ""
+        )
         if epoch:
             try:
                 if self.follow():  # again: the keeper before may have committed in between

@@ -134,7 +134,7 @@ def _exists(streams: LineStreams) -> bool:
 def unknown(settings: Settings, client: Any, line: str) -> str:
     """What is to be said of a line that is not configured here, and that Redis knows nothing of; else ""."""
     streams = LineStreams(client, line)
-    if line in [item.name for item in settings.lines] or client.hexists(LINES_KEY, line):
+    if line in [item.name for item in settings.lines] or client.hget(LINES_KEY, line):
         return ""
     if streams.state() or _exists(streams):
         return ""

@@ -21,12 +21,12 @@ from worker.dead import Replay, find, purge
 from worker.errors import RedisUnreachableError
 from worker.message import Image
 from worker.producer import Producer
-from worker.settings import LINES_KEY, WORKERS_KEY, RedisSettings
+from worker.settings import LINES_KEY, WORKERS_KEY, RedisSettings, Settings
 from worker.streams.client import connect
 from worker.streams.line_streams import ANSWERING, LineStreams
 from worker.streams.rights import RIGHTS, missing_fleet_rights, missing_rights
 from worker.streams.upkeep import delete_idle_consumers
-from worker.views import command, known_lines, line_status
+from worker.views import command, known_lines, line_status, unknown
 
 USERS = Path(__file__).parents[2] / "deploy" / "redis" / "users.acl"
 LINE = "press-3"
@@ -266,3 +266,16 @@ def test_an_operator_sends_commands_and_pictures_and_clears_dead_letters_and_wri
 def test_nobody_comes_in_without_a_name(guarded: Guarded) -> None:
     with pytest.raises(RedisUnreachableError, match="refuses"):
         connect(RedisSettings.model_validate({"url": guarded.url}))
+
+
+def test_a_workers_own_user_may_look_and_tell_a_keeper(guarded: Guarded) -> None:
+    send(guarded.client("producer"), 0, 4)
+    worker = guarded.client("worker")
+    assert line_status(worker, LINE)["problem"] is None
+    assert line_status(worker, "another")["problem"] is None
+    assert "no answer" in command(worker, LINE, "pause", [], "test", 0.1).text
+    assert unknown(Settings(redis=guarded.settings("worker")), worker, LINE) == ""
+    for user in ("worker", "reader", "operator"):
+        assert "line another is not at" in unknown(
+            Settings(redis=guarded.settings(user)), guarded.client(user), "another"
+        )

@@ -140,6 +140,7 @@ def test_help_names_every_command(call: Call) -> None:
 
 def test_a_redis_that_goes_away_meanwhile_ends_with_code_3(call: Call, private_redis: PrivateRedis) -> None:
     client = redis.Redis(port=private_redis.port)
+    client.xadd("mhpc:{press-3}:images", {"batch": b""})
 
     def kill() -> None:
         eventually(lambda: any(found["cmd"] == "xread" for found in client.client_list()))

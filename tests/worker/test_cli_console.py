@@ -99,7 +99,8 @@ def test_who_waits_for_an_answer_is_told_when_it_stops_and_who_asked_is_in_the_l
         assert process.wait(15) == 0, "units allow no more"
         assert asking.result().json() == {
             "ok": False,
-            "text": f"stopping, so not waited for. The command waits in {streams.control}",
+            "text": f"stopping, so not waited for. The command waits in {streams.control}; XDEL {streams.control} "
+            f"{streams.client.xrange(streams.control)[0][0].decode()} takes it back",
             "by": "ann",
         }
         assert re.search('"by": "ann".*not waited for.*"event": "asked"', output.read_text())

@@ -69,6 +69,9 @@ def test_control_prints_the_keepers_answer_and_ends_by_it(
         (["normal", "1-0"], ["normal takes ENTRY ID, came: 1-0"]),
         (["pause", "now"], ["pause takes nothing, came: now"]),
         (["rate", "often"], ["rate is 'often', expected a number"]),
+        (["rate", "2"], ["rate is 2, expected a number above 0 and below 1"]),
+        (["relearn", "0"], ["forgetting is 0, expected"]),
+        (["release", "b000.jpg", "1764150000000-0"], ["ENTRY is 'b000.jpg', expected an id such as 1764150000000-0"]),
     ],
 )
 def test_control_refuses_what_is_no_command_and_sends_nothing(
@@ -84,7 +87,11 @@ def test_control_says_who_should_have_answered(call: Call, config: Any, client: 
     ended = call("control", line, "pause", "--timeout", "0.2", "--config", config())
     assert ended.code == 1
     assert "no answer within 0.2 s; it has no keeper: start a worker" in ended.out
-    assert f"waits in mhpc:{{{line}}}:control" in ended.out
+    key = f"mhpc:{{{line}}}:control"
+    assert (
+        f"waits in {key}; XDEL {key} {read_commands(LineStreams(client, line), '0-0')[0].entry} takes it back"
+        in ended.out
+    )
     LineStreams(client, line).acquire("station-9#ab", 0)
     assert "its keeper is station-9" in call("control", line, "pause", "--timeout", "0.2", "--config", config()).out
 
@@ -104,6 +111,7 @@ def test_a_user_without_a_name_asks_by_number(
 
 
 def test_who_no_longer_waits_is_told_that_the_command_was_sent(redis_url: str, client: redis.Redis, line: str) -> None:
+    client.xadd(LineStreams(client, line).images, {"batch": b""})
     command = [sys.executable, "-m", "worker", "control", line, "pause", "--redis", redis_url]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         eventually(lambda: client.xlen(LineStreams(client, line).control))

@@ -115,6 +115,14 @@ def test_verify_where_nothing_is_whole_sends_nobody_to_a_version(call: Call, con
     assert "rollback" not in error
 
 
+def test_verify_of_nothing_is_no_success(call: Call, config: Any, store: SnapshotStore) -> None:
+    for stem in STEMS:
+        (store.directory / f"{stem}.safetensors").unlink()
+    ended = call("snapshots", "verify", "--config", config())
+    assert ended.code == 1
+    assert "holds no version: set snapshots.directory to where they lie" in ended.error
+
+
 # -- pin and unpin -----------------------------------------------------------------------------------------------------
 
 

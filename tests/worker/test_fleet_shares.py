@@ -38,7 +38,7 @@ def test_what_is_declared_is_read_and_what_cannot_be_used_is_told() -> None:
     assert sorted(problems) == ["Press 8", "press-3", "press-4", "press-5", "press-6", "press-7", "\ufffd"]
     assert "imags: unknown key; known here: converge, forgetting, images" in problems["press-3"]
     assert "weight: " in problems["press-4"]
-    assert "(and 1 more)" in problems["press-4"]
+    assert problems["press-4"].count(": ") > 2  # each of two
     assert [text for text in problems.values() if not text.startswith(f"declared in {LINES_KEY}: ")] == []
 
 

@@ -128,3 +128,14 @@ def test_an_entry_is_decoded_once_however_many_of_its_parts_are_set_aside(stream
     owed.set_aside(Entry("2-0", b"batch"), [], usable)
     assert asked == ["1-0"]
     assert [part.id for part in owed.review] == ["#0", "#3", "#5"]
+
+
+def test_two_processes_of_one_name_are_told_of_each_other(make_keeper: MakeKeeper) -> None:
+    first, second, other = make_keeper(), make_keeper(), make_keeper()
+    opened(first, "station-1#a")
+    opened(second, "station-1#b")
+    first.lose("line lost")
+    first.acquire("station-1#a", take_over="station-1")
+    other.acquire("station-2#c", take_over="station-2")
+    assert first.problem == "another process named station-1 keeps it: each needs a worker.name of its own"
+    assert (other.epoch, other.problem) == (0, "")

@@ -165,12 +165,12 @@ def test_a_lines_memory_that_was_not_measured_is_the_defaults_in_proportion(benc
     [
         ({"forward": None}, "lacks 'forward'"),
         ({"lines": None}, "lacks 'lines'"),
-        ({"scoring": 3}, "expected the figures"),
+        ({"scoring": 3}, "expected a file of figures"),
         ({"scoring": {**figures().as_json()["scoring"], "images_per_second": 0}}, "scoring is 0"),
         ({"learning": {**figures().as_json()["learning"], "images_per_second": "fast"}}, "learning is 'fast'"),
         ({"forward": {**figures().as_json()["forward"], "patches": float("nan")}}, "patches is nan"),
         ({"lines": [{"lines": 8}]}, "lacks 'resident_bytes'"),
-        ({"lines": [{"lines": 8, "resident_bytes": "2 GB"}]}, "expected the figures"),
+        ({"lines": [{"lines": 8, "resident_bytes": "2 GB"}]}, "expected a file of figures"),
     ],
 )
 def test_a_file_that_bench_did_not_write_is_refused(bench: Callable[..., Path], changed: Any, said: str) -> None:
@@ -183,7 +183,7 @@ def test_a_file_that_bench_did_not_write_is_refused(bench: Callable[..., Path], 
 def test_what_is_no_document_of_figures_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "bench.json"
     path.write_text(text)
-    with pytest.raises(ConfigurationError, match=r"expected the figures"):
+    with pytest.raises(ConfigurationError, match=r"expected a file of figures"):
         read_costs(path)
 
 

@@ -11,7 +11,6 @@ from tests.worker.console.browser.plant import Plant
 
 BUTTONS = [  # in an order in which each can be done; what is typed; the answer's beginning
     ("rate", "0.1", "false-positive rate 0.1, threshold"),
-    ("rate", "7.0", "Refused: "),
     ("pause", "", "paused in phase scoring"),
     ("resume", "", "goes on in phase scoring"),
     ("rollback", "", ""),

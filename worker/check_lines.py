@@ -105,20 +105,22 @@ def _is_wrong(read: Callable[[str], Any], key: str) -> bool:
 
 
 def look_at_versions(settings: Settings, client: Any, fingerprint: str) -> Iterator[Told]:
-    """Each line's version: there, and learned with the backbone that is configured."""
+    """Each line's version: there, and learned with the backbone, and calibrated with the top_k, that is configured."""
+    top_k = {config.name: config.scoring.top_k for config in line_configs(settings)}
 
     def look(name: str) -> tuple[str, str]:
         store, streams = open_store(settings.snapshots, name), LineStreams(client, name)
         kept = waited(store.kept, store.remote, settings.snapshots.timeout_seconds, store.place)
         found = {version.stem: version.about for version in kept if not version.bad}
-        return _version(store, found, streams, fingerprint, learn_anew(settings, streams))
+        return _version(store, found, streams, (fingerprint, top_k[name]), learn_anew(settings, streams))
 
     return _each(settings, look)
 
 
 def _version(
-    store: Store, found: Mapping[str, Mapping[str, Any]], streams: LineStreams, fingerprint: str, anew: str
+    store: Store, found: Mapping[str, Mapping[str, Any]], streams: LineStreams, of: tuple[str, int], anew: str
 ) -> tuple[str, str]:
+    fingerprint, top_k = of
     name, state = streams.line, streams.state()
     committed = state.get("model", "")
     if committed and not found:
@@ -133,6 +135,10 @@ def _version(
         raise ModelError(
             f"line {name}: {store.place}/{serves} was learned with another backbone, weights, layers or input_shape; "
             f"restore those, or learn anew: {anew}"
+        )
+    if (calibrated := found[serves].get("top_k", top_k)) != top_k:
+        raise ModelError(
+            f"line {name}: {store.place}/{serves} was calibrated with scoring.top_k {calibrated}, it is {top_k}"
         )
     if state.get("model") == "":
         if problem := gone_back(name, streams.last_id(), str(found[serves].get("applied_through", FROM_START)), anew):

@@ -111,7 +111,7 @@ def test_a_line_that_fails_hides_no_other(redis_url: str, tmp_path: Path, client
 # -- versions ----------------------------------------------------------------------------------------------------------
 
 
-def write(settings: Settings, line: str, stem: str, fingerprint: str = "f", **about: str) -> SnapshotStore:
+def write(settings: Settings, line: str, stem: str, fingerprint: str = "f", **about: Any) -> SnapshotStore:
     store = SnapshotStore(settings.snapshots.on_this_machine, line)
     store.write(stem, {"a": torch.zeros(1000)}, {"fingerprint": fingerprint, **about})
     return store
@@ -123,6 +123,16 @@ def test_versions_are_told_by_name(settings: Settings, client: redis.Redis, line
         write(settings, line, stem_of(1, seq))
     put(LineStreams(client, line), model=stem_of(1, 2))
     assert only(look_at_versions(settings, client, "f")) == (OK, f"{line} ({stem_of(1, 2)})")
+
+
+def test_a_version_that_was_calibrated_otherwise_is_told(settings: Settings, client: redis.Redis, line: str) -> None:
+    write(settings, line, stem_of(1, 1), top_k=settings.scoring.top_k)
+    put(LineStreams(client, line), model=stem_of(1, 1))
+    assert only(look_at_versions(settings, client, "f"))[0] == OK
+    write(settings, line, stem_of(1, 1), top_k=7)
+    _, error = only(look_at_versions(settings, client, "f"))
+    assert isinstance(error, ModelError)
+    assert f"was calibrated with scoring.top_k 7, it is {settings.scoring.top_k}" in str(error)
 
 
 def test_a_version_that_is_committed_and_not_there_is_told(settings: Settings, client: redis.Redis, line: str) -> None:

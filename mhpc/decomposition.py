@@ -13,7 +13,8 @@ from torch import Tensor
 from mhpc.linalg import Array, Moments, all_or_nothing, as_rows, as_tensor, blocks, check_state, eigh_descending, like
 from mhpc.mahalanobis import OnlineCovariance
 
-ROUNDING = 16  # machine epsilons; of rows without it float32 leaves up to 0.25 in an eigenvalue, float64 up to 4
+ROUNDING = 16  # epsilons; float32 rows leave up to 0.6 in an eigenvalue that is none
+EPSILONS = (2.0**-46, 2.0**-23)  # of sums in float64, of which long streams make 36 of float64's; and float32's
 
 
 class Spectrum:
@@ -193,12 +194,12 @@ class IncrementalPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     @property
     def components_(self) -> Tensor:
         d = self.n_components_
-        return self.spectrum_.rows[:d].to(self.covariance_.dtype)
+        return self.spectrum_.rows[:d].to(self.covariance_.dtype, copy=True)
 
     @property
     def explained_variance_(self) -> Tensor:
         d = self.n_components_
-        return self.spectrum_.values[:d].to(self.covariance_.dtype)
+        return self.spectrum_.values[:d].to(self.covariance_.dtype, copy=True)
 
     @property
     def deviations_(self) -> Tensor:
@@ -264,7 +265,8 @@ class IncrementalPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
 def negligible(largest: Tensor, dtype: torch.dtype) -> Tensor:
     """The variance that rounding of rows of the dtype may leave in a direction, beside the largest eigenvalue."""
-    return ROUNDING * torch.finfo(dtype).eps * largest
+    least, most = EPSILONS
+    return ROUNDING * min(max(torch.finfo(dtype).eps, least), most) * largest
 
 
 def deviations(variance: Tensor, mean: Tensor) -> Tensor:

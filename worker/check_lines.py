@@ -138,7 +138,8 @@ def _version(
         )
     if (calibrated := found[serves].get("top_k", top_k)) != top_k:
         raise ModelError(
-            f"line {name}: {store.place}/{serves} was calibrated with scoring.top_k {calibrated}, it is {top_k}"
+            f"line {name}: {store.place}/{serves} was calibrated with scoring.top_k {calibrated}, not {top_k}; "
+            f"restore that, or learn anew: {anew}"
         )
     if state.get("model") == "":
         if problem := gone_back(name, streams.last_id(), str(found[serves].get("applied_through", FROM_START)), anew):

@@ -53,7 +53,7 @@ class Worker:
         self.resync, self.refusals = Resync(), Refusals()
         self.connected = False
         self.turn_at = time.monotonic()
-        self._turned = False  # whether a whole turn went by
+        self._serves = False  # whether a line's version was ever there to answer by
         self._learning_waits = False  # the last turn read something to learn from: do not wait for answers to give
         self._gauges_at = 0.0
 
@@ -222,14 +222,14 @@ class Worker:
             if keeper.stopped and keeper.line.name not in self.refusals:
                 self._guarded(keeper, lambda k: self.resync(k, self.holder))
         loaded = {name: keeper for name, keeper in self._usable().items() if keeper.loaded}
+        self._serves |= bool(loaded)
         self.answering.turn(self.client, loaded, None if self._learning_waits else BLOCK_MS)
         self._refuse_all()
         self._learning_waits = self.learning.turn(self._usable(), self._guarded)
         if time.monotonic() >= self._gauges_at:
             self._gauges_at = time.monotonic() + GAUGE_SECONDS
             show_backlogs(self.client, (keeper.streams for keeper in self._usable().values()), self.metrics)
-        self.refusals.went_on(self._usable())
-        self._turned = True
+        self.refusals.went_on()
 
     def _refuse_all(self) -> None:
         for name, error in self.answering.refused.items():
@@ -251,7 +251,7 @@ class Worker:
             self.refusals.add(keeper.line.name, str(error), STORE)
         except ModelError as error:
             self.refusals.add(keeper.line.name, str(error), VERSION)  # others may have it
-            if not (self._turned or self.settings.worker.fleet or self._usable()):
+            if not (self._serves or self.settings.worker.fleet) and all(map(self.refusals.__contains__, self.keepers)):
                 raise  # at the start, and there is no line that it could serve
 
     def _usable(self) -> dict[str, Keeper]:

@@ -1,11 +1,11 @@
 """Lines that are left alone for a while, since something is wrong with them that concerns no other line."""
 
 import time
-from collections.abc import Iterable
 
 import structlog
 
 REFUSED_SECONDS = 1.0
+QUIET_SECONDS = 30.0  # longer than any attempt is apart from the next: one that goes well proves nothing yet
 REDIS, VERSION, STORE = "Redis refuses", "its version cannot be loaded", "the store of its versions cannot be asked"
 SECONDS = {REDIS: REFUSED_SECONDS, VERSION: 5.0, STORE: 2.0}  # to load one takes longer than to ask
 
@@ -17,7 +17,7 @@ class Refusals:
 
     def __init__(self) -> None:
         self._lines: dict[str, tuple[str, float]] = {}
-        self._told: dict[str, str] = {}
+        self._told: dict[str, tuple[str, float]] = {}  # and when it counts as over
 
     def __contains__(self, name: str) -> bool:
         return name in self._lines
@@ -25,9 +25,9 @@ class Refusals:
     def add(self, name: str, error: str, why: str = REDIS) -> None:
         """Leave a line alone: a group that is gone, a key of another type, a right or a version that is missing."""
         error = error.rpartition("caused error: ")[2]  # redis-py puts the whole pipeline before it
-        if self._told.get(name) != error:
+        if name not in self._told or self._told[name][0] != error:
             log.error(f"{why}; the line is tried again and again", line=name, error=error)
-            self._told[name] = error
+        self._told[name] = error, time.monotonic() + QUIET_SECONDS
         self._lines[name] = f"{why}: {error}", time.monotonic() + SECONDS[why]
 
     def tried_again(self) -> list[str]:
@@ -40,9 +40,9 @@ class Refusals:
     def forget(self, name: str) -> None:
         self._lines.pop(name, None)
 
-    def went_on(self, names: Iterable[str]) -> None:
-        """Those lines went through a whole turn: what goes wrong with one from now on is news."""
-        for name in self._told.keys() & set(names):
+    def went_on(self) -> None:
+        """What has not been wrong for so long is over: what goes wrong with that line from now on is news."""
+        for name in [name for name, (_, over_at) in self._told.items() if time.monotonic() >= over_at]:
             del self._told[name]
             log.info("the line goes on", line=name)
 

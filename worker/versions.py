@@ -29,8 +29,12 @@ def find_version(line: str, store: Store, state: Mapping[str, str]) -> Snapshot 
     """
     committed = state.get("model", "")
     try:
-        # First by its name: of a folder in a network, a listing may be of a minute ago.
-        if STEM.match(committed) and (snapshot := _loaded(line, store, committed, absent_is_none=True)):
+        # A folder first by its name: in a network, a listing of it may be of a minute ago.
+        if (
+            not store.remote
+            and STEM.match(committed)
+            and (snapshot := _loaded(line, store, committed, absent_is_none=True))
+        ):
             return snapshot
         newest_first = store.stems()[::-1]
     except StoreError as error:

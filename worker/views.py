@@ -5,6 +5,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 import msgpack
@@ -20,6 +21,7 @@ from worker.streams.line_streams import ANSWERING, FROM_START, Backlog, LineStre
 
 BLOCK_MS = 1000
 READ = 100  # results in one reply
+DEEPEST = 100  # levels of lists and maps in a result
 ENTRY_ID = re.compile(r"\d+-\d+")
 IMAGES_KEY = re.compile(r"^mhpc:\{(.+)\}:images$")
 NO_RIGHT = "; log in by redis.username and redis.password_file as a user who may, see deploy/redis/users.acl"
@@ -112,8 +114,7 @@ def _of_state(key: str, found: dict[bytes, bytes], problems: list[str]) -> dict[
 def _age(client: Any, entry: str) -> float:
     """Seconds since an entry came, by the clock that gave it its id: this machine's may be another."""
     seconds, microseconds = client.time()
-    now: float = seconds + microseconds / 1e6
-    return max(0.0, now - entry_key(entry)[0] / 1000)
+    return float(max(0.0, seconds + microseconds / 1e6 - entry_key(entry)[0] / 1000))
 
 
 def _backlog(streams: LineStreams) -> Backlog:
@@ -134,9 +135,8 @@ def _exists(streams: LineStreams) -> bool:
 def unknown(settings: Settings, client: Any, line: str) -> str:
     """What is to be said of a line that is not configured here, and that Redis knows nothing of; else ""."""
     streams = LineStreams(client, line)
-    if line in [item.name for item in settings.lines] or client.hget(LINES_KEY, line):
-        return ""
-    if streams.state() or _exists(streams):
+    configured = line in [item.name for item in settings.lines]
+    if configured or client.hget(LINES_KEY, line) or streams.state() or _exists(streams):
         return ""
     where = shown(settings.redis.url.get_secret_value())
     return f"line {line} is not at {where}: no picture was ever sent to it, and no worker knew it; is its name right?"
@@ -213,7 +213,8 @@ def _arguments(name: str, args: list[str]) -> dict[str, Any]:
         except ValueError:
             raise ConfigurationError(f"{arg} is {named[arg]!r}, expected a number") from None
         if not (0 < named[arg] < 1 or (arg == "forgetting" and named[arg] == 1)):
-            raise ConfigurationError(f"{arg} is {named[arg]:g}, expected a number above 0 and below 1")
+            most = "at most 1" if arg == "forgetting" else "below 1"
+            raise ConfigurationError(f"{arg} is {named[arg]:g}, expected a number above 0 and {most}")
     if "entry" in named and not ENTRY_ID.fullmatch(named["entry"]):
         raise ConfigurationError(f"ENTRY is {named['entry']!r}, expected an id such as 1764150000000-0, and then ID")
     return named
@@ -235,9 +236,7 @@ def results(
     What is no result, whoever put it there, is not given; `left_out` is told.
     """
     streams = LineStreams(client, line)
-    last: Any = (
-        FROM_START if from_start else newest_id(client, streams.scores)
-    )  # "$" would pass what comes between calls
+    last: Any = FROM_START if from_start else newest_id(client, streams.scores)  # "$" would pass what comes meanwhile
     while True:
         for _, entries in client.xread({streams.scores: last}, count=READ, block=BLOCK_MS) or ():
             for entry, fields in entries:
@@ -261,12 +260,15 @@ def _result(value: bytes) -> dict[str, Any]:
     return plain
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, levels: int = DEEPEST) -> Any:
     """In JSON's kinds of values; msgpack has more of them, and those who publish are of any kind."""
+    if levels == 0:
+        raise ValueError(f"it is nested deeper than {DEEPEST} levels")
+    plain = partial(_plain, levels=levels - 1)
     if isinstance(value, dict):
-        return {key if isinstance(key, str) else str(_plain(key)): _plain(item) for key, item in value.items()}
+        return {key if isinstance(key, str) else str(plain(key)): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [*map(plain, value)]
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     if isinstance(value, float):

@@ -80,7 +80,7 @@ def load_backbone(backbone: BackboneName | str | nn.Module, weights: str | Path 
         BackboneError: no such backbone or weights, or they do not fit each other. Nothing falls back.
     """
     if isinstance(backbone, nn.Module):
-        module = deepcopy(backbone)  # the caller's may be in training
+        module = _copied(backbone)
     elif isinstance(backbone, str) and ":" in backbone:
         module = _from_function(backbone)
     else:
@@ -130,6 +130,17 @@ def _name(backbone: BackboneName | str) -> BackboneName:
     except ValueError:
         known = ", ".join(name.value for name in BackboneName)
         raise BackboneError(f'backbone {backbone!r} is unknown; known: {known}, or "package.module:function"') from None
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    """The caller's own may be in training."""
+    try:
+        return deepcopy(module)
+    except RuntimeError as error:  # a tensor with a graph behind it, such as weight_norm's, or an output that was kept
+        raise BackboneError(
+            f"the backbone {type(module).__qualname__} cannot be copied: {error}; let go of tensors that it has "
+            'computed and keeps, or give "package.module:function", which makes one'
+        ) from None
 
 
 def _from_function(path: str) -> nn.Module:

@@ -135,7 +135,7 @@ def read_pixels(path: Path) -> NDArray[np.uint8]:
     """
     try:
         with _open(path) as picture:
-            if picture.mode in ("I", "F"):
+            if picture.mode == "F" or (picture.mode == "I" and picture.format != "PPM"):  # of which 16 bits read as I
                 raise ValueError(f"its values have 32 bits (mode {picture.mode}), expected 8 or 16; save it with those")
             if picture.mode.startswith("I"):
                 grey = (np.asarray(picture, dtype=np.int64) >> 8).clip(0, 255).astype(np.uint8)

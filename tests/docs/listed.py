@@ -88,7 +88,7 @@ NOT_RUN = {
     "docker compose -f deploy/compose.yaml cp worker:/var/lib/mhpc/snapshots snapshots": ENGINE,
     "docker compose -f deploy/compose.yaml --profile gpu cp worker-gpu:/var/lib/mhpc/snapshots snapshots": ENGINE,
     "docker compose -f deploy/compose.yaml exec worker mhpc-worker status --config /etc/mhpc/worker.toml": ENGINE,
-    "kubectl -n mhpc exec mhpc-keepers-0 -- mhpc-worker status --config /etc/mhpc/config.toml": CLUSTER,
+    "kubectl -n mhpc exec mhpc-keepers-0 -- mhpc-worker control LINE pause --config /etc/mhpc/config.toml": CLUSTER,
     "/opt/mhpc/bin/mhpc-worker status --config FILE": "it is installed there by none of CI's",
     "redis-cli INFO memory": "it asks for an administrator of the plant's own Redis",
     "docker compose config": "tests/deploy/test_compose.py runs it on both profiles",

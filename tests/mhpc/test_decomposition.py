@@ -230,8 +230,14 @@ def test_what_rounding_leaves_is_no_component(dtype: torch.dtype, offset: float)
     assert pca.n_components_ == 40
 
 
-def test_the_mean_that_was_read_is_the_callers() -> None:
-    x = parts_with_spread()
-    pca = IncrementalPCA().fit(x)
-    pca.mean_.zero_()
-    torch.testing.assert_close(pca.mean_, x.mean(0))
+@pytest.mark.parametrize("name", ["mean_", "components_", "explained_variance_"])
+def test_what_was_read_is_the_callers(name: str) -> None:
+    pca = IncrementalPCA().fit(parts_with_spread())
+    before = getattr(pca, name).clone()
+    getattr(pca, name).zero_()
+    torch.testing.assert_close(getattr(pca, name), before)
+
+
+def test_half_precision_explains_the_share_that_was_asked_for() -> None:
+    rows = torch.randn(4000, 60, generator=torch.Generator().manual_seed(0)) * torch.linspace(1, 0.05, 60)
+    assert IncrementalPCA(0.99, torch.bfloat16).fit(rows).n_components_ == IncrementalPCA(0.99).fit(rows).n_components_

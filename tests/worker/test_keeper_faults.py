@@ -15,6 +15,7 @@ from worker.keeper import Keeper
 from worker.line import CALIBRATING
 from worker.looking import Look
 from worker.owed import Owed
+from worker.streams import review
 from worker.streams.control import send
 from worker.streams.line_streams import Entry, LineStreams
 
@@ -63,13 +64,16 @@ def test_a_command_that_asks_redis_in_vain_changes_nothing_and_is_carried_out_on
     if name == "rollback":
         args = {"version": keeper.store.stems()[0]}
     before, answers = keeper.line.learner.images_learned_, len(replies(streams))
+    as_it_was = of_line(keeper)
     send(streams, name, args, "ann")
-    looks = Look(keeper)
+    looks, find = Look(keeper), review.find
+    asked = iter([find, gone])  # the part is there; when it is to be forgotten Redis is gone
     with monkeypatch.context() as lost:
         lost.setattr(streams.__class__, "last_id", gone)
-        lost.setattr("worker.looking.review.find", gone)
+        lost.setattr("worker.looking.review.find", lambda *of: next(asked)(*of))
         with pytest.raises(redis.ConnectionError):
             looks(lambda _: patches(70, 1, shift=3.0))
+    assert of_line(keeper) == as_it_was
     assert (keeper.epoch, len(replies(streams))) == (0, answers)
     opened(keeper)
     looks._at = 0.0
@@ -77,6 +81,11 @@ def test_a_command_that_asks_redis_in_vain_changes_nothing_and_is_carried_out_on
     assert [ok for ok, _ in replies(streams)[answers:]] == [True]
     if name == "release":
         assert keeper.line.learner.images_learned_ == before + 1
+
+
+def of_line(keeper: Keeper) -> tuple[Any, ...]:
+    line = keeper.line
+    return line.phase, line.paused, line.applied_through, line.learner.images_learned_, line.threshold, line.standing
 
 
 def learning_and_paused(make_keeper: MakeKeeper, streams: LineStreams) -> Keeper:

@@ -3,7 +3,7 @@
 import pytest
 from structlog.testing import capture_logs
 
-from worker.refusals import Refusals
+from worker.refusals import QUIET_SECONDS, Refusals
 
 
 def test_what_is_wrong_is_logged_once_and_again_when_it_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -11,12 +11,13 @@ def test_what_is_wrong_is_logged_once_and_again_when_it_comes_back(monkeypatch: 
     monkeypatch.setattr("worker.refusals.time.monotonic", lambda: clock[0])
     refusals = Refusals()
     with capture_logs() as logs:
-        for _ in range(3):
+        for _ in range(30):
             refusals.add("a", "OOM command not allowed")
-            refusals.went_on(["b"])
             clock[0] += 2
             assert refusals.tried_again() == ["a"]
-        refusals.went_on(["a", "b"])
+            refusals.went_on()  # a turn goes well, and the next one does not
+        clock[0] += QUIET_SECONDS
+        refusals.went_on()
         refusals.add("a", "OOM command not allowed")
     assert [(entry["log_level"], entry["line"]) for entry in logs] == [("error", "a"), ("info", "a"), ("error", "a")]
     assert "a" in refusals

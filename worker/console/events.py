@@ -7,6 +7,7 @@ from typing import Any
 
 import anyio
 import redis
+import structlog
 from anyio import CapacityLimiter, to_thread
 
 from worker.console.lines import Lines, Watched
@@ -21,6 +22,8 @@ FULL_MS = 15_000  # after which a browser asks again
 TOO_MANY = "Too many pages look at this console at once. This one goes on by itself when another was closed."
 
 Event = tuple[str, Any]
+
+log = structlog.get_logger()
 
 
 class FleetTurns:
@@ -86,6 +89,7 @@ class Lookers:
             while not self._closing():
                 told, problem = await to_thread.run_sync(_turn, turns, limiter=self._threads)
                 if problem != away:
+                    log.warning("what a page shows", problem=problem or "none any more")
                     away = problem
                     told += encoded("away", problem)
                 if told:

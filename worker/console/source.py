@@ -42,7 +42,6 @@ def why_unread(error: Exception) -> str:
         )
     if isinstance(error, AWAY):
         away = f"Redis is away: {error}" if isinstance(error, CONNECTION_ERRORS) else str(error)
-        log.warning("Redis is not reached; the page asks again and again", error=away)
         return f"{away.rstrip('.')}. This page goes on by itself when that has passed."
     return f"Redis refuses: {error}"
 

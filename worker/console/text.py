@@ -6,6 +6,7 @@ from typing import Any
 
 SHOWN = 64  # characters of an id
 META_SHOWN = 4000
+DEEPEST = 50  # levels, each of which stands farther to the right
 LARGEST = 1e30  # what is larger is no measurement, and what is reckoned with it overflows
 NONE = "–"  # noqa: RUF001 - the dash of an empty cell
 
@@ -81,11 +82,15 @@ def ratio(score: float | None, threshold: float | None) -> float | None:
 
 def meta_text(meta: Any) -> str:
     """An image's meta for people; bytes as a count of them."""
-    try:
-        text = json.dumps(meta, indent=2, ensure_ascii=False, default=_told, skipkeys=True)
-    except RecursionError:
+    if _is_deeper(meta, DEEPEST):
         return "It is nested too deep to be shown."
+    text = json.dumps(meta, indent=2, ensure_ascii=False, default=_told, skipkeys=True)
     return text if len(text) <= META_SHOWN else text[:META_SHOWN] + f"\n… ({len(text):,} characters, cut here)"
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return any(levels == 0 or _is_deeper(each, levels - 1) for each in inside)
 
 
 def _told(value: Any) -> str:

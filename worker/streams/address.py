@@ -27,6 +27,7 @@ class Address(NamedTuple):
         master: its name there.
         sentinel_options: of a connection to a sentinel.
         cluster: host and port of some nodes of a Cluster, if it is one.
+        secure: whether by TLS.
     """
 
     options: dict[str, Any]
@@ -34,6 +35,7 @@ class Address(NamedTuple):
     master: str
     sentinel_options: dict[str, Any]
     cluster: list[tuple[str, int]]
+    secure: bool
 
 
 def address(settings: RedisSettings) -> Address:
@@ -67,6 +69,7 @@ def address(settings: RedisSettings) -> Address:
         master=master,
         sentinel_options={**tls, **_no_retries(CONNECT_SECONDS), **asked},  # it answers at once or not at all
         cluster=hosts if kind == "cluster" else [],
+        secure=secure,
     )
 
 

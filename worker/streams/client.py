@@ -37,8 +37,10 @@ def connect(
     """
     with first_answer(settings, only_adds):
         to = address(settings)
-        if redialled is not None:
-            to.options["redis_connect_func"] = Redial(redialled, greet=not to.cluster)
+        if redialled is not None or to.secure:
+            to.options["redis_connect_func"] = Redial(redialled, greet=not to.cluster, secure=to.secure)
+        if to.secure:
+            to.sentinel_options["redis_connect_func"] = Redial(None, greet=True, secure=True)
         client: redis.Redis = _client(to)  # a Cluster has the same commands
         client.ping()
     return client

@@ -105,6 +105,13 @@ def test_of_a_module_a_copy_is_taken_whatever_the_weights() -> None:
     assert module.training
 
 
+def test_a_module_that_cannot_be_copied_is_refused_with_the_remedy() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3))
+    module.last = module(torch.zeros(1, 3, 8, 8))  # with a graph behind it
+    with pytest.raises(BackboneError, match=r"Sequential cannot be copied: .*package\.module:function"):
+        load_backbone(module)
+
+
 def test_the_bundled_weights_are_those_of_tiny() -> None:
     module = load_backbone("tiny", "bundled")
     assert isinstance(module, TinyBackbone)

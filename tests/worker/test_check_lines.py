@@ -132,7 +132,8 @@ def test_a_version_that_was_calibrated_otherwise_is_told(settings: Settings, cli
     write(settings, line, stem_of(1, 1), top_k=7)
     _, error = only(look_at_versions(settings, client, "f"))
     assert isinstance(error, ModelError)
-    assert f"was calibrated with scoring.top_k 7, not {settings.scoring.top_k}; restore that, or learn anew: " in str(error)
+    told = f"was calibrated with scoring.top_k 7, not {settings.scoring.top_k}; restore that, or learn anew: "
+    assert told in str(error)
 
 
 def test_a_version_that_is_committed_and_not_there_is_told(settings: Settings, client: redis.Redis, line: str) -> None:

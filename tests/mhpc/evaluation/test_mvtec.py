@@ -110,7 +110,9 @@ def test_grey_palette_alpha_and_16_bits_read_as_rgb(tmp_path: Path) -> None:
         variant.save(tmp_path / f"{name}.png")
     save(tmp_path / "deep.png", (grey.astype(np.uint16) * 256 + 255))  # type: ignore[arg-type]  # 16 bits
     repeated = np.repeat(grey[:, :, None], 3, axis=2)
-    (tmp_path / "deep.pgm").write_bytes(b"P5 16 16 65535\n" + (grey.astype(">u2") * 256 + 255).tobytes())
+    (tmp_path / "deep.pgm").write_bytes(
+        b"P5 16 16 65535\n" + (grey.astype(np.uint16) * 256 + 255).astype(">u2").tobytes()
+    )
     for name in ("grey.png", "alpha.png", "deep.png", "deep.pgm"):
         assert (read_pixels(tmp_path / name) == repeated).all(), name
     looked_up = np.stack([grey, 255 - grey, np.zeros_like(grey)], axis=2)

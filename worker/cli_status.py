@@ -39,12 +39,14 @@ def status(
 ) -> None:
     """Show what each line is doing: those of the configuration, else all that Redis knows.
 
+    progress   images learned or calibrated, of how many; patches that are new
     threshold  ? behind it: it rests on too few images yet
     drift      how far recent scores lie from calibration's; above 1 look into it
     lag        entries that nobody has read yet; - where Redis cannot tell
     dead       dead letters: mhpc-worker dead list
     quar.      images that were set aside while it learned
-    keeper     the worker that learns; none: no worker runs
+    keeper     the worker that learns; none: its worker's /readyz says why, if
+               there is one
     /s         with --watch: images answered in a second, from Redis 7.0 on
     """
     from worker import views

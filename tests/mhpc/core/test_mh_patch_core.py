@@ -260,6 +260,7 @@ def test_numbers_of_numpys_are_taken_and_saved(tmp_path: Path) -> None:
     assert MHPatchCore.load(tmp_path / "model").config["pca_variance_ratio"] == pytest.approx(0.9)
 
 
+@pytest.mark.filterwarnings("ignore:the reservoir")
 @pytest.mark.parametrize("options", [VANILLA, {}, {"aggregation": PatchCoreAggregation.NONE}])
 def test_torchs_default_type_may_be_another(options: dict[str, Any]) -> None:
     expected = predicted(made(**options).fit([parts(16)]), parts(2, seed=1))

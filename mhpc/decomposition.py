@@ -11,10 +11,7 @@ from sklearn.exceptions import NotFittedError
 from torch import Tensor
 
 from mhpc.linalg import Array, Moments, all_or_nothing, as_rows, as_tensor, blocks, check_state, eigh_descending, like
-from mhpc.mahalanobis import OnlineCovariance
-
-ROUNDING = 16  # epsilons; float32 rows leave up to 0.6 in an eigenvalue that is none
-EPSILONS = (2.0**-46, 2.0**-23)  # of sums in float64, of which long streams make 36 of float64's; and float32's
+from mhpc.mahalanobis import OnlineCovariance, negligible
 
 
 class Spectrum:
@@ -187,14 +184,13 @@ class IncrementalPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
     @property
     def n_components_(self) -> int:
-        self._fitted()
-        dtype = self.covariance_.dtype
+        dtype = self._fitted().dtype
         return count_components(self.spectrum_.values, self.n_components, self.n_samples_seen_, dtype)
 
     @property
     def components_(self) -> Tensor:
         d = self.n_components_
-        return self.spectrum_.rows[:d].to(self.covariance_.dtype, copy=True)
+        return self.spectrum_.rows[:d].to(self.covariance_.dtype, copy=True)  # the caller may write to it
 
     @property
     def explained_variance_(self) -> Tensor:
@@ -263,29 +259,19 @@ class IncrementalPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         return self.covariance_
 
 
-def negligible(largest: Tensor, dtype: torch.dtype) -> Tensor:
-    """The variance that rounding of rows of the dtype may leave in a direction, beside the largest eigenvalue."""
-    least, most = EPSILONS
-    return ROUNDING * min(max(torch.finfo(dtype).eps, least), most) * largest
-
-
 def deviations(variance: Tensor, mean: Tensor) -> Tensor:
     """Standard deviations [d] of variance [d]; 1 where rows about mean [D] vary by no more than rounding.
 
     So whitening stays finite for rows that are all equal, and along directions in which rows do not vary.
     """
     spread = variance.sqrt()
-    of_mean = torch.finfo(mean.dtype).eps * mean.abs().amax()
-    rounding = torch.maximum(of_mean, negligible(variance.amax(), mean.dtype).sqrt())
+    eps = torch.finfo(mean.dtype).eps
+    rounding = torch.maximum(eps * mean.abs().amax(), negligible(variance.amax(), mean.dtype).sqrt())
     return torch.where(spread > rounding, spread, 1)
 
 
 def count_components(
-    values: Tensor,
-    n_components: int | float | None,
-    n_samples: int,
-    dtype: torch.dtype = torch.float32,
-    total: Tensor | None = None,
+    values: Tensor, n_components: int | float | None, n_samples: int, dtype: torch.dtype, total: Tensor | None = None
 ) -> int:
     """How many of the eigenvalues [D], largest first, n_components asks for; of a `total` where these are not all.
 
@@ -295,8 +281,7 @@ def count_components(
     """
     if isinstance(n_components, Integral):
         return int(n_components)
-    varied = int((values > negligible(values[0], dtype)).sum())  # GPU sync
-    rank = max(min(varied, n_samples - 1), 1)
+    rank = max(min(int((values > negligible(values[0], dtype)).sum()), n_samples - 1), 1)  # GPU sync
     if n_components is None:
         return rank
     explained = (values / (values.sum() if total is None else total)).cumsum(0)

@@ -9,6 +9,8 @@ from torch import Tensor
 from mhpc.linalg import Moments, batch_moments, check_rows, check_state, check_tensor, cholesky, merge_moments
 
 ASYMMETRY = torch.finfo(torch.float32).eps ** 0.5  # of correlations: half of float32's digits; X^T X errs by 1e-7
+ROUNDING = 16  # epsilons; float32 rows leave up to 0.6 in an eigenvalue that is none
+EPSILONS = (2.0**-46, 2.0**-23)  # of sums in float64, of which long streams make 36 of float64's; and float32's
 
 
 class OnlineCovariance:
@@ -115,6 +117,15 @@ class OnlineCovariance:
 def _check_num_features(num_features: object) -> None:
     if not isinstance(num_features, Integral) or isinstance(num_features, bool) or int(num_features) < 1:
         raise ValueError(f"num_features is {num_features!r}, expected an int of 1 or more")
+
+
+def negligible(largest: Tensor, dtype: torch.dtype) -> Tensor:
+    """The variance that rounding of rows of the dtype may leave in a direction, beside the largest eigenvalue.
+
+    Products are in float32 at least, sums in float64.
+    """
+    least, most = EPSILONS
+    return ROUNDING * min(max(torch.finfo(dtype).eps, least), most) * largest
 
 
 def oas(covariance: Tensor, n: int) -> Tensor:

@@ -112,15 +112,14 @@ def look_at_versions(settings: Settings, client: Any, fingerprint: str) -> Itera
         store, streams = open_store(settings.snapshots, name), LineStreams(client, name)
         kept = waited(store.kept, store.remote, settings.snapshots.timeout_seconds, store.place)
         found = {version.stem: version.about for version in kept if not version.bad}
-        return _version(store, found, streams, (fingerprint, top_k[name]), learn_anew(settings, streams))
+        return _version(store, found, streams, fingerprint, top_k[name], learn_anew(settings, streams))
 
     return _each(settings, look)
 
 
 def _version(
-    store: Store, found: Mapping[str, Mapping[str, Any]], streams: LineStreams, of: tuple[str, int], anew: str
+    store: Store, found: Mapping[str, Mapping[str, Any]], streams: LineStreams, fingerprint: str, top_k: int, anew: str
 ) -> tuple[str, str]:
-    fingerprint, top_k = of
     name, state = streams.line, streams.state()
     committed = state.get("model", "")
     if committed and not found:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from worker.cli_options import ConfigOption, JsonFlag, LineOption, UrlOption, examples, line_of, settings_of
+from worker.cli_options import ConfigOption, JsonFlag, LineOption, UrlOption, connect_to, examples, line_of, settings_of
 from worker.errors import AbsentError, ConfigurationError, ReplayError, WorkerError, one_line, printable
 
 
@@ -153,15 +153,11 @@ def purge(
 
 
 def _line_streams(line: str | None, config: Path | None, redis: str | None) -> tuple[Any, Any]:
-    from worker import views
     from worker.streams.line_streams import LineStreams
 
     settings = settings_of(config, redis)
     name = line_of(settings, line)
-    client = views.connect(settings)
-    if problem := views.unknown(settings, client, name):
-        raise ConfigurationError(problem)
-    return settings, LineStreams(client, name)
+    return settings, LineStreams(connect_to(settings, name), name)
 
 
 def _counted(number: int) -> str:

@@ -58,14 +58,21 @@ def line_of(settings: Settings, line: str | None) -> str:
     raise ConfigurationError(f"which line? expected --line with {listed}")
 
 
-def tell(settings: Settings, line: str, name: str, args: list[str], by: str, timeout: float, as_json: bool) -> None:
-    """Send a line a command and print its keeper's answer; exit code 1 where that is a refusal."""
+def connect_to(settings: Settings, line: str) -> redis_py.Redis:
+    """A client of the Redis in which the line is; raises ConfigurationError where nobody there knows it."""
     from worker import views
 
     client = views.connect(settings)
     if problem := views.unknown(settings, client, line):
         raise ConfigurationError(problem)
-    reply = views.command(client, line, name, args, by, timeout)
+    return client
+
+
+def tell(settings: Settings, line: str, name: str, args: list[str], by: str, timeout: float, as_json: bool) -> None:
+    """Send a line a command and print its keeper's answer; exit code 1 where that is a refusal."""
+    from worker import views
+
+    reply = views.command(connect_to(settings, line), line, name, args, by, timeout)
     typer.echo(json.dumps(reply._asdict()) if as_json else printable(reply.text))
     if not reply.ok:
         raise typer.Exit(1)

@@ -87,10 +87,9 @@ class Keeper(Follower):
         if not epoch and 0 <= ends_in < ACQUIRE_SECONDS:
             self._acquire_at = time.monotonic() + ends_in + 0.002  # a key is there until its millisecond is over
         # Whoever keeps it: this one answers by the version that it follows.
-        name, namesake = holder.rpartition("#")[0], not epoch and other.rpartition("#")[0]
-        self.problem = (
-            f"another process named {name} keeps it: each needs a worker.name of its own" if namesake == name else ""
-        )
+        name = holder.rpartition("#")[0]
+        namesake = not epoch and other.rpartition("#")[0] == name
+        self.problem = f"another process named {name} keeps it: each needs a worker.name of its own" if namesake else ""
         if epoch:
             try:
                 if self.follow():  # again: the keeper before may have committed in between

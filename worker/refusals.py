@@ -34,11 +34,13 @@ class Refusals:
         """The lines whose time is up; they are left alone no more."""
         names = [name for name, (_, again_at) in self._lines.items() if time.monotonic() >= again_at]
         for name in names:
-            self.forget(name)
+            del self._lines[name]
         return names
 
     def forget(self, name: str) -> None:
+        """The line is served no more."""
         self._lines.pop(name, None)
+        self._told.pop(name, None)
 
     def went_on(self) -> None:
         """What has not been wrong for so long is over: what goes wrong with that line from now on is news."""

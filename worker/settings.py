@@ -40,8 +40,8 @@ class RedisSettings(Section):
     @classmethod
     def _is_a_redis_url(cls, url: SecretStr) -> SecretStr:
         if not url.get_secret_value().startswith(REDIS_SCHEMES):
-            scheme, given, _ = url.get_secret_value().partition("://")  # what follows may be a password
-            came = f"starts with {scheme}://" if given else "has no ://"
+            scheme, colon, _ = url.get_secret_value().partition("://")  # what follows may be a password
+            came = f"starts with {scheme}://" if colon else "has no ://"
             raise ValueError(f"{came}, must start with {', '.join(REDIS_SCHEMES[:-1])} or {REDIS_SCHEMES[-1]}")
         if re.search("://[^/?#]*[/?#].*@", url.get_secret_value()):
             raise ValueError("has an @ behind / ? or #; percent-encode those in user and password (/ is %2F)")

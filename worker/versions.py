@@ -1,6 +1,7 @@
 """Which of a line's versions is loaded."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 
 import structlog
 import torch
@@ -29,13 +30,10 @@ def find_version(line: str, store: Store, state: Mapping[str, str]) -> Snapshot 
     """
     committed = state.get("model", "")
     try:
-        # A folder first by its name: in a network, a listing of it may be of a minute ago.
-        if (
-            not store.remote
-            and STEM.match(committed)
-            and (snapshot := _loaded(line, store, committed, absent_is_none=True))
-        ):
-            return snapshot
+        if not store.remote and STEM.match(committed):  # a remote one knows by its listing which epochs there were
+            with suppress(AbsentError):  # first by its name: a folder in a network may list what it held a minute ago
+                if snapshot := _loaded(line, store, committed):
+                    return snapshot
         newest_first = store.stems()[::-1]
     except StoreError as error:
         snapshot = store.at_hand(committed) if committed else None
@@ -50,13 +48,10 @@ def find_version(line: str, store: Store, state: Mapping[str, str]) -> Snapshot 
     return None
 
 
-def _loaded(line: str, store: Store, stem: str, absent_is_none: bool = False) -> Snapshot | None:
+def _loaded(line: str, store: Store, stem: str) -> Snapshot | None:
     """A version; one that is damaged is set aside."""
     try:
         return store.load(stem)
-    except AbsentError:
-        if not absent_is_none:
-            raise
     except SnapshotError as error:
         log.error("snapshot set aside", line=line, error=str(error))
         store.mark_bad(stem)

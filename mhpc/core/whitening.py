@@ -114,7 +114,7 @@ class ZSpace:
         total = covariance.trace()
         if not bool(values.sum() >= self.pca_variance_ratio * total > 0):  # GPU sync
             return None
-        d, mean = count_components(values, self.pca_variance_ratio, n, total=total), mean.float()
+        d, mean = count_components(values, self.pca_variance_ratio, n, torch.float32, total), mean.float()
         return self.of_components(mean, rows[:d].float(), deviations(values[:d].float(), mean))
 
     def of_rows(self, x: NDArray[np.float32]) -> Whitening:

@@ -134,3 +134,18 @@ def test_a_replys_text_cannot_write_to_the_terminal(call: Call, config: Any, cli
     ended = call("control", line, "pause", "--config", config())
     keeper.join()
     assert (ended.code, ended.out) == (0, "'\\x1b]0;owned\\x07'\n")
+
+
+def test_a_line_that_nobody_knows_is_named_with_its_redis(
+    call: Call, config: Any, client: redis.Redis, line: str
+) -> None:
+    for command in (["dead", "list", "-l", "press-99"], ["control", "press-99", "pause"]):
+        ended = call(*command, "--config", config())
+        assert ended.code == 2
+        assert "line press-99 is not at redis://127.0.0.1:" in ended.error
+    assert client.exists("mhpc:{press-99}:control") == 0
+    client.xadd("mhpc:{press-99}:images", {"batch": b""})
+    try:
+        assert call("dead", "list", "-l", "press-99", "--config", config()).code == 0
+    finally:
+        client.delete("mhpc:{press-99}:images")

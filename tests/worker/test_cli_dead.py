@@ -297,18 +297,3 @@ def test_replay_into_a_key_of_another_type_leaves_the_letters(
     for part in ("WRONGTYPE", "which mhpc-worker check names", "Rename it, or delete it"):
         assert part in ended.error
     assert names(streams) == [letter]
-
-
-def test_a_line_that_nobody_knows_is_named_with_its_redis(
-    call: Call, config: Any, client: redis.Redis, line: str
-) -> None:
-    for command in (["dead", "list", "-l", "press-99"], ["control", "press-99", "pause"]):
-        ended = call(*command, "--config", config())
-        assert ended.code == 2
-        assert "line press-99 is not at redis://127.0.0.1:" in ended.error
-    assert client.exists("mhpc:{press-99}:control") == 0
-    client.xadd("mhpc:{press-99}:images", {"batch": b""})
-    try:
-        assert call("dead", "list", "-l", "press-99", "--config", config()).code == 0
-    finally:
-        client.delete("mhpc:{press-99}:images")

@@ -21,3 +21,16 @@ def test_what_is_wrong_is_logged_once_and_again_when_it_comes_back(monkeypatch: 
         refusals.add("a", "OOM command not allowed")
     assert [(entry["log_level"], entry["line"]) for entry in logs] == [("error", "a"), ("info", "a"), ("error", "a")]
     assert "a" in refusals
+
+
+def test_a_line_that_is_served_no_more_goes_on_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("worker.refusals.time.monotonic", lambda: clock[0])
+    refusals = Refusals()
+    refusals.add("a", "OOM command not allowed")
+    refusals.forget("a")
+    clock[0] += 2 * QUIET_SECONDS
+    with capture_logs() as logs:
+        refusals.went_on()
+    assert logs == []
+    assert refusals.problems == {}

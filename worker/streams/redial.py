@@ -1,4 +1,4 @@
-"""Tells of connections that are made again.
+"""Opens connections, and tells of those that are made again.
 
 One that ended while nobody used it redis-py makes anew without a word. Who answers then may be another server than
 before, a replica that took over without the last writes, or one that was emptied.

@@ -31,7 +31,7 @@ class Link:
         self.ends = caller, server
         self.requests, self.replies = caller.makefile("rb"), server.makefile("rb")
         self.losses: queue.SimpleQueue[Loss | None] = queue.SimpleQueue()  # per request sent on, in order
-        self.swallowed = False
+        self.swallowed = self.lost = False  # whether a request, or a reply, was kept back
 
     def close(self) -> None:
         for end in self.ends:
@@ -161,13 +161,21 @@ class Proxy:
                         loss.times -= 1
                 link.losses.put(loss)
                 link.ends[1].sendall(sent)
-        link.close()
+        if link.lost:
+            with suppress(OSError):
+                link.ends[1].shutdown(socket.SHUT_WR)  # the server carries out what it was sent, and ends
+        else:
+            link.close()
 
     def _pass_replies(self, link: Link) -> None:
         with suppress(OSError, ValueError):
             while reply := read_reply(link.replies):
                 if link.losses.get() is not None:
                     self.dropped += 1
+                    link.lost = True
+                    link.ends[0].shutdown(socket.SHUT_RDWR)  # what the caller has sent already is still passed on
+                    while read_reply(link.replies):
+                        pass
                     break
                 time.sleep(self._delay)
                 with self._lock:

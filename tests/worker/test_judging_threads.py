@@ -97,17 +97,22 @@ def test_learning_is_looked_after_only_where_something_has_moved(
 def test_a_batch_of_other_lines_is_answered_before_one_that_takes_longer(
     station: Station, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, may_go_on, calls = station.engine.extract, threading.Event(), iter(range(9))
+    real, begun, may_go_on = station.engine.extract, threading.Event(), threading.Event()
 
     def extract(images: list[Tensor]) -> PatchMaps:
-        if next(calls) == 0:
-            may_go_on.wait(60)
+        if not begun.is_set():
+            begun.set()
+            may_go_on.wait(120)
         return real(images)
+
+    def slow_has_begun() -> bool:
+        turn(station)
+        return begun.is_set()
 
     monkeypatch.setattr(station.engine, "extract", extract)
     monkeypatch.setattr(Judging, "may_stay_under_way", MAY_STAY)
     station.send(line, message(item("slow")))
-    turn(station)
+    eventually(slow_has_begun)  # or the other would be in its batch, or its thread the first
     station.send(f"{line}-2", message(item("quick")))
 
     eventually(lambda: answered(station, f"{line}-2", ["quick"]))

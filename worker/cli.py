@@ -18,6 +18,7 @@ from worker.cli_lines import lines
 from worker.cli_options import ConfigOption, JsonFlag, UrlOption, examples, settings_of
 from worker.cli_plan import plan_fleet
 from worker.cli_produce import produce
+from worker.cli_review import review
 from worker.cli_snapshots import snapshots
 from worker.cli_status import status
 from worker.cli_tail import tail
@@ -209,6 +210,7 @@ app.command(
         "control press-3 pause --by anna",
     ),
 )(control)
+app.add_typer(review, name="review", rich_help_panel=LOOK)
 app.add_typer(dead, name="dead", rich_help_panel=ACT)
 app.add_typer(lines, name="lines", rich_help_panel=ACT)
 app.add_typer(snapshots, name="snapshots", rich_help_panel=ACT)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from worker.cli_options import ConfigOption, JsonFlag, LineOption, UrlOption, connect_to, examples, line_of, settings_of
+from worker.cli_options import ConfigOption, JsonFlag, LineOption, UrlOption, examples, streams_of
 from worker.errors import AbsentError, ConfigurationError, ReplayError, WorkerError, one_line, printable
 
 
@@ -48,7 +48,7 @@ def list_letters(
     """List the letters, the newest last; times are this machine's, dlv. is how often it was tried."""
     from worker.dead import letters
 
-    _, streams = _line_streams(line, config, redis)
+    _, streams = streams_of(line, config, redis)
     found = islice(letters(streams, _known(reason), newest_first=True), count or None)
     rows = [letter.row() for letter in found][::-1]
     if as_json:
@@ -79,7 +79,7 @@ def show(
     """Show all that a letter says, and whether it can be replayed."""
     from worker.dead import Replay, find
 
-    settings, streams = _line_streams(line, config, redis)
+    settings, streams = streams_of(line, config, redis)
     found, cap = find(streams, letter), settings.streams.payload_bytes
     try:
         replay = Replay(streams, cap).batch(found)[1]
@@ -115,7 +115,7 @@ def replay(
     """
     from worker.dead import Replay
 
-    settings, streams = _line_streams(line, config, redis)
+    settings, streams = streams_of(line, config, redis)
     send, sent, refused = Replay(streams, settings.streams.payload_bytes), 0, 0
     for letter in _chosen(streams, letters, every, reason):
         try:
@@ -145,19 +145,11 @@ def purge(
     """Delete letters for good."""
     from worker.dead import purge
 
-    _, streams = _line_streams(line, config, redis)
+    _, streams = streams_of(line, config, redis)
     names = [letter.name for letter in _chosen(streams, letters, every, reason)]
     if names and not yes:
         typer.confirm(f"delete {_counted(len(names))} of line {streams.line} for good?", abort=True)
     typer.echo(f"{_counted(purge(streams, names))} of line {streams.line} purged")
-
-
-def _line_streams(line: str | None, config: Path | None, redis: str | None) -> tuple[Any, Any]:
-    from worker.streams.line_streams import LineStreams
-
-    settings = settings_of(config, redis)
-    name = line_of(settings, line)
-    return settings, LineStreams(connect_to(settings, name), name)
 
 
 def _counted(number: int) -> str:

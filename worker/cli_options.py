@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import redis as redis_py
 import typer
@@ -66,6 +66,15 @@ def connect_to(settings: Settings, line: str) -> redis_py.Redis:
     if problem := views.unknown(settings, client, line):
         raise ConfigurationError(problem)
     return client
+
+
+def streams_of(line: str | None, config: Path | None, redis: str | None) -> tuple[Settings, Any]:
+    """The settings, and the streams of the line that was named."""
+    from worker.streams.line_streams import LineStreams
+
+    settings = settings_of(config, redis)
+    name = line_of(settings, line)
+    return settings, LineStreams(connect_to(settings, name), name)
 
 
 def tell(settings: Settings, line: str, name: str, args: list[str], by: str, timeout: float, as_json: bool) -> None:

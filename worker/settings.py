@@ -133,9 +133,8 @@ class SnapshotSettings(Section):
     def _is_a_folder_or_an_address(cls, given: Any) -> Path | str:
         if not isinstance(given, str | Path):
             raise ValueError("expected a folder, or the address of an object store")
-        if "://" not in str(given):
+        if "://" not in (address := str(given)):
             return Path(given)
-        address = str(given)
         scheme, _, rest = address.partition("://")
         if "@" in rest and ":" in rest.partition("@")[0]:
             raise ValueError("has a password in it; leave it out, the store's package takes one from the environment")
@@ -242,8 +241,7 @@ class Settings(BaseSettings):
     @classmethod
     def _names_differ(cls, lines: tuple[LineSettings, ...]) -> tuple[LineSettings, ...]:
         names = [line.name for line in lines]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
+        if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"line {twice[0]!r} stands twice; give each line a name of its own")
         return lines
 

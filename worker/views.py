@@ -284,14 +284,14 @@ def result_json(result: dict[str, Any]) -> str:
 def result_text(result: dict[str, Any]) -> str:
     """A result on one line of a terminal; an anomalous one ends with its entry, which commands ask for."""
     verdict = {None: "-", True: "ANOMALOUS", False: "ok"}[result["anomalous"]]
-    score, threshold = _figure(result["score"]), _figure(result["threshold"])
-    latency = f"{_figure(result['latency_ms'], 0)} ms"
+    score, threshold = figure(result["score"]), figure(result["threshold"])
+    latency = f"{figure(result['latency_ms'], 0)} ms"
     phase, identity = _shown(result["phase"]), _shown(result["id"])
     entry = f"  {_shown(result['entry'])}" if result["anomalous"] else ""
     return f"{verdict:<9} {score:>8} / {threshold:<8} {latency:>9}  {phase:<11} {identity}{entry}"
 
 
-def _figure(value: float | None, digits: int = 3) -> str:
+def figure(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else f"{value:.{digits}f}" if abs(value) < 1e6 else f"{value:.3g}"
 
 

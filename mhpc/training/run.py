@@ -21,14 +21,7 @@ def train(recipe: Recipe, output: Path, *, resume: bool, device: str) -> str:
     """
     checkpoint = output.with_name(output.name + ".checkpoint")
     where = _device(device)
-    if recipe.crop % 16:
-        raise ValueError(f"crop is {recipe.crop}; expected a multiple of 16, the stride of layer3")
-    if len(recipe.teacher_layers) != 2:
-        raise ValueError(f"{len(recipe.teacher_layers)} teacher layers given; expected 2, at strides 8 and 16")
-    if recipe.from_teacher and recipe.teacher_shift:
-        raise ValueError(
-            f"teacher_shift is {recipe.teacher_shift}; expected 0 with from_teacher, whose layer2 is the teacher's"
-        )
+    _check(recipe)
     if resume and not checkpoint.is_file():
         raise FileNotFoundError(f"there is no checkpoint {checkpoint} to resume; leave --resume out")
     teacher = Teacher(load_teacher(recipe.teacher), recipe.teacher_layers, where)
@@ -60,6 +53,17 @@ def train(recipe: Recipe, output: Path, *, resume: bool, device: str) -> str:
         distillation.run(checkpoint, report)
     export(distillation.student, output)
     return hashlib.sha256(output.read_bytes()).hexdigest()
+
+
+def _check(recipe: Recipe) -> None:
+    if recipe.crop % 16:
+        raise ValueError(f"crop is {recipe.crop}; expected a multiple of 16, the stride of layer3")
+    if len(recipe.teacher_layers) != 2:
+        raise ValueError(f"{len(recipe.teacher_layers)} teacher layers given; expected 2, at strides 8 and 16")
+    if recipe.from_teacher and recipe.teacher_shift:
+        raise ValueError(
+            f"teacher_shift is {recipe.teacher_shift}; expected 0 with from_teacher, whose layer2 is the teacher's"
+        )
 
 
 def _device(name: str) -> torch.device:

@@ -32,6 +32,7 @@ RUN = {
     "mhpc-worker status --config config.toml --watch": Run("scoring", goes_on=True),
     "mhpc-worker tail --config config.toml": Run("fed-", goes_on=True),
     "mhpc-worker control press-3 normal ENTRY ID": Run("anchors pinned", given=("ENTRY", "ID")),
+    "mhpc-worker review list --line press-3": Run("anomalous"),
     "mhpc-worker dead list --line press-3": Run("truncated"),
     "mhpc-worker snapshots list --config config.toml": Run("000000"),
     "mhpc-worker console --config config.toml": Run("http://127.0.0.1:", goes_on=True),

@@ -59,7 +59,7 @@ def test_a_reader_sees_what_each_line_does_and_its_results(guarded: Guarded, as_
     assert LINE in table.out
     ended = call("tail", "--config", as_reader, "--from-start", "-n", "2", "--json")
     assert [json.loads(text)["id"] for text in ended.out.splitlines()] == ["a", "b"]
-    for arguments in (["dead", "list"], ["dead", "show", "7-0"], ["snapshots", "list"]):
+    for arguments in (["dead", "list"], ["dead", "show", "7-0"], ["review", "list"], ["snapshots", "list"]):
         ended = call(*arguments, "--config", as_reader)
         assert (ended.code, ended.err) == (0, ""), arguments
     assert content(guarded) == before

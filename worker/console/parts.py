@@ -9,14 +9,14 @@ from worker.console.review import Reviewed, reviewed
 from worker.console.text import cut
 from worker.console.unpacking import unpacked
 from worker.errors import RejectedError
-from worker.message import ID_LENGTH, Image, decode_batch
+from worker.message import ID_LENGTH, Image, Rejected, decode_batch
 from worker.settings import LimitSettings
 from worker.streams.line_streams import LineStreams, entry_key
+from worker.streams.review import image_kept
 
 Kind = Literal["scores", "review"]
 NEAR_MS = 100  # the gate publishes a result and its part in review at once; older servers let their clock go on
 READ = {"scores": 100, "review": 1}  # entries in one reply: one of review may hold tens of megabytes
-ONE_IMAGE = b"\x82\xa1v\x01\xa6images\x91"  # what stands in an entry before its only image
 SEARCHED = 2000  # entries looked through
 
 
@@ -98,19 +98,15 @@ def image_of(streams: LineStreams, part: Part, limits: LimitSettings) -> Image:
         RejectedError: it is not there any more, or no picture.
     """
     if part.in_review is not None:
-        packed = (fields_of(streams, "review", part.in_review.key) or {}).get(b"image")
-        if not packed:
-            raise RejectedError("lost", "too old: review does not hold this picture any more")
-        (image,) = decode_batch(ONE_IMAGE + packed, limits)
-    else:
-        entry = streams.entry(part.entry) if is_key(part.entry) else None
-        if entry is None or entry.lost:
-            raise RejectedError("lost", "not kept: only parts that were flagged or set aside keep their picture")
-        found = [image for image in decode_batch(entry.batch, limits) if image.id == part.id]
-        if not found:
-            raise RejectedError("lost", "the entry that its result names has no picture of this id")
-        image = found[0]
-    if not isinstance(image, Image):
+        fields = fields_of(streams, "review", part.in_review.key) or {}
+        return image_kept(fields.get(b"image", b""), limits)
+    entry = streams.entry(part.entry) if is_key(part.entry) else None
+    if entry is None or entry.lost:
+        raise RejectedError("lost", "not kept: only parts that were flagged or set aside keep their picture")
+    image = next((image for image in decode_batch(entry.batch, limits) if image.id == part.id), None)
+    if image is None:
+        raise RejectedError("lost", "the entry that its result names has no picture of this id")
+    if isinstance(image, Rejected):
         raise RejectedError(image.reason, image.error)
     return image
 

@@ -6,11 +6,11 @@ from typing import NamedTuple
 from worker.console.text import cut, number_of, title
 from worker.message import ID_LENGTH
 from worker.streams.line_streams import LineStreams, entry_key
+from worker.streams.review import WHYS
 
 KEPT = 200  # parts
 PAGE = 1  # entries read at once: each may hold tens of megabytes
 FILL_BYTES = 48 * 1024 * 1024  # of pictures passed when a line is first looked at
-WHYS = ("anomalous", "quarantined")
 
 
 class Reviewed(NamedTuple):

@@ -1,13 +1,17 @@
 """Parts that people are to look at, with their bytes: what feedback is given on. Imports no torch."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import msgpack
 
-from worker.message import Image
-from worker.settings import Settings
+from worker.errors import RejectedError
+from worker.message import Image, Rejected, decode_batch
+from worker.settings import LimitSettings, Settings
 from worker.streams.line_streams import LineStreams, ReviewCaps, ReviewPart
 
+ONE_IMAGE = b"\x82\xa1v\x01\xa6images\x91"  # what stands in an entry before its only image
+WHYS = ("anomalous", "quarantined")
 PAGE = 4  # entries read at once, newest first: each may hold tens of megabytes
 
 
@@ -28,16 +32,32 @@ def pack_image(image: Image) -> bytes:
     return packed
 
 
-def find(streams: LineStreams, entry: str, identity: str) -> list[tuple[str, ReviewPart]]:
-    """The review entries on one part, newest first, with their ids."""
-    found, last = [], "+"
+def parts(streams: LineStreams) -> Iterator[tuple[str, ReviewPart]]:
+    """What review holds, newest first, with its ids there."""
+    last = "+"
     while page := streams.client.xrevrange(streams.review, max=last, count=PAGE):
         for key, fields in page:
-            part = ReviewPart(*(_field(fields, name) for name in ReviewPart._fields))
-            if (part.entry, part.id) == (entry, identity):
-                found.append((key.decode(), part))
+            yield key.decode(), ReviewPart(*(_field(fields, name) for name in ReviewPart._fields))
         last = f"({page[-1][0].decode()}"
-    return found
+
+
+def find(streams: LineStreams, entry: str, identity: str) -> list[tuple[str, ReviewPart]]:
+    """The review entries on one part, newest first, with their ids."""
+    return [(key, part) for key, part in parts(streams) if (part.entry, part.id) == (entry, identity)]
+
+
+def image_kept(packed: bytes, limits: LimitSettings) -> Image:
+    """The picture of a part as it was sent.
+
+    Raises:
+        RejectedError: its bytes were gone when it was set aside, or are no picture.
+    """
+    if not packed:
+        raise RejectedError("lost", "too old: review does not hold this picture any more")
+    (image,) = decode_batch(ONE_IMAGE + packed, limits)
+    if isinstance(image, Rejected):
+        raise RejectedError(image.reason, image.error)
+    return image
 
 
 def _field(fields: dict[bytes, bytes], name: str) -> Any:

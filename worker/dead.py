@@ -7,8 +7,8 @@ from typing import Any, Literal, NamedTuple
 
 import msgpack
 
-from worker.errors import AbsentError, ReplayError
-from worker.message import VERSION, Image, encode_batch, image_name
+from worker.errors import AbsentError, RejectedError, ReplayError
+from worker.message import VERSION, Image, encode_batch, image_name, unpacked
 from worker.streams.client import script
 from worker.streams.line_streams import LineStreams, entry_key, newest_id
 
@@ -180,7 +180,7 @@ def _from_entry(batch: bytes, letter: Letter) -> bytes | None:
                 f"cannot be told from {len(of_letter) - 1} more images {letter.id!r:.60} of entry {letter.entry}: "
                 "send it again from its source under an id of its own, then purge the letter"
             )
-        packed: bytes = msgpack.packb({"v": VERSION, "images": of_letter[:1]})
+        packed: bytes = msgpack.packb({"v": VERSION, "images": of_letter[:1]}, unicode_errors="surrogateescape")
         return packed
     whole = not letter.id and letter.payload and batch.startswith(letter.payload)
     return batch if whole else None
@@ -189,8 +189,8 @@ def _from_entry(batch: bytes, letter: Letter) -> bytes | None:
 def _named_images(batch: bytes) -> list[tuple[str, Any]]:
     """An entry's images under the names that their letters carry; none where it cannot be decoded."""
     try:
-        message = msgpack.unpackb(batch, strict_map_key=True)
-    except (ValueError, msgpack.UnpackException, RecursionError):
+        message = unpacked(batch)
+    except RejectedError:
         return []
     images = message.get("images") if isinstance(message, dict) else None
     return [(image_name(item, place), item) for place, item in enumerate(images if isinstance(images, list) else [])]

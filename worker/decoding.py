@@ -5,7 +5,8 @@ from contextlib import suppress
 
 import simplejpeg
 
-from worker.message import Image, Pixels, check_size, decode_pixels
+from worker.bounds import check_scans, check_size
+from worker.message import Image, Pixels, decode_pixels
 from worker.settings import LimitSettings
 
 PLAIN = ("YCbCr", "RGB", "Gray")  # colour spaces that need no conversion of Pillow's
@@ -32,6 +33,7 @@ def decode(image: Image, limits: LimitSettings, out: Pixels | None = None) -> Pi
     """
     if image.format != "jpeg":
         return decode_pixels(image, limits)
+    check_scans(image.data)
     with suppress(ValueError):
         h, w, colors, _ = simplejpeg.decode_jpeg_header(image.data)
         check_size(h, w, limits)  # nothing beyond the limits reaches a decoder

@@ -17,6 +17,7 @@ from worker.errors import ConfigurationError, one_line, printable
 from worker.keeper import Keeper
 from worker.metrics import Metrics
 from worker.settings import LINES_KEY, WORKERS_KEY, LineConfig, LineSettings, Settings, line_configs
+from worker.streams.client import script
 
 LOOK_SECONDS = 2.0
 GONE_SECONDS = 20  # not announced for so long, a worker is gone; its leases end about then, and find room elsewhere
@@ -95,6 +96,7 @@ class Fleet:
 
     def __init__(self, client: Any, settings: Settings, holder: str, metrics: Metrics) -> None:
         self.client = client
+        self._announce = client.register_script(script("announce"))
         self.settings = settings
         self.holder, self.name = holder, settings.worker.name
         self.metrics = metrics
@@ -211,7 +213,7 @@ class Fleet:
         now: int = self.client.time()[0]
         capacity = min(self.settings.worker.capacity, self._able)
         about = {"at": now, "capacity": capacity, "settings": _digest(self.settings)}
-        self._wiped |= bool(self.client.hset(WORKERS_KEY, self.name, json.dumps(about)) and self._live)
+        self._wiped |= bool(self._announce(keys=[WORKERS_KEY], args=[self.name, json.dumps(about)]) and self._live)
         return now, {**announced(self.client.hgetall(WORKERS_KEY)), self.name: about}
 
     def _compare(self, live: Mapping[str, Mapping[str, Any]]) -> None:

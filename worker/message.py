@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeGuard
 
 import msgpack
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
 
+from worker.bounds import check_scans, check_size
 from worker.errors import RejectedError
 from worker.settings import LimitSettings
 from worker.tokens import has_more_than
@@ -119,12 +120,7 @@ def decode_batch(batch: bytes | None, limits: LimitSettings) -> list[Image | Rej
         raise RejectedError("no_batch_field", 'the entry has no field "batch"; XADD KEY * batch <msgpack>')
     if len(batch) > limits.entry_bytes:
         raise RejectedError("too_large", f"entry of {len(batch)} bytes, at most {limits.entry_bytes} are accepted")
-    if has_more_than(batch, OBJECTS):
-        raise RejectedError("too_large", f"`batch` holds more than {OBJECTS} values; pictures are one each")
-    try:
-        message = _unpacked(batch)
-    except (ValueError, msgpack.UnpackException, RecursionError) as error:
-        raise RejectedError("not_msgpack", f"`batch` is not msgpack: {type(error).__name__}: {error}") from None
+    message = unpacked(batch)
     if not isinstance(message, dict):
         raise RejectedError("wrong_shape", f"`batch` is {_kind(message)}, expected a map with `v` and `images`")
     if message.get("v") != VERSION or isinstance(message.get("v"), bool):
@@ -141,6 +137,16 @@ def decode_batch(batch: bytes | None, limits: LimitSettings) -> list[Image | Rej
     return [_image(item, index, limits) for index, item in enumerate(images)]
 
 
+def unpacked(batch: bytes) -> Any:
+    """What a `batch` field holds; text that is no UTF-8 has surrogates in it. Raises RejectedError."""
+    if has_more_than(batch, OBJECTS):
+        raise RejectedError("too_large", f"`batch` holds more than {OBJECTS} values; pictures are one each")
+    try:
+        return _unpacked(batch)
+    except (ValueError, msgpack.UnpackException, RecursionError) as error:
+        raise RejectedError("not_msgpack", f"`batch` is not msgpack: {type(error).__name__}: {error}") from None
+
+
 def _image(item: Any, index: int, limits: LimitSettings) -> Image | Rejected:
     data = item.get("data") if isinstance(item, dict) else None
     try:
@@ -152,7 +158,7 @@ def _image(item: Any, index: int, limits: LimitSettings) -> Image | Rejected:
 def image_name(item: Any, index: int) -> str:
     """The id of an image of an entry, or its place where it has none that can be used."""
     identity = item.get("id") if isinstance(item, dict) else None
-    return identity if isinstance(identity, str) and len(identity) <= ID_LENGTH else f"#{index}"
+    return identity if _is_text(identity) and len(identity) <= ID_LENGTH else f"#{index}"
 
 
 def _checked(item: Any, limits: LimitSettings) -> Image:
@@ -162,7 +168,7 @@ def _checked(item: Any, limits: LimitSettings) -> Image:
 
     expect(isinstance(item, dict), f"an image is {_kind(item)}, expected a map with `id`, `format` and `data`")
     identity, form, data = item.get("id"), item.get("format"), item.get("data")
-    expect(isinstance(identity, str), f"`id` is {_kind(identity)}, expected a string")
+    expect(_is_text(identity), f"`id` is {_kind(identity)}, expected a string in UTF-8")
     expect(len(identity) <= ID_LENGTH, f"`id` has {len(identity)} characters, at most {ID_LENGTH} are accepted")
     expect(form in FORMATS, f"`format` is {form!r:.40}, expected one of {', '.join(FORMATS)}")
     expect(isinstance(data, bytes), f"`data` is {_kind(data)}, expected bytes (msgpack bin)")
@@ -179,13 +185,17 @@ def _checked(item: Any, limits: LimitSettings) -> Image:
     return Image(identity, form, data, tuple(shape) if form == "raw" else None, ts, meta)
 
 
+def _is_text(value: Any) -> TypeGuard[str]:
+    return isinstance(value, str) and not any("\ud800" <= char <= "\udfff" for char in value)  # as UTF-8
+
+
 def _is_plain(value: Any, depth: int) -> bool:
     """Maps with string keys, lists, and scalars, at most `depth` levels of them: what any reader of results takes."""
     if isinstance(value, dict):
-        return depth > 0 and all(isinstance(key, str) and _is_plain(inner, depth - 1) for key, inner in value.items())
+        return depth > 0 and all(_is_text(key) and _is_plain(inner, depth - 1) for key, inner in value.items())
     if isinstance(value, list):
         return depth > 0 and all(_is_plain(inner, depth - 1) for inner in value)
-    return value is None or isinstance(value, bool | int | float | str | bytes)
+    return value is None or isinstance(value, bool | int | float | bytes) or _is_text(value)
 
 
 def decode_pixels(image: Image, limits: LimitSettings) -> Pixels:
@@ -204,6 +214,8 @@ def decode_pixels(image: Image, limits: LimitSettings) -> Pixels:
 @contextmanager
 def opened(image: Image, limits: LimitSettings) -> Iterator[Pillow.Image]:
     """A JPEG or PNG to decode in the block; so far its header alone was read. Raises RejectedError as decode_pixels."""
+    if image.format == "jpeg":
+        check_scans(image.data)
     try:
         # Lazy: this reads the header alone, so a small file that declares a huge picture costs nothing.
         picture = Pillow.open(io.BytesIO(image.data), formats=(image.format.upper(),))
@@ -236,15 +248,6 @@ def raw_pixels(image: Image, limits: LimitSettings) -> Pixels:
     if len(image.data) != h * w * c:
         raise RejectedError("wrong_shape", f"raw {h} x {w} x {c} needs {h * w * c} bytes, {len(image.data)} came")
     return np.frombuffer(image.data, dtype=np.uint8).reshape(h, w, c)
-
-
-def check_size(h: int, w: int, limits: LimitSettings) -> None:
-    """Raise RejectedError where a picture of h rows and w columns is beyond the limits."""
-    if max(h, w) > limits.image_side or h * w > limits.image_pixels:
-        raise RejectedError(
-            "too_large",
-            f"{w} x {h} pixels; at most {limits.image_side} a side and {limits.image_pixels} in all are accepted",
-        )
 
 
 def encode_result(result: Result) -> bytes:
@@ -286,8 +289,9 @@ def _unpacked(data: bytes) -> Any:
         max_bin_len=size,
         max_array_len=size,
         max_map_len=size,
-        max_ext_len=0,
+        max_ext_len=size,
         strict_map_key=True,
+        unicode_errors="surrogateescape",
     )
 
 

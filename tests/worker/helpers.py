@@ -57,7 +57,7 @@ def item(identity: Any = "a", **changes: Any) -> dict[str, Any]:
 
 def message(*items: Any, **changes: Any) -> bytes:
     """The value of a `batch` field."""
-    packed: bytes = msgpack.packb({"v": 1, "images": list(items), **changes})
+    packed: bytes = msgpack.packb({"v": 1, "images": list(items), **changes}, unicode_errors="surrogateescape")
     return packed
 
 

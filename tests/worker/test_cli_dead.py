@@ -11,7 +11,7 @@ import redis
 from tests.worker.calling import Call
 from tests.worker.helpers import encoded, item, message, picture
 from tests.worker.streams.acting import answer, deliver, publish
-from worker.message import decode_batch
+from worker.message import OBJECTS, decode_batch
 from worker.settings import LimitSettings
 from worker.streams.line_streams import DeadLetter, LineStreams
 
@@ -116,6 +116,16 @@ def test_show_tells_all_fields_and_writes_the_payload(call: Call, file: Path, bu
     ended = call("dead", "show", letter, "--config", file, "--payload", tmp_path / "absent" / "part.jpg")
     assert ended.code == 2
     assert "part.jpg: not written" in ended.error
+
+
+def test_a_value_bomb_is_not_unpacked_to_be_sent_again(
+    call: Call, file: Path, bury: Bury, streams: LineStreams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bomb = message(item("a"), images=[{}] * (OBJECTS + 1))
+    letter = bury(bomb, "", "too_large", "more than 500000 values", bomb)
+    monkeypatch.setattr(msgpack, "unpackb", None)
+    assert "from the letter" not in call("dead", "replay", letter, "--config", file).out
+    assert newest(streams) == bomb
 
 
 @pytest.mark.parametrize("command", ["show", "replay", "purge"])

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image as Pillow
 
 from tests.worker.helpers import encoded, picture
+from worker.bounds import START_OF_SCAN
 from worker.decoding import THREADS, decode, decoding_threads
 from worker.errors import RejectedError
 from worker.message import Image, Pixels, decode_pixels
@@ -67,6 +68,14 @@ def test_png_and_raw_pictures_are_decoded_as_before() -> None:
 def test_a_jpeg_beyond_the_limits_reaches_no_decoder() -> None:
     with pytest.raises(RejectedError, match="12 x 20 pixels"):
         decode(Image("a", "jpeg", encoded(picture(0, 20, 12), "JPEG")), LimitSettings(image_side=16))
+
+
+def test_a_jpeg_of_more_scans_than_any_encoder_writes_reaches_no_decoder() -> None:
+    progressive = encoded(picture(0, 20, 12), "JPEG", progressive=True)
+    assert progressive.count(START_OF_SCAN) > 5
+    assert decode(Image("a", "jpeg", progressive), LIMITS).shape == (20, 12, 3)
+    with pytest.raises(RejectedError, match="a JPEG of 101 scans, at most 100"):
+        decode(Image("a", "jpeg", progressive + START_OF_SCAN * (101 - progressive.count(START_OF_SCAN))), LIMITS)
 
 
 def test_there_is_a_thread_for_each_core_of_this_process_within_a_bound() -> None:

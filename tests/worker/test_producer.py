@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import msgpack
+import numpy as np
 import pytest
 import redis
 from PIL import Image as Pillow
 
+from mhpc.evaluation.mvtec import read_pixels
 from tests.worker.test_producer_retry import set_once
 from worker.errors import ConfigurationError, RedisUnreachableError, RejectedError, WorkerError
 from worker.message import Image, Rejected, decode_batch, decode_pixels
@@ -252,7 +254,14 @@ def test_sixteen_bits_stay_sixteen_bits() -> None:
     assert decode_pixels(as_image("a", buffer.getvalue()), LimitSettings()).max() == 0x80
 
 
-@pytest.mark.parametrize("data", [b"", b"text", encoded("BMP")[:60], encoded("TIFF", "F")])
+def test_a_pgm_of_sixteen_bits_is_what_the_library_reads_of_it(tmp_path: Path) -> None:
+    (tmp_path / "a.pgm").write_bytes(b"P5 4 1 65535\n" + np.array([0, 300, 30_000, 65_535], ">u2").tobytes())
+    image = as_image("a", (tmp_path / "a.pgm").read_bytes())
+    assert decode_pixels(image, LimitSettings())[0, :, 0].tolist() == [0, 1, 117, 255]
+    np.testing.assert_array_equal(decode_pixels(image, LimitSettings()), read_pixels(tmp_path / "a.pgm"))
+
+
+@pytest.mark.parametrize("data", [b"", b"text", encoded("BMP")[:60], encoded("TIFF", "F"), encoded("TIFF", "I")])
 def test_what_pillow_cannot_read_is_rejected(data: bytes) -> None:
     with pytest.raises(RejectedError):
         as_image("a", data)

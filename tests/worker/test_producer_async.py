@@ -142,7 +142,8 @@ def test_it_stops_at_max_ahead_and_a_task_that_is_cancelled_there_has_added_noth
 
 def test_the_rate_holds(redis_url: str, client: redis.Redis, line: str) -> None:
     async def work() -> None:
-        async with producing(redis_url, line, rate=20.0, batch=2) as producer:
+        async with producing(redis_url, line, rate=1.0, batch=2) as producer:
+            producer.rate = 20.0
             began = asyncio.get_running_loop().time()
             for number in range(8):
                 await producer.add(image(number))

@@ -12,7 +12,7 @@ import redis
 from tests.worker.faults.proxy import Proxy
 from tests.worker.helpers import encoded, eventually, picture
 from worker.errors import ConfigurationError, FateUnknownError, RejectedError, WorkerError
-from worker.message import Image
+from worker.message import Image, decode_batch, encode_batch
 from worker.producer import Producer, connect
 from worker.settings import LimitSettings
 
@@ -146,6 +146,22 @@ def test_stop_ends_the_waiting_and_keeps_the_image(client: redis.Redis, line: st
     assert (sent(client, line), ids(producer.unsent)) == (["0"], "1")
 
 
+@pytest.mark.parametrize("ends", ["add", "flush", "send"])
+def test_stop_ends_the_waiting_for_the_thread_that_sends_what_lingered_too(
+    client: redis.Redis, line: str, ends: str
+) -> None:
+    stop = threading.Event()
+    producer = Producer(client, line, batch=9, linger=0.05, max_ahead=1)
+    producer.send([image(0)])
+    producer.add(image(1))
+    eventually(lambda: producer._collector.full)  # it waits for room now
+    threading.Timer(0.1, stop.set).start()
+    call = {"add": lambda: producer.add(image(2), stop), "flush": lambda: producer.flush(stop)}
+    call.get(ends, lambda: producer.send([image(2)], stop))()
+    assert sent(client, line) == ["0"]
+    assert ids(producer.unsent) == ("12" if ends == "add" else "1")
+
+
 def test_threads_share_a_producer_and_nothing_is_lost(client: redis.Redis, line: str) -> None:
     numbers = {first: range(first, first + 25) for first in (100, 200, 300, 400)}
 
@@ -213,8 +229,29 @@ def test_an_entry_of_too_many_or_too_much_is_refused(client: redis.Redis, line: 
     )
     with pytest.raises(RejectedError, match="3 images in one entry, at most 2"):
         producer.send([image(number, b"x") for number in range(3)])
-    with pytest.raises(RejectedError, match="entry of 1200 bytes, at most 1000"):
-        producer.send([image(number, bytes(600)) for number in range(2)])
+    pair = [image(number, bytes(600)) for number in range(2)]
+    with pytest.raises(RejectedError, match=f"entry of {len(encode_batch(pair))} bytes, at most 1000"):
+        producer.send(pair)
+
+
+@pytest.mark.parametrize("size", [200, 70_000])
+def test_an_entry_is_measured_as_the_worker_measures_it(client: redis.Redis, line: str, size: int) -> None:
+    pair = [image(number, bytes(size)) for number in range(2)]
+    packed = len(encode_batch(pair))
+    Producer(client, line, limits=LimitSettings(entry_bytes=packed), batch_bytes=9).send(pair)
+    with pytest.raises(RejectedError, match=f"entry of {packed} bytes"):
+        Producer(client, line, limits=LimitSettings(entry_bytes=packed - 1), batch_bytes=9).send(pair)
+
+
+def test_what_goes_along_with_pictures_fills_an_entry_too(client: redis.Redis, line: str) -> None:
+    full = [replace(image(number), meta={"x": [7] * 9000}) for number in range(100)]  # of 900,000 values
+    with pytest.raises(RejectedError, match="more than 500000 values"):
+        Producer(client, line).send(full)
+    with Producer(client, line, batch=256) as producer:
+        for each in full:
+            producer.add(each)
+    entries: Any = client.xrange(f"mhpc:{{{line}}}:images")
+    assert [len(decode_batch(fields[b"batch"], LimitSettings())) for _, fields in entries] == [55, 45]
 
 
 def test_an_empty_entry_is_refused(client: redis.Redis, line: str) -> None:

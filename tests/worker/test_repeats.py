@@ -52,6 +52,16 @@ def test_behind_the_window_an_id_is_a_new_ones(station: Station, line: str) -> N
     assert answered(station, line) == ["a", "b", "c", "d", "e", "a"]
 
 
+def test_who_was_given_up_and_came_again_has_a_whole_window(station: Station, line: str) -> None:
+    streams = station.streams(line)
+    assert streams.is_first("a", "1-0", 0, 4)
+    streams.disown("a", "1-0", 0)
+    assert [streams.is_first(name, "2-0", place, 4) for place, name in enumerate("bca")] == [True] * 3
+    assert [streams.is_first("d", "3-0", 0, 4), streams.is_first("a", "4-0", 0, 4)] == [True, False]
+    assert [streams.is_first(name, "5-0", place, 4) for place, name in enumerate("efga")] == [True] * 4
+    assert station.client.hlen(streams.seen) == station.client.llen(streams.seen_order) == 4
+
+
 @pytest.mark.parametrize("alone", [False, True])
 def test_an_entry_that_comes_again_is_no_repeat_of_itself(station: Station, line: str, alone: bool) -> None:
     sent = station.send(line, message(item("a"), item("b")))

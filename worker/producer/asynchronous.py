@@ -95,6 +95,15 @@ class AsyncProducer:
         return self._flow.line
 
     @property
+    def rate(self) -> float:
+        """Images per second; 0 is as fast as they are accepted."""
+        return self._flow.rate
+
+    @rate.setter
+    def rate(self, rate: float) -> None:
+        self._flow.rate = rate
+
+    @property
     def unsent(self) -> list[Image]:
         """Images that `add` took and that are not in Redis, for certain; the next call sends those of full entries."""
         return self._collector.unsent

@@ -1,6 +1,7 @@
 """The producer of a program that waits."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from threading import Event, RLock, Timer, current_thread
 from types import TracebackType
 from typing import Any, Self
@@ -15,6 +16,8 @@ from worker.producer.flow import MAX_AHEAD, Flow, Retry, Steps
 from worker.settings import LimitSettings, RedisSettings
 from worker.streams.address import shown
 from worker.streams.client import connect as _connect
+
+STOP_SECONDS = 0.05  # between looks at it while another thread sends
 
 Sent = Callable[[str, list[Image]], None]
 
@@ -118,7 +121,7 @@ class Producer:
             WorkerError: as `send`, also of an entry that went out since the call before, because it had lingered.
         """
         check(image, self._collector.limits)
-        with self._lock:
+        with self._alone(stop):
             self._send_full(stop)  # of an earlier call that failed: what cannot be sent does not pile up
             if self._collector.add(image, timed=self._timer is not None):
                 if self._timer is not None:
@@ -131,7 +134,7 @@ class Producer:
 
     def flush(self, stop: Event | None = None) -> None:
         """Send all that is collected; raises as `send` does."""
-        with self._lock:
+        with self._alone(stop):
             self._collector.close()
             self._send_full(stop)
 
@@ -149,7 +152,7 @@ class Producer:
             WorkerError: Redis refused it; nothing was added.
         """
         check_entry(images, self._collector.limits)
-        with self._lock:
+        with self._alone(stop):
             entry = self._send(images, stop)
             self._tell(entry, images)
         return entry
@@ -184,6 +187,17 @@ class Producer:
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.cancel()
+
+    @contextmanager
+    def _alone(self, stop: Event | None) -> Iterator[None]:
+        """The thread that sends what lingered may wait for room for as long as there is none; `stop` ends that, too."""
+        while not self._lock.acquire(timeout=STOP_SECONDS):
+            if stop is not None and stop.is_set():
+                self._closing.set()
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     def _send(self, images: Sequence[Image], stop: Event | None) -> str | None:
         entry: str | None = self._carry_out(self._flow.sending(images), stop)

@@ -4,8 +4,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from worker.errors import ConfigurationError, RejectedError
-from worker.message import Image, Rejected, decode_batch, encode_batch
+from worker.message import OBJECTS, Image, Rejected, decode_batch, encode_batch
 from worker.settings import MIB, LimitSettings
+from worker.tokens import has_more_than
 
 BATCH_BYTES = 16 * MIB  # an entry stays well below what a worker accepts by default (64 MiB)
 
@@ -32,6 +33,7 @@ class Collector:
         self.linger = linger
         self.full: list[list[Image]] = []
         self.held: list[Image] = []
+        self._pictures = self._beside = 0  # bytes of what is held, and of what goes along with it
 
     @property
     def unsent(self) -> list[Image]:
@@ -39,10 +41,12 @@ class Collector:
 
     def add(self, image: Image, timed: bool = False) -> bool:
         """Take an image; whether a time begins that its entry may linger: it is the first, or none has begun."""
-        if self.held and self._bytes() + len(image.data) > self.size:
+        beside = len(_beside([image]))
+        if self.held and not self._has_room(len(image.data), beside):
             self.close()
         self.held.append(image)
-        if len(self.held) == self.count or self._bytes() >= self.size:
+        self._pictures, self._beside = self._pictures + len(image.data), self._beside + beside
+        if len(self.held) == self.count or self._pictures >= self.size:
             self.close()
         return self.linger is not None and bool(self.held) and (len(self.held) == 1 or not timed)
 
@@ -50,10 +54,12 @@ class Collector:
         """What is held becomes an entry, if anything is."""
         if self.held:
             self.full.append(self.held)
-            self.held = []
+            self.held, self._pictures, self._beside = [], 0, 0
 
-    def _bytes(self) -> int:
-        return sum(len(image.data) for image in self.held)
+    def _has_room(self, data: int, beside: int) -> bool:
+        """Whether an entry with so many bytes more is one that a worker takes; no value takes less than a byte."""
+        data, beside = self._pictures + data, self._beside + beside
+        return data <= self.size and data + beside <= self.limits.entry_bytes and beside <= OBJECTS
 
 
 def batches(images: Iterable[Image], size: int, batch_bytes: int = BATCH_BYTES) -> Iterator[list[Image]]:
@@ -75,9 +81,21 @@ def check_entry(images: Sequence[Image], limits: LimitSettings) -> None:
         )
     for image in images:
         check(image, limits)
-    size = sum(len(image.data) for image in images)
+    _check_size(images, _beside(images), limits)
+
+
+def _beside(images: Sequence[Image]) -> bytes:
+    """An entry with its pictures' bytes left out."""
+    return encode_batch([replace(image, data=b"") for image in images])
+
+
+def _check_size(images: Sequence[Image], beside: bytes, limits: LimitSettings) -> None:
+    heads = sum((n > 0xFF) + 2 * (n > 0xFFFF) for n in (len(image.data) for image in images))  # their lengths' bytes
+    size = len(beside) + heads + sum(len(image.data) for image in images)
     if size > limits.entry_bytes:
         raise RejectedError("too_large", f"entry of {size} bytes, at most {limits.entry_bytes} are accepted")
+    if has_more_than(beside, OBJECTS):
+        raise RejectedError("too_large", f"the entry holds more than {OBJECTS} values")
 
 
 def check(image: Image, limits: LimitSettings) -> None:
@@ -89,12 +107,10 @@ def check(image: Image, limits: LimitSettings) -> None:
     name = f"image {image.id!r:.40}"
     if not isinstance(image.data, bytes):
         raise RejectedError("wrong_shape", f"{name}: `data` is of type {type(image.data).__name__}, expected bytes")
-    if len(image.data) > limits.entry_bytes:
-        raise RejectedError(
-            "too_large", f"{name}: {len(image.data)} bytes, at most {limits.entry_bytes} are accepted in an entry"
-        )
     try:
-        (seen,) = decode_batch(encode_batch([replace(image, data=b"")]), limits)  # of the bytes only the size counts
+        beside = _beside([image])
+        _check_size([image], beside, limits)
+        (seen,) = decode_batch(beside, limits)  # of the bytes only the size counts
     except RejectedError as error:
         raise RejectedError(error.reason, f"{name}: {error}") from None
     except (TypeError, ValueError, OverflowError) as error:  # msgpack knows no such value

@@ -50,11 +50,10 @@ def as_image(identity: str, data: bytes) -> Image:
         forms: dict[str | None, Literal["jpeg", "png"]] = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png"}
         if (form := forms.get(picture.format)) is not None:
             return Image(identity, form, data, ts=time.time())
-        if picture.mode == "F":
-            raise ValueError("its pixels are floating-point numbers; 8 or 16 bits are expected")
-        sixteen_bits = picture.mode.startswith("I;16")
+        if picture.mode == "F" or (picture.mode == "I" and picture.format != "PPM"):  # of which 16 bits read as I
+            raise ValueError(f"its values have 32 bits (mode {picture.mode}); expected 8 or 16: save it with those")
         buffer = io.BytesIO()
-        (picture if sixteen_bits else picture.convert("RGB")).save(buffer, "PNG", compress_level=1)
+        picture.convert("I;16" if picture.mode.startswith("I") else "RGB").save(buffer, "PNG", compress_level=1)
     except UnidentifiedImageError:
         raise RejectedError("not_an_image", f"{len(data)} bytes that are none of {', '.join(PILLOW_FORMATS)}") from None
     except (Pillow.DecompressionBombError, OSError, ValueError, SyntaxError, EOFError) as error:

@@ -19,6 +19,7 @@ local given = redis.call('HGET', KEYS[1], 'holder')  -- none by a release before
 if given and holder ~= '' and given ~= holder then
   return redis.error_reply('FENCED epoch ' .. epoch .. ' was given to ' .. given .. ', too')
 end
+redis.call('HDEL', KEYS[1], '')  -- a full server lets a script go on whose first write takes no memory
 local what = ARGV[2]
 if what == 'renew' then
   local holder = redis.call('GET', KEYS[3])

@@ -2,6 +2,7 @@
 -- nothing at all.
 -- Only who finds the entry pending publishes, so a repeat after a lost reply changes nothing. XACK comes last: an
 -- XADD that fails must leave the entry pending. XLEN first: a key of another type fails before anything is written.
+-- Where memory is full it goes on all the same: what answers makes room.
 -- Each entry is counted when it is answered, so that those that nobody answers can be told: see lost.lua.
 -- KEYS: images, scores, dead, review, state.  ARGV: group, entry, caps of scores, dead and review, most bytes in review, number
 -- of results, number of review fields, results..., review fields (7 a part, by REVIEW), then for each dead letter: id,
@@ -9,7 +10,7 @@
 for i = 2, 4 do
   redis.call('XLEN', KEYS[i])
 end
-redis.call('HGET', KEYS[5], 'answered')
+redis.call('HDEL', KEYS[5], '')  -- a full server lets a script go on whose first write takes no memory
 local pending = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[2], ARGV[2], 1)
 if #pending == 0 then
   return 0

@@ -127,20 +127,14 @@ class LineStreams:
         self._fenced = self.client.register_script(script("review", "lost", "fenced"))
         self._claim = self.client.register_script(script("claim"))
         self._seen = self.client.register_script(script("seen"))
+        self._groups = self.client.register_script(script("groups"))
+        self._mark = self.client.register_script(script("mark"))
 
     # -- both groups -------------------------------------------------------------------------------------------------
 
     def ensure_groups(self) -> None:
         """Make the stream and its groups where they are missing: at done_through, so that nothing unread is passed."""
-        start = self.state().get("done_through", FROM_START)
-        for group in (ANSWERING, LEARNING):
-            try:
-                self.client.xgroup_create(self.images, group, id=start, mkstream=True)
-                if group == ANSWERING:
-                    self.client.hdel(self.state_key, "gone")  # lost.lua begins anew: what was answered is read again
-            except redis.ResponseError as error:
-                if not str(error).startswith("BUSYGROUP"):
-                    raise
+        self._groups(keys=[self.images, self.state_key], args=[ANSWERING, LEARNING])
 
     def state(self) -> dict[str, str]:
         return {key.decode(): value.decode() for key, value in self.client.hgetall(self.state_key).items()}
@@ -186,9 +180,7 @@ class LineStreams:
 
     def mark(self, attempt: str) -> int:
         """Note that this is about to be tried; the number of times that it was and nobody took the mark away."""
-        times = int(self.client.hincrby(self.attempts, attempt, 1))
-        self.client.expire(self.attempts, ATTEMPTS_SECONDS)
-        return times
+        return int(self._mark(keys=[self.attempts], args=[attempt, ATTEMPTS_SECONDS]))
 
     def unmark(self, *attempts: str) -> None:
         """They were survived, or given up."""

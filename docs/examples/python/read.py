@@ -12,7 +12,7 @@ client = redis.Redis.from_url(os.environ.get("REDIS_URL", "redis://127.0.0.1:637
 last = seen[0] if seen else "0-0"  # the oldest kept; store the last one somewhere, and nothing is missed or seen twice
 while True:
     try:
-        streams = client.xread({f"mhpc:{{{line}}}:scores": last}, count=100, block=5000) or []
+        streams = client.xread({f"mhpc:{{{line}}}:scores": last}, count=100, block=2000) or []
     except redis.RedisError as error:  # it restarts, or the network is gone: to read again does no harm
         print(error, file=sys.stderr)
         time.sleep(1)

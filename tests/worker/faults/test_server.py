@@ -16,7 +16,6 @@ from tests.worker.faults.processes import (
     PHASES,
     assert_each_answered_once,
     assert_learned_alike,
-    batches,
     broken_in_every_phase,
     committed,
     done,
@@ -73,29 +72,27 @@ def test_a_wiped_server_gets_its_groups_again_and_the_model_answers_on_under_a_h
     assert {group["name"] for group in client.xinfo_groups(f"mhpc:{{{line}}}:images")} == {b"mhpc", b"mhpc-learn"}
 
 
-def test_a_server_out_of_memory_in_every_phase_loses_no_image_and_goes_on_when_there_is_room(
+def test_a_server_that_is_full_takes_no_picture_and_a_worker_makes_room_in_every_phase(
     private_redis: PrivateRedis, line: str, tmp_path: Path, unbroken_run: Snapshot
 ) -> None:
-    client = patient(private_redis.url)
-
-    def refusals() -> int:
-        return int(client.info("errorstats").get("errorstat_OOM", {"count": 0})["count"])
-
-    with running_worker(write_config(tmp_path, private_redis.url, line, tmp_path)) as worker:
-        eventually(lambda: state(client, line).get("epoch"))
-        for first, upto in pairwise((0, *PHASES)):
-            before = refusals()
-            pipe = client.pipeline()
-            for batch in batches(first, upto):
-                pipe.xadd(f"mhpc:{{{line}}}:images", {"batch": batch})
-            pipe.config_set("maxmemory", 1)  # with the images at once: none is answered before
-            pipe.execute()
-            eventually(lambda before=before: refusals() >= before + 2)  # type: ignore[misc]  # mypy cannot infer a default
-            assert not done(client, line, first + 1)
-            client.config_set("maxmemory", 0)
+    client, config = patient(private_redis.url), write_config(tmp_path, private_redis.url, line, tmp_path)
+    images = f"mhpc:{{{line}}}:images"
+    for first, upto in pairwise((0, *PHASES)):
+        play(client, line, first, upto)
+        client.config_set("maxmemory", 1)
+        with pytest.raises(redis.exceptions.OutOfMemoryError):
+            client.xadd(images, {"batch": b"x"})
+        with running_worker(config) as worker:  # no lease, no consumer and no group stand ready
             eventually(partial(done, client, line, upto))
-        play(client, line, PHASES[-1], IMAGES)
-        finish(client, line, worker)
+            if upto < PHASES[-1]:
+                worker.send_signal(signal.SIGKILL)
+                worker.wait()
+            else:
+                eventually(lambda: client.xlen(images) == 0)
+                client.config_set("maxmemory", 0)
+                play(client, line, PHASES[-1], IMAGES)
+                finish(client, line, worker)
+        client.config_set("maxmemory", 0)
     assert_each_answered_once(client, line)
     assert_learned_alike(committed(client, line, tmp_path), unbroken_run)
 

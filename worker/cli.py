@@ -2,6 +2,7 @@
 
 import sys
 from importlib import metadata
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -59,6 +60,8 @@ def mhpc_worker(
 
 def main() -> None:
     """Run the command line; whatever ends a command becomes one line on stderr and its exit code."""
+    if isinstance(sys.stdout, TextIOWrapper):  # ids have any characters, a terminal or a pipe some encoding
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = app(standalone_mode=False)
     except WorkerError as error:
@@ -77,6 +80,8 @@ def main() -> None:
         _fail(f"{text.rstrip('.')}; see {context.command_path if context else 'mhpc-worker'} --help", error.exit_code)
     except typer.Abort:
         _fail("aborted, nothing was done", 1)
+    except OSError as error:  # of the output, most often: a disk that is full
+        _fail(str(error), WorkerError.exit_code)
     sys.exit(code or 0)
 
 

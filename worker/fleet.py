@@ -122,7 +122,8 @@ class Fleet:
 
     def take_over(self, settings: Settings) -> None:
         """Go by these from now on, as far as that takes no restart; raises ConfigurationError for no lines."""
-        settings = settings.model_copy(update={"worker": self.settings.worker})
+        model = self.settings.model.model_copy(update={"bank_size": settings.model.bank_size})
+        settings = settings.model_copy(update={"worker": self.settings.worker, "model": model})
         configured(settings)
         self.settings = settings
 

@@ -1,4 +1,5 @@
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -176,6 +177,30 @@ def test_the_console_script_and_the_module_end_the_same_way(command: list[str], 
     assert ended.returncode == 3
     assert ended.stderr.startswith("error: Redis at redis://127.0.0.1:1/0 is not reached")
     assert entry_points(group="console_scripts")["mhpc-worker"].value == "worker.cli:main"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize(
+    "command", [["tail", "--from-start", "-n", "1"], ["tail", "--from-start", "--json"], ["status"]]
+)
+def test_an_output_that_takes_no_more_ends_a_command_by_one_line(
+    command: list[str], config: Any, client: redis.Redis, line: str
+) -> None:
+    publish(client, line, "a")
+    with open("/dev/full", "wb") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "worker", *command, "--config", config()], stdout=full, stderr=subprocess.PIPE,
+            text=True, check=False,
+        )  # fmt: skip
+    assert (ended.returncode, ended.stderr) == (1, "error: [Errno 28] No space left on device\n")
+
+
+def test_an_id_is_shown_in_any_encoding(config: Any, client: redis.Redis, line: str) -> None:
+    publish(client, line, "\u90e8\u54c1-1")
+    command = [sys.executable, "-m", "worker", "tail", "--from-start", "-n", "1", "--config", str(config())]
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    ended = subprocess.run(command, capture_output=True, env=environment, check=True)
+    assert ended.stdout.endswith(b"\\u90e8\\u54c1-1\n")
 
 
 # -- what people look at -----------------------------------------------------------------------------------------------

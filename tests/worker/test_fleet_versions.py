@@ -11,6 +11,7 @@ from tests.conftest import PrivateRedis
 from tests.worker.helpers import eventually
 from tests.worker.playing import answered, send
 from tests.worker.turning import Run, get
+from worker import fleet
 from worker.daemon import Worker
 from worker.settings import LINES_KEY, WORKERS_KEY
 from worker.snapshots import VERSION, SnapshotStore
@@ -58,6 +59,23 @@ def test_a_worker_of_another_release_has_its_share_and_is_named(
     ]
     assert len(said) == 1
     assert "worker=next" in said[0]
+
+
+def test_what_a_restart_alone_takes_over_is_not_announced_before(run: Run, server: Any, member: Any) -> None:
+    def announced() -> str:
+        about = json.loads(server.hget(WORKERS_KEY, "w-1") or "{}")
+        return str(about.get("settings", ""))
+
+    server.hset(LINES_KEY, "press-1", "{}")
+    worker = run(member("w-1"))
+    before = eventually(announced)
+    new = worker.settings.model_copy(
+        update={"model": worker.settings.model.model_copy(update={"pca_variance_ratio": 0.8, "bank_size": 70})}
+    )
+    worker.fleet.take_over(new)
+    assert (worker.fleet.settings.model.pca_variance_ratio, worker.fleet.settings.model.bank_size) == (0.9, 70)
+    eventually(lambda: announced() != before)  # of the bank size, which takes no restart
+    assert announced() == fleet._digest(worker.fleet.settings) != fleet._digest(new)
 
 
 def test_a_version_of_a_newer_format_is_left_to_those_who_can_load_it(

@@ -94,8 +94,11 @@ def _check(options: DemoOptions) -> None:
         raise ConfigurationError(
             f"--rate {options.rate}: expected images per second, or 0 for as fast as they are taken"
         )
-    if options.json is not None and not options.json.absolute().parent.is_dir():
-        raise ConfigurationError(f"--json {options.json}: there is no folder {options.json.absolute().parent}")
+    if options.json is not None:
+        try:
+            options.json.open("ab").close()
+        except OSError as error:
+            raise ConfigurationError(f"--json {options.json}: not a file that can be written: {error}") from None
     try:
         options.report.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -170,7 +170,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    from worker.views import figure
+    from worker.results import figure
 
     when = datetime.fromisoformat(row["when"]).astimezone().strftime("%m-%d %H:%M")
     texts = [row["why"], when, figure(row["score"]), figure(row["threshold"]), row["entry"], row["id"]]

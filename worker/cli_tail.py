@@ -25,8 +25,9 @@ def tail(
     part ends with its entry, for mhpc-worker control LINE normal ENTRY ID. With
     --json each result is one document with all that was published, the heat map
     as nested lists; bytes are base64, and what JSON has no number for is null.
+    A Redis that goes away is waited for.
     """
-    from worker import views
+    from worker import results, views
 
     settings = settings_of(config, redis)
     name = line_of(settings, line)
@@ -35,10 +36,10 @@ def tail(
         typer.echo(f"{problem} Waiting.", err=True)
     shown = 0
     try:
-        for result in views.results(client, name, from_start, _left_out):
+        for result in results.follow(client, name, from_start, _tell):
             if anomalies and not result["anomalous"]:
                 continue
-            typer.echo(views.result_json(result) if as_json else _coloured(result))
+            typer.echo(results.as_json(result) if as_json else _coloured(result))
             shown += 1
             if shown == count:
                 return
@@ -48,11 +49,11 @@ def tail(
 
 def _coloured(result: dict[str, Any]) -> str:
     """Where no terminal is, typer.echo takes the colours out."""
-    from worker import views
+    from worker.results import as_text
 
-    verdict, rest = views.result_text(result).split(" ", 1)
+    verdict, rest = as_text(result).split(" ", 1)
     return typer.style(verdict, fg=COLOURS[result["anomalous"]], bold=result["anomalous"]) + " " + rest
 
 
-def _left_out(text: str) -> None:
-    typer.echo(f"left out: {printable(text)}", err=True)
+def _tell(text: str) -> None:
+    typer.echo(printable(text), err=True)

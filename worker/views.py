@@ -1,32 +1,23 @@
-"""What people look at: a line's status and its results, read from Redis alone. Imports no torch."""
+"""What people look at: a line's status, read from Redis alone. Imports no torch."""
 
-import base64
-import json
 import math
 import re
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from typing import Any, TypeVar
 
-import msgpack
 import redis
 
-from worker.errors import ConfigurationError, one_line, printable
-from worker.message import ID_LENGTH, decode_result
+from worker.errors import ConfigurationError
 from worker.settings import LINES_KEY, Settings
 from worker.streams.address import shown
 from worker.streams.client import connect as _connect
 from worker.streams.control import COMMANDS, Reply, send, wait_for_reply
-from worker.streams.line_streams import ANSWERING, FROM_START, Backlog, LineStreams, entry_key, newest_id
+from worker.streams.line_streams import ANSWERING, Backlog, LineStreams, entry_key
 
-BLOCK_MS = 1000
-READ = 100  # results in one reply
-DEEPEST = 100  # levels of lists and maps in a result
 ENTRY_ID = re.compile(r"\d+-\d+")
 IMAGES_KEY = re.compile(r"^mhpc:\{(.+)\}:images$")
 NO_RIGHT = "; log in by redis.username and redis.password_file as a user who may, see deploy/redis/users.acl"
 UNREAD = Backlog(None, 0, None)
-NO_RESULT = (KeyError, ValueError, TypeError, AttributeError, RecursionError, msgpack.UnpackException)
 
 T = TypeVar("T")
 
@@ -225,76 +216,3 @@ def _keeper_of(streams: LineStreams) -> str:
     if not holder:
         return "it has no keeper: start a worker"
     return f"its keeper is {holder.decode(errors='replace').rpartition('#')[0]}"
-
-
-def results(
-    client: Any, line: str, from_start: bool, left_out: Callable[[str], None] = lambda text: None
-) -> Iterator[dict[str, Any]]:
-    """A line's results as they come, each as the map that was published, in JSON's kinds of values: the heat map is
-    nested lists, bytes are base64, and what is no number is null.
-
-    What is no result, whoever put it there, is not given; `left_out` is told.
-    """
-    streams = LineStreams(client, line)
-    last: Any = FROM_START if from_start else newest_id(client, streams.scores)  # "$" would pass what comes meanwhile
-    while True:
-        for _, entries in client.xread({streams.scores: last}, count=READ, block=BLOCK_MS) or ():
-            for entry, fields in entries:
-                last = entry
-                try:
-                    result = _result(fields[b"result"])
-                except NO_RESULT as error:
-                    told = f"{type(error).__name__}: {one_line(error, 200)}"
-                    left_out(f"entry {entry.decode()} of {streams.scores} is no result: {told}")
-                    continue
-                yield result
-
-
-def _result(value: bytes) -> dict[str, Any]:
-    """Raises whatever a value gives that is no result."""
-    result = decode_result(value)
-    if result.get("map") is not None:
-        result["map"] = result["map"].round(3).tolist()
-    plain: dict[str, Any] = _plain(result)
-    result_text(plain)  # has all that people are shown
-    return plain
-
-
-def _plain(value: Any, levels: int = DEEPEST) -> Any:
-    """In JSON's kinds of values; msgpack has more of them, and those who publish are of any kind."""
-    if levels == 0:
-        raise ValueError(f"it is nested deeper than {DEEPEST} levels")
-    plain = partial(_plain, levels=levels - 1)
-    if isinstance(value, dict):
-        return {key if isinstance(key, str) else str(plain(key)): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [*map(plain, value)]
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, str | int) else str(value)  # a msgpack.Timestamp
-
-
-def result_json(result: dict[str, Any]) -> str:
-    """A result as one JSON document."""
-    return json.dumps(result, allow_nan=False)
-
-
-def result_text(result: dict[str, Any]) -> str:
-    """A result on one line of a terminal; an anomalous one ends with its entry, which commands ask for."""
-    verdict = {None: "-", True: "ANOMALOUS", False: "ok"}[result["anomalous"]]
-    score, threshold = figure(result["score"]), figure(result["threshold"])
-    latency = f"{figure(result['latency_ms'], 0)} ms"
-    phase, identity = _shown(result["phase"]), _shown(result["id"])
-    entry = f"  {_shown(result['entry'])}" if result["anomalous"] else ""
-    return f"{verdict:<9} {score:>8} / {threshold:<8} {latency:>9}  {phase:<11} {identity}{entry}"
-
-
-def figure(value: float | None, digits: int = 3) -> str:
-    return "-" if value is None else f"{value:.{digits}f}" if abs(value) < 1e6 else f"{value:.3g}"
-
-
-def _shown(text: str) -> str:
-    """No longer than an id can be that a worker takes."""
-    return printable(text if len(text) <= ID_LENGTH else f"{text[:ID_LENGTH]}...")

@@ -16,7 +16,7 @@ from mhpc.core.backbones import load_backbone
 from tests.conftest import PrivateRedis
 from tests.worker.calling import Call, Ended
 from tests.worker.helpers import eventually
-from tests.worker.test_views import publish
+from tests.worker.test_results import publish
 from worker.streams.line_streams import LineStreams
 
 UNREACHABLE = "redis://:hunter2@127.0.0.1:1/0"
@@ -144,12 +144,12 @@ def test_a_redis_that_goes_away_meanwhile_ends_with_code_3(call: Call, private_r
     client.xadd("mhpc:{press-3}:images", {"batch": b""})
 
     def kill() -> None:
-        eventually(lambda: any(found["cmd"] == "xread" for found in client.client_list()))
+        eventually(lambda: client.xlen("mhpc:{press-3}:control"))
         private_redis.kill()
 
     killer = threading.Thread(target=kill)
     killer.start()
-    ended = call("tail", "--line", "press-3", "--redis", private_redis.url)
+    ended = call("control", "press-3", "pause", "--redis", private_redis.url)
     killer.join()
     assert ended.code == 3
     assert "the connection to Redis was lost: " in ended.error

@@ -11,7 +11,7 @@ from tests.deploy.test_acl import Guarded
 from tests.servers import started
 from tests.worker.calling import Call
 from tests.worker.helpers import encoded, eventually, picture
-from tests.worker.test_views import publish
+from tests.worker.test_results import publish
 from worker.streams.line_streams import LineStreams
 
 LINE = "press-3"

@@ -12,7 +12,7 @@ from rich.console import Console
 from tests.conftest import PrivateRedis
 from tests.worker.calling import Call
 from tests.worker.terminal import Terminal
-from tests.worker.test_views import publish
+from tests.worker.test_results import publish
 from worker import views
 from worker.cli_status import Rates, status_table
 from worker.streams.line_streams import LineStreams

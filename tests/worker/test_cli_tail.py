@@ -7,7 +7,7 @@ import redis
 
 from tests.worker.calling import Call
 from tests.worker.terminal import Terminal
-from tests.worker.test_views import RESULT, publish
+from tests.worker.test_results import RESULT, publish
 from worker.message import encode_result
 from worker.streams.line_streams import LineStreams
 

@@ -1,0 +1,27 @@
+"""Who follows a line's results while its server is killed."""
+
+from threading import Timer
+
+import pytest
+import redis
+
+from tests.worker.faults.processes import patient
+from tests.worker.faults.servers import DurableRedis
+from tests.worker.test_results import publish
+from worker import results
+
+
+def test_a_server_that_goes_is_waited_for_and_no_result_is_missed(
+    durable_redis: DurableRedis, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "AGAIN_SECONDS", 0.1)
+    client = patient(durable_redis.url)
+    publish(client, line, "a")
+    told: list[str] = []
+    found = results.follow(redis.Redis.from_url(durable_redis.url, protocol=2), line, True, told.append)
+    assert next(found)["id"] == "a"
+    durable_redis.kill()
+    Timer(0.5, durable_redis.start).start()
+    Timer(1.0, lambda: publish(client, line, "b")).start()
+    assert next(found)["id"] == "b"
+    assert [text[:20] for text in told] == ["Redis is not reached", "Redis is back"]

@@ -5,11 +5,13 @@ import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+ERROR_SECONDS = 1.0  # that an error stands, where a value would stand for longer
+
 T = TypeVar("T")
 
 
 class Cached(Generic[T]):
-    """What `read` gives, at most `seconds` old; an error stands for as long, so that not all wait out an outage."""
+    """What `read` gives, at most `seconds` old; an error stands a while, too, so that not all wait out an outage."""
 
     def __init__(self, seconds: float, read: Callable[[], T]) -> None:
         self.seconds = seconds
@@ -18,11 +20,14 @@ class Cached(Generic[T]):
         self._value: T
         self._error: Exception | None = None
         self._read_at = float("-inf")
+        self.asked_at = time.monotonic()
 
     def get(self) -> T:
         """The value; raises what reading it raised."""
+        self.asked_at = time.monotonic()
         with self._lock:
-            if time.monotonic() >= self._read_at + self.seconds:
+            stands = self.seconds if self._error is None else min(self.seconds, ERROR_SECONDS)
+            if time.monotonic() >= self._read_at + stands:
                 try:
                     self._value, self._error = self._read(), None
                 except Exception as error:

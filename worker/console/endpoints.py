@@ -17,10 +17,8 @@ from worker.console.lines import Lines, Watched
 from worker.console.pages import Pages, part_values
 from worker.console.parts import Kind, Part, find_part, image_of, is_key, neighbour
 from worker.console.pictures import SIDES, Drawn, heat_map, picture
-from worker.console.review import Reviewed
-from worker.console.rows import row
+from worker.console.rows import largest_first, row
 from worker.console.source import AWAY, Source, why_unread
-from worker.console.text import ratio
 from worker.errors import RejectedError
 from worker.settings import Settings
 
@@ -199,14 +197,10 @@ def _beside(watched: Watched, kind: Kind, key: str, order: str) -> tuple[Part | 
     """A part, and the keys of those that the arrows lead to: before it, after it."""
     part = find_part(watched, kind, key)
     if kind == "review" and order == "largest":
-        ranked = [p.key for p in sorted(watched.index.get().parts, key=_largest_first)]
+        ranked = [p.key for p in largest_first(reversed(watched.index.get().parts))]
         place = ranked.index(key) if key in ranked else len(ranked)
         return part, ranked[place - 1] if 0 < place < len(ranked) else None, next(iter(ranked[place + 1 :]), None)
     return part, neighbour(watched.streams, kind, key, newer=True), neighbour(watched.streams, kind, key, newer=False)
-
-
-def _largest_first(part: Reviewed) -> tuple[float, str]:
-    return (-(ratio(part.score, part.threshold) or 0.0), part.key)
 
 
 def _within(path: str) -> str:

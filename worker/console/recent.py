@@ -9,7 +9,8 @@ from worker.console.unpacking import unpacked
 from worker.message import ID_LENGTH
 from worker.streams.line_streams import FROM_START, LineStreams, entry_key
 
-KEPT = 2000  # points
+KEPT = 2000  # points of a line whose own page is looked at
+SPARK = 60  # points of a small chart: all that the list of lines shows of each
 READ = 100  # results in one reply: each may carry a map of up to a megabyte
 PAGES = 10  # replies in one turn; who is behind by more goes on at the newest
 FILL_BYTES = 16 * 1024 * 1024  # of results read when a line is first looked at
@@ -36,23 +37,19 @@ class Point(NamedTuple):
 class Seen(NamedTuple):
     """What was seen of a line's results up to a moment: `total` results ever, of which `points` are the newest.
 
-    `broken` entries held no result. `per_second` is None until the line was looked at for a second.
+    `broken` entries held no result. `per_second` is None until the line was looked at for a second. `anomalous_share`
+    is that of the newest results that have a verdict, None where none has.
     """
 
     points: tuple[Point, ...]
     total: int
     broken: int
     per_second: float | None
+    anomalous_share: float | None
 
     def since(self, total: int) -> tuple[Point, ...]:
         """The points taken after so many, as far as they are kept."""
         return self.points[max(0, len(self.points) - (self.total - total)) :]
-
-    @property
-    def anomalous_share(self) -> float | None:
-        """Of the newest results that have a verdict."""
-        verdicts = [point.anomalous for point in self.points if point.anomalous is not None][-SHARE_OF:]
-        return sum(verdicts) / len(verdicts) if verdicts else None
 
     @property
     def models(self) -> list[str]:
@@ -60,13 +57,18 @@ class Seen(NamedTuple):
         return sorted({point.model for point in self.points if point.model}, reverse=True)
 
 
-class Recent:
-    """Follows one line's results. Not for several threads at once."""
+NOTHING_SEEN = Seen((), 0, 0, None, None)
 
-    def __init__(self, streams: LineStreams) -> None:
+
+class Recent:
+    """Follows one line's results, of which it keeps so many points. Not for several threads at once."""
+
+    def __init__(self, streams: LineStreams, kept: int) -> None:
         self.streams = streams
-        self.points: deque[Point] = deque(maxlen=KEPT)
+        self.kept = kept
+        self.points: deque[Point] = deque(maxlen=kept)
         self.total = self.broken = 0
+        self._verdicts: deque[bool] = deque(maxlen=SHARE_OF)
         self._last: bytes | None = None
         self._arrivals: deque[tuple[float, int]] = deque()
         self._looked_at = float("-inf")
@@ -85,7 +87,8 @@ class Recent:
         self._looked_at = now
         while now - self._arrivals[0][0] > RATE_SECONDS:
             self._arrivals.popleft()
-        return Seen(tuple(self.points), self.total, self.broken, self._per_second())
+        share = sum(self._verdicts) / len(self._verdicts) if self._verdicts else None
+        return Seen(tuple(self.points), self.total, self.broken, self._per_second(), share)
 
     def _per_second(self) -> float | None:
         (first, _), *later = self._arrivals
@@ -94,7 +97,7 @@ class Recent:
 
     def _fill(self) -> None:
         pages, size, last = list[Page](), 0, "+"
-        while len(pages) < KEPT // READ and size < FILL_BYTES:
+        while len(pages) < max(self.kept, SHARE_OF) // READ and size < FILL_BYTES:
             page = self.streams.client.xrevrange(self.streams.scores, max=last, count=READ)
             if not page:
                 break
@@ -126,6 +129,8 @@ class Recent:
             else:
                 self.points.append(point)
                 self.total += 1
+                if point.anomalous is not None:
+                    self._verdicts.append(point.anomalous)
 
 
 def point_of(key: str, result: dict[str, Any] | None) -> Point | None:

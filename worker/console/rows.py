@@ -2,17 +2,17 @@
 
 import json
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import redis
 
 from worker.console.lines import Status, Watched
-from worker.console.recent import Point, Seen
+from worker.console.recent import NOTHING_SEEN, SPARK, Point, Seen
 from worker.console.review import Reviewed
 from worker.console.source import AWAY, failed
 from worker.console.text import NONE, count, cut, finite, number, percent, ratio, seconds, shortened
 
-SPARK = 60  # points of a small chart
 PHASES = ("learning", "calibrating", "scoring", "paused")
 WAITING = "waiting"  # for its first worker
 PROGRESS = re.compile(r"([0-9]{1,15})/([0-9]{1,15})")  # done and wanted
@@ -29,7 +29,7 @@ def row(watched: Watched) -> dict[str, Any]:
     except (redis.RedisError, *AWAY):
         raise
     except Exception as error:
-        return _row({"line": watched.name, "problem": failed(error)}, Seen((), 0, 0, None))
+        return _row({"line": watched.name, "problem": failed(error)}, NOTHING_SEEN)
 
 
 def _row(status: Status, seen: Seen) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def point_row(point: Point) -> list[Any]:
 
 def card(part: Reviewed) -> dict[str, Any]:
     """A part in review as it goes to the gallery."""
-    share = ratio(part.score, part.threshold)
+    share = _rounded(part)
     return {
         "key": part.key,
         "ms": part.ms,
@@ -146,10 +146,27 @@ def card(part: Reviewed) -> dict[str, Any]:
         "why": part.why,
         "score": number(part.score),
         "threshold": number(part.threshold),
-        "ratio": None if share is None else round(share, 4),
+        "ratio": share,
         "times": "set aside" if share is None else f"{share:.1f} times the threshold",
         "picture": part.picture,
     }
+
+
+def largest_first(parts: Iterable[Reviewed]) -> list[Reviewed]:
+    """Parts in review, given newest first, in the order that gallery.js gives their cards: those alike stay as they
+    are, those without a score come last."""
+
+    def place(part: Reviewed) -> float:
+        share = _rounded(part)
+        return 1.0 if share is None else -share
+
+    return sorted(parts, key=place)
+
+
+def _rounded(part: Reviewed) -> float | None:
+    """Its score in thresholds, in the digits that the gallery is told and orders by."""
+    share = ratio(part.score, part.threshold)
+    return None if share is None else round(share, 4)
 
 
 def calibration(status: Status) -> dict[str, Any] | None:

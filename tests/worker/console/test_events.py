@@ -114,6 +114,17 @@ def test_who_is_behind_by_much_goes_on_at_the_newest(
         eventually(lambda: last in [point[0] for point in first(told, "points")])
 
 
+def test_who_still_looks_is_told_though_the_line_was_let_go(
+    site: Site, filled: Filled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.console.lines.OPENED_SECONDS", -1)
+    with site.events(f"/lines/{filled.line}/events") as told:
+        assert first(told, "points") == []
+        assert site.get(f"/lines/{filled.line}").status_code == 200, "which asks for it anew"
+        key = filled.result()
+        assert [point[0] for point in first(told, "points")] == [key]
+
+
 def test_too_many_lookers_are_told_so_and_come_in_when_one_leaves(
     open_site: Callable[..., Site], filled: Filled, monkeypatch: pytest.MonkeyPatch
 ) -> None:

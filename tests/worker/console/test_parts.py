@@ -87,6 +87,18 @@ def test_the_arrows_lead_to_the_parts_beside_it_by_time_and_by_score(site: Site,
     assert beside(high, "?order=largest") == [middle]
 
 
+def test_parts_alike_come_newest_first_and_those_without_a_score_last(site: Site, filled: Filled) -> None:
+    odd = [filled.reviewed(Image("odd", "png", b""), None, "quarantined") for _ in range(2)]
+    alike = [filled.flagged("a", score) for score in (4.00001, 4.0, 4.0)]  # to all the digits that the gallery is told
+    order, place = [*alike[::-1], *odd[::-1]], alike[-1]
+    for expected in order[1:]:
+        page = site.get(f"/lines/{filled.line}/review/{place}?order=largest").text
+        found = re.search(r'rel="next" href="[^"]*/review/([\d-]+)', page)
+        assert found
+        assert found[1] == expected
+        place = expected
+
+
 def test_the_same_part_seen_again_is_listed(site: Site, filled: Filled) -> None:
     key = filled.flagged("part-7", 5.0)
     later = filled.result("part-7", 1.0)
@@ -159,5 +171,6 @@ def test_a_part_that_was_set_aside_is_learned_after_all(site: Site, filled: Fill
     page = site.get(f"/lines/{filled.line}/review/{key}").text
     assert 'data-verdict="set aside"' in page
     assert re.search(r'<button id="normal" data-command="release"  ', page)
+    assert re.search(r'<button id="anomalous" data-command="drop"  ', page), "it taught nothing that could be removed"
     assert site.get(f"/lines/{filled.line}/review/{key}/thumb.jpg").status_code == 200
     assert "set aside while the line learned" in page

@@ -5,17 +5,17 @@ import pytest
 from tests.worker.console.site import Filled
 from worker.console import recent
 from worker.console.journal import journal
-from worker.console.recent import Recent, point_of
+from worker.console.recent import KEPT, Recent, point_of
 from worker.console.review import Index
 from worker.console.unpacking import unpacked
 from worker.message import Image
 
 
 def test_the_newest_results_are_kept_and_no_more(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recent, "KEPT", 20)
+    monkeypatch.setattr(recent, "SHARE_OF", 10)
     monkeypatch.setattr(recent, "READ", 6)
     keys = [filled.result(str(number)) for number in range(30)]
-    follower = Recent(filled.streams)
+    follower = Recent(filled.streams, 20)
     assert [point.key for point in follower.refresh().points] == keys[-18:], "whole replies, no more than are kept"
     keys += [filled.result(str(number)) for number in range(10)]
     seen = follower.refresh()
@@ -24,7 +24,7 @@ def test_the_newest_results_are_kept_and_no_more(filled: Filled, monkeypatch: py
 
 
 def test_what_is_new_to_a_looker_is_told_once(filled: Filled) -> None:
-    follower = Recent(filled.streams)
+    follower = Recent(filled.streams, 20)
     assert follower.refresh().since(0) == ()
     keys = [filled.result(str(number)) for number in range(3)]
     seen = follower.refresh()
@@ -38,13 +38,13 @@ def test_a_fill_stops_where_the_replies_grow_too_large(filled: Filled, monkeypat
     monkeypatch.setattr(recent, "READ", 2)
     for _ in range(20):
         filled.result(meta={"note": "x" * 4000})
-    assert len(Recent(filled.streams).refresh().points) == 4
+    assert len(Recent(filled.streams, KEPT).refresh().points) == 4
 
 
 def test_the_rate_is_of_what_comes_while_somebody_looks(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr("worker.console.recent.time.monotonic", lambda: now)
-    follower = Recent(filled.streams)
+    follower = Recent(filled.streams, KEPT)
     filled.result()
     assert follower.refresh().per_second is None, "one look says nothing"
     for _ in range(4):
@@ -64,7 +64,19 @@ def test_the_rate_is_of_what_comes_while_somebody_looks(filled: Filled, monkeypa
 def test_the_share_of_anomalies_is_of_the_newest_verdicts(filled: Filled) -> None:
     for score in (None, 1.0, 5.0, 1.0, 1.0):
         filled.result(score=score)
-    assert Recent(filled.streams).refresh().anomalous_share == 0.25
+    assert Recent(filled.streams, KEPT).refresh().anomalous_share == 0.25
+
+
+def test_the_share_is_of_as_many_however_few_points_are_kept(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recent, "SHARE_OF", 20)
+    monkeypatch.setattr(recent, "READ", 5)
+    for number in range(30):
+        filled.result(score=5.0 if number in (3, 12, 20) else 1.0)
+    follower = Recent(filled.streams, 4)
+    seen = follower.refresh()
+    assert (len(seen.points), seen.anomalous_share) == (4, 0.1), "of the third, the list of lines knows nothing"
+    filled.result(score=5.0)
+    assert follower.refresh().anomalous_share == 0.15
 
 
 @pytest.mark.parametrize(

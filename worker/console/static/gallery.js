@@ -13,7 +13,6 @@ export function gallery(line) {
   const items = new Map();
   let parts = [];
   let pages = 1;
-  let order = "newest";
   let drawnAt = 0;
   let waiting = null;
 
@@ -21,7 +20,10 @@ export function gallery(line) {
     const columns = getComputedStyle(list).gridTemplateColumns.split(" ").length;
     return pages * columns * Math.max(2, Math.round(PAGE / columns));
   };
-  const ordered = () => (order === "newest" ? parts : [...parts].sort((a, b) => (b.ratio ?? -1) - (a.ratio ?? -1)));
+  // Asked each time: a browser puts it back when somebody comes back to the page, and tells no script.
+  const order = () => document.querySelector('[name="order"]:checked').value;
+  // As the arrows of a part's page go: rows.largest_first.
+  const ordered = () => (order() === "newest" ? parts : [...parts].sort((a, b) => (b.ratio ?? -1) - (a.ratio ?? -1)));
 
   function draw() {
     drawnAt = Date.now();
@@ -32,7 +34,7 @@ export function gallery(line) {
     wanted.forEach((part, place) => {
       if (!items.has(part.key)) items.set(part.key, itemOf(line, part));
       const item = items.get(part.key);
-      item.querySelector("a").href = hrefOf(line, part, order);
+      item.querySelector("a").href = hrefOf(line, part, order());
       if (list.children[place] !== item) list.insertBefore(item, list.children[place] ?? null);
     });
     more.hidden = parts.length <= wanted.length;
@@ -48,7 +50,7 @@ export function gallery(line) {
   function update() {
     clearTimeout(waiting);
     const busy = items.size > 0 && (list.matches(":hover") || list.contains(document.activeElement));
-    if (busy && order === "newest") {
+    if (busy && order() === "newest") {
       const coming = parts.findIndex((part) => items.has(part.key));
       fresh.hidden = coming <= 0;
       fresh.textContent = `Show ${coming} new`;
@@ -61,8 +63,9 @@ export function gallery(line) {
   fresh.addEventListener("click", draw);
   more.addEventListener("click", () => { pages += 1; draw(); });
   for (const choice of document.querySelectorAll('[name="order"]')) {
-    choice.addEventListener("change", () => { order = choice.value; draw(); });
+    choice.addEventListener("change", draw);
   }
+  window.addEventListener("pageshow", () => { if (items.size) draw(); });
   return { show(found) { parts = found; if (items.size) update(); else draw(); } };
 }
 

@@ -24,6 +24,7 @@ export function follow(path, handlers, begun = () => {}) {
   let told = ""; // why it is away, in the console's words
   const open = () => {
     if (source) return;
+    if (document.hidden) { say("wait", "resting"); return; } // a tab that was hidden from the beginning is told nothing
     source = new EventSource(path);
     source.onopen = () => { begun(); tellAway(""); };
     source.onerror = () => {

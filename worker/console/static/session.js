@@ -6,7 +6,8 @@ for (const form of document.querySelectorAll('form[method="post"]')) {
     const problem = document.getElementById("problem");
     try {
       const answer = await fetch(form.action, { method: "POST", body: new URLSearchParams(new FormData(form)) });
-      if (answer.ok) window.location.href = answer.url;
+      // Who is led on was let in, or out, whatever the next page is: it may be gone, or Redis away.
+      if (answer.ok || answer.redirected) window.location.href = answer.url;
       else if (problem) problem.textContent = answer.status === 401 ? "This token is not known." : "The console refused it.";
     } catch {
       if (problem) problem.textContent = "The console does not answer.";

@@ -13,6 +13,9 @@ from tests.worker.helpers import eventually
 
 THEMES = ("light", "dark")
 WIDTHS = (320, 360, 768, 1280, 2560)
+PAST_ITS_CELL = (
+    "node => Math.round(node.getBoundingClientRect().right - node.closest('dd').getBoundingClientRect().right)"
+)
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +121,22 @@ def test_the_longest_name_of_a_line_fits_a_telephone(plant: Plant, open_page: Op
     page.click("#gallery a")
     expect(page.locator("#verdict")).to_be_visible()
     assert sideways(page) == 0
+
+
+@pytest.mark.parametrize("keeper", ["vision01.halle2.werk-nord.example.com", "mhpc_inspection_worker_01"])
+def test_a_keepers_long_name_stays_within_its_card(plant: Plant, open_page: OpenPage, keeper: str) -> None:
+    filled = Filled(plant.client, f"filled-{uuid.uuid4().hex[:6]}")
+    filled.client.set(filled.streams.lease, f"{keeper}#a", px=900_000)
+    plant.known(filled.line)
+    page = open_page("/")
+    for path in ("/", f"/lines/{filled.line}"):
+        page.goto(f"{plant.url}{path}")
+        name = page.locator("[data-text=keeper]", has_text=keeper).last
+        expect(name).to_be_visible()
+        for width in (1400, 1024, *WIDTHS):
+            page.set_viewport_size({"width": width, "height": 900})
+            assert sideways(page) == 0, f"{path} at {width}"
+            assert name.evaluate(PAST_ITS_CELL) <= 0, f"{path} at {width}"
 
 
 def test_a_theme_is_chosen_and_stays(open_page: OpenPage) -> None:

@@ -8,6 +8,9 @@ from playwright.sync_api import Locator, Page, expect
 
 from tests.worker.console.browser.conftest import OpenPage, live
 from tests.worker.console.browser.plant import Plant
+from tests.worker.helpers import encoded, picture
+from worker.message import Image
+from worker.streams.review import review_part
 
 BUTTONS = [  # in an order in which each can be done; what is typed; the answer's beginning
     ("rate", "0.1", "false-positive rate 0.1, threshold"),
@@ -135,6 +138,22 @@ def test_keys_pressed_at_once_after_a_question_is_left_still_ask_and_send(
     )
     expect(answer(page)).to_contain_text("(anomalous, ann at")
     assert plant.commands(plant.shown) == before + 1
+
+
+def test_a_part_that_was_set_aside_and_is_bad_leaves_review_and_takes_nothing_along(
+    plant: Plant, open_page: OpenPage
+) -> None:
+    streams = plant.streams(plant.shown)
+    part = review_part("7-0", Image("odd", "png", encoded(picture())), "quarantined", None, None, "")
+    key = plant.client.xadd(streams.review, part._asdict()).decode()
+    page = open_page(f"/lines/{plant.shown}")
+    page.goto(f"{plant.url}/lines/{plant.shown}/review/{key}")
+    live(page)
+    page.keyboard.press("b")
+    expect(page.locator("#ask-text")).to_contain_text("taken out of review")
+    page.keyboard.press("Enter")
+    expect(answer(page)).to_contain_text("removed from review (drop, ann at")
+    assert plant.client.xrange(streams.review, key, key) == []
 
 
 def test_who_only_looks_finds_every_button_shut(plant: Plant, open_page: OpenPage, flagged: list[str]) -> None:

@@ -159,6 +159,20 @@ def test_a_wrong_token_is_told_and_a_right_one_leads_back(plant: Plant, open_pag
     expect(page.locator("#login-link")).to_be_visible()
 
 
+def test_a_right_token_leads_back_to_a_page_that_is_gone_too(
+    plant: Plant, open_page: OpenPage, faults: list[str]
+) -> None:
+    gone = f"/lines/{plant.shown}/scores/1-1"
+    page = open_page(gone, token="")
+    page.click("#login-link")
+    page.fill("#token", TOKEN)
+    page.click("#login")
+    expect(page.locator("#who")).to_have_text("ann")
+    expect(page.locator("h1")).to_have_text("This part is gone")
+    assert page.url == f"{plant.url}{gone}"
+    forgive(faults, "404", gone)
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])  # another port of the same site, and another site
 def test_a_page_of_another_site_changes_nothing(plant: Plant, new_context: NewContext, host: str) -> None:
     context = new_context()

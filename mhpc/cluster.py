@@ -52,7 +52,7 @@ class MiniBatchKMeans(
     that takes no row stays where it is.
 
     Args:
-        n_clusters: K.
+        n_clusters: K; where it is set anew, from the next `fit` on, as in scikit-learn.
         init: where centres begin, from the first batch (in `fit`, from all rows): "k-center" (farthest-first),
             "k-means++" (scikit-learn's, on a sample), "random" (rows drawn at random), or centres [K, D].
         random_state: a seed or RandomState for "k-means++", "random" and the order of rows in `fit`.
@@ -171,9 +171,9 @@ class MiniBatchKMeans(
         Raises:
             ValueError: a tensor is missing or has another shape.
         """
-        for name in ("cluster_centers_", "counts_", "labels_", "inertia_", "n_iter_", "n_features_in_"):
-            if hasattr(self, name):
-                delattr(self, name)
+        learned = ("cluster_centers_", "counts_", "labels_", "inertia_", "n_iter_", "n_features_in_")
+        for name in (*learned, "feature_names_in_"):
+            self.__dict__.pop(name, None)
         if state:
             K = self.n_clusters
             centers, counts = check_state(state, {"cluster_centers": (K, "D"), "counts": (K,)})
@@ -185,7 +185,7 @@ class MiniBatchKMeans(
         """Labels [N] and inertia of rows x [N, D], before they move the centres."""
         distances, labels = nearest(x, self.cluster_centers_)
         exact = None if weights is None else weights.double()
-        self.counts_ = self.counts_ + torch.bincount(labels, exact, minlength=self.n_clusters)
+        self.counts_ = self.counts_ + torch.bincount(labels, exact, minlength=len(self.counts_))
         self.cluster_centers_ = self.cluster_centers_.clone()
         move_centers_(self.cluster_centers_, self.counts_, x, labels, weights)
         return labels, _inertia(distances, weights)
@@ -214,7 +214,7 @@ class MiniBatchKMeans(
 
     @property
     def _n_features_out(self) -> int:  # scikit-learn's name, for get_feature_names_out
-        return self.n_clusters
+        return len(self.cluster_centers_)
 
     def _enough(self, N: int, distinct: str = "") -> None:
         if self.n_clusters > N:

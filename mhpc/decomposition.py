@@ -115,6 +115,7 @@ class IncrementalPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         They do not tell the rows' type: without a `dtype` it is torch's default, float32.
         """
         mean = moments.mean
+        self._forget()
         self._begin(len(mean), torch.empty(0, dtype=torch.get_default_dtype(), device=mean.device))
         self.covariance_.moments_ = moments
         return self._learned()
@@ -145,8 +146,8 @@ class IncrementalPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             ValueError: a tensor is missing or has another shape, or an n_components that D cannot give.
         """
         (n,) = check_state(state, {"n_samples_seen": ()})
+        self._forget()
         if not int(n):
-            self._forget()
             return self
         (rows,) = check_state(state, {"rows": (0, "D")})
         self._begin(rows.shape[1], rows)
@@ -241,8 +242,8 @@ class IncrementalPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         return self
 
     def _forget(self) -> None:
-        if self._begun:
-            del self.covariance_, self.spectrum_, self.n_features_in_
+        for name in ("covariance_", "spectrum_", "n_features_in_", "feature_names_in_"):
+            self.__dict__.pop(name, None)
 
     def _fitted(self) -> OnlineCovariance:
         n, asked = self.n_samples_seen_, self.n_components

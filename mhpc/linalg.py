@@ -184,8 +184,7 @@ def _argmin(rows: Tensor) -> Tensor:
 def blocks(x: Tensor, columns: int = 0) -> tuple[Tensor, ...]:
     """x [N, D] in parts of ROWS_PER_BLOCK rows.
 
-    Where each row makes `columns` entries, in parts that make about CPU_BLOCK of them, of no more rows than that, or on
-    a GPU about GPU_BLOCK.
+    Where each row makes `columns` entries, of about CPU_BLOCK entries and no more rows than that, on a GPU GPU_BLOCK.
     """
     rows = ROWS_PER_BLOCK
     if columns and x.device.type == "cpu":
@@ -248,6 +247,7 @@ def as_rows(estimator: Any, X: Array, first: bool) -> Tensor:
     x = check_rows(X, None if first else estimator.n_features_in_).detach()
     if first:
         estimator.n_features_in_ = x.shape[1]
+        vars(estimator).pop("feature_names_in_", None)  # a table's, learned before: columns of a tensor have no names
     return x
 
 

@@ -50,7 +50,8 @@ class OnlineCovariance:
         """Add a batch [N, features...]; the dimensions behind the first are flattened to num_features.
 
         Raises:
-            ValueError: no tensor, another number of features, no rows, or values that are not finite.
+            ValueError: no tensor, another number of features, no rows, or values that are not finite or whose squares
+                overflow.
         """
         check_tensor(batch, "batch")
         rows = batch.flatten(1) if batch.ndim > 2 else batch
@@ -60,7 +61,14 @@ class OnlineCovariance:
         """`update` for rows [N, num_features] that were checked already."""
         # Half a float's products overflow from 256^2 on, and a mean of such rows has three digits.
         x = rows.detach().to(self.moments_.mean.device, torch.promote_types(self.dtype, torch.float32))
-        self.moments_ = merge_moments(self.moments_, batch_moments(x))
+        moments = merge_moments(self.moments_, batch_moments(x))
+        if not bool(torch.isfinite(moments.scatter.trace())):  # GPU sync; no other entry overflows before the diagonal
+            wider = "" if x.dtype is torch.float64 else ", or choose dtype=torch.float64"
+            raise ValueError(
+                f"rows {list(x.shape)} of up to {float(x.abs().max()):.3g} have squares whose sum overflows {x.dtype}: "
+                f"scale them down{wider}"
+            )
+        self.moments_ = moments
         return self
 
     def merge(self, other: "OnlineCovariance") -> "OnlineCovariance":

@@ -1,5 +1,6 @@
 """Samplers: which rows of a memory bank are kept. Names and signatures are patchcore-inspection's."""
 
+import warnings
 from abc import ABC, abstractmethod
 from typing import Any, TypeVar
 
@@ -206,7 +207,17 @@ def make_sampler(
 def _checked(features: Tensor | NDArray[np.floating]) -> Tensor:
     if not isinstance(features, Tensor | np.ndarray):
         raise ValueError(f"features is a {type(features).__name__}, expected a tensor or an array [N, D]")
-    return check_rows(torch.as_tensor(features), name="features").detach()
+    x = features if isinstance(features, Tensor) else _as_tensor(features)
+    return check_rows(x, name="features").detach()
+
+
+def _as_tensor(features: NDArray[np.floating]) -> Tensor:
+    """The array's own memory, unless torch knows no such byte order or no steps backwards."""
+    native = features.astype(features.dtype.newbyteorder("="), copy=False)
+    forwards = native.copy() if min(native.strides, default=0) < 0 else native
+    with warnings.catch_warnings():  # read-only it may be: nothing is written
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(forwards)
 
 
 def _check_percentage(percentage: float) -> None:

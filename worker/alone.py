@@ -29,12 +29,13 @@ def judge_alone(opening: Opening, part: Opened, judge: Judge) -> None:
     Raises:
         GivesUpLaterError: it could not be split into images.
         redis.ResponseError: a mark is refused.
+        torch.AcceleratorError, torch.OutOfMemoryError: the device is lost, or has no memory for a single image.
     """
     streams = opening.streams[part.name]
     given_up = []  # their marks stay until all are through: the next may yet take the process down
     for place, image in enumerate(_split(opening, part)):
         mark = f"{part.entry.id}/{place}"
-        error = f"the process crashed {ATTEMPTS} times with this image in hand"
+        error = f"the process ended {ATTEMPTS} times with this image in hand: it crashed, or its device failed"
         while streams.mark(mark) <= ATTEMPTS:
             try:
                 x = _decoded(opening, part, image)
@@ -42,8 +43,8 @@ def judge_alone(opening: Opening, part: Opened, judge: Judge) -> None:
                     judge([(part, image)], opening.engine.maps([x]))
                 streams.unmark(mark)
                 break
-            except (torch.AcceleratorError, redis.RedisError):
-                raise
+            except (torch.AcceleratorError, torch.OutOfMemoryError, redis.RedisError):
+                raise  # memory that another process takes is lacking for all images, and there again in a while
             except Exception as failure:
                 log.exception("an image failed", line=part.name, entry=part.entry.id, id=image.id)
                 error = f"failed {ATTEMPTS} times: {type(failure).__name__}: {one_line(failure, 300)}"

@@ -25,6 +25,7 @@ from worker.message import Image
 from worker.metrics import Metrics
 from worker.opening import Opening
 from worker.publishing import Publisher, count
+from worker.pulse import Timed
 from worker.settings import Settings
 from worker.streams.client import CONNECTION_ERRORS
 from worker.streams.line_streams import LineStreams, entry_key
@@ -60,8 +61,9 @@ class Answering:
         self.metrics = metrics
         self.opening = Opening(settings, engine, self.cache, metrics, streams)
         self.intake = Intake(settings.streams, settings.worker.name, metrics, engine.max_batch)
+        self.decoding = Timed(self.opening.prepared)
         self.batcher = Batcher(
-            self.opening.prepared,
+            self.decoding,
             engine.max_batch,
             settings.model.max_wait_ms / 1000,
             decoding_threads(),

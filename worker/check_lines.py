@@ -150,7 +150,7 @@ def _version(
 
 
 def look_at_room(settings: Settings, features: int | None) -> Iterator[Told]:
-    """Whether the disk has room for all the versions that are kept, and for one more that is being written."""
+    """Whether the disk has room for the versions that are kept, that before the last change, and one being written."""
     snapshots, lines = settings.snapshots, line_configs(settings)
     directory = snapshots.on_this_machine
     sizes = dict[str, list[int]]()
@@ -159,7 +159,7 @@ def look_at_room(settings: Settings, features: int | None) -> Iterator[Told]:
         kept = waited(store.kept, store.remote, snapshots.timeout_seconds, store.place)
         sizes[line.name] = [version.bytes for version in kept]
     there = sum(map(sum, sizes.values()))
-    wanted = (snapshots.keep + 1) * sum(_largest(line, sizes[line.name], features) for line in lines)
+    wanted = (snapshots.keep + 2) * sum(_largest(line, sizes[line.name], features) for line in lines)
     if directory != snapshots.directory:
         more = max(0, wanted - there) / MB
         yield OK, f"{snapshots.directory} does not say how much room it has; up to {more:.0f} MB more are needed"
@@ -168,7 +168,7 @@ def look_at_room(settings: Settings, features: int | None) -> Iterator[Told]:
     free = disk.f_bavail * disk.f_frsize
     if free + there < wanted:
         raise SnapshotError(
-            f"{directory.resolve()} has {free / MB:.0f} MB free, and {len(lines)} lines with {snapshots.keep} "
+            f"{directory.resolve()} has {free / MB:.0f} MB free, and {len(lines)} lines with {snapshots.keep + 1} "
             f"versions each need up to {(wanted - there) / MB:.0f} MB more; free the disk, set snapshots.directory to "
             "another, or lower snapshots.keep or model.bank_size"
         )

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 SKIPPED, FAILED = "-", "FAIL"
 STYLES = {OK: "green", NOTE: "yellow", FAILED: "bold red", SKIPPED: "dim"}
 PROBE_SECONDS = 2.0
+BY_THE_DRIVER = "look at its driver's log (dmesg; nvidia-smi for a GPU) and at who else uses it, or set worker.device"
 
 
 class Seen:
@@ -221,11 +222,13 @@ def _device(settings: Settings, _: Seen) -> Iterator[Told]:
 
 
 def _model(settings: Settings, seen: Seen) -> Iterator[Told]:
+    from worker.devices import device_failures
     from worker.engine import Engine, pick_device
     from worker.metrics import Metrics
 
     model, weights = settings.model, _weights(settings)
-    seen.engine = Engine(model, pick_device(settings.worker.device), Metrics())
+    with device_failures(settings.worker.device, BY_THE_DRIVER):
+        seen.engine = Engine(model, pick_device(settings.worker.device), Metrics())
     h, w = seen.engine.grid
     yield OK, f"{model.backbone} ({weights}), {h} x {w} patches"
 
@@ -261,5 +264,8 @@ def _disk(settings: Settings, seen: Seen) -> Iterator[Told]:
 def _features(engine: "Engine") -> int:
     import torch
 
+    from worker.devices import device_failures
+
     H, W = engine.settings.input_shape
-    return engine.forward([torch.zeros(3, H, W, dtype=torch.uint8)]).shape[2]
+    with device_failures(str(engine.device), BY_THE_DRIVER):
+        return engine.forward([torch.zeros(3, H, W, dtype=torch.uint8)]).shape[2]

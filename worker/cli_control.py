@@ -44,7 +44,8 @@ def control(
     anomalous ENTRY ID     this part is bad: what it taught is taken back
     release ENTRY ID       a part that was set aside is fine
     drop ENTRY ID          a part that was set aside is bad
-    rollback [VERSION]     go on with the content of an earlier version
+    rollback [VERSION]     go on with the content of an earlier version; without
+                           VERSION, of the one before the last change
     resync                 go on where the stream lost entries
 
     Exit code 1 where the keeper refuses, or does not answer in time. Who no

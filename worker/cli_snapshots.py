@@ -35,8 +35,8 @@ T = TypeVar("T")
 snapshots = typer.Typer(no_args_is_help=True, help="List, verify, pin or roll back to the versions of a line.")
 
 VersionArgument = Annotated[str, typer.Argument(help="Its name, as list shows it.")]
-MARKS = {"committed": "*", "pinned": "p", "bad": "!"}
-LEGEND = "* committed   p pinned: never pruned   ! bad: set aside, not loaded"
+MARKS = {"committed": "*", "before": "<", "pinned": "p", "bad": "!"}
+LEGEND = "* committed   < for rollback   p pinned: never pruned   ! bad: not loaded"
 
 
 @snapshots.command("list", epilog=examples("snapshots list --config config.toml", "snapshots list -l press-3 --json"))
@@ -162,6 +162,7 @@ def _remedy(place: str, line: str, good: list[str]) -> str:
 
 
 def _rows(kept: "list[Kept]", committed: str | None) -> list[dict[str, Any]]:
+    before = next((version.about.get("before") for version in kept if version.stem == committed), None)
     return [
         {
             "version": version.stem,
@@ -169,6 +170,7 @@ def _rows(kept: "list[Kept]", committed: str | None) -> list[dict[str, Any]]:
             "when": version.when.isoformat(timespec="seconds"),
             **{name: version.about.get(name) for name in ("phase", "images_learned", "applied_through")},
             "committed": version.stem == committed,
+            "before": version.stem == before,
             "pinned": version.pinned,
             "bad": version.bad,
         }

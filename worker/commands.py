@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from mhpc.core.memory_bank import MemoryBank
 from mhpc.core.scorer import Scorer
 from worker.errors import RefusedError
 from worker.line import CALIBRATING, LEARNING, SCORING, Line
@@ -22,14 +23,18 @@ class Means(NamedTuple):
     Attributes:
         features: [1, P, D] of the part of an entry and an id, from the bytes that review has kept.
         forget_part: remove a part from review.
-        load: a version by its name, or the one before the present.
+        was_set_aside: whether a part is in review because it was set aside.
+        load: a version by its name, or the one that stood before the last change.
+        present: the committed version.
         last_entry: the newest in the stream.
     """
 
     features: Callable[[str, str], Tensor]
     forget_part: Callable[[str, str], int]
+    was_set_aside: Callable[[str, str], bool]
     load: Callable[[str | None], Snapshot]
     last_entry: Callable[[], str]
+    present: str
 
 
 def execute(line: Line, command: Command, means: Means) -> str:
@@ -47,6 +52,7 @@ def _relearn(line: Line, means: Means, forgetting: Any = None) -> str:
     if line.phase == LEARNING:
         raise RefusedError("the line is learning already")
     last = means.last_entry()
+    _mark_before(line, means)
     _keep_answering(line)
     line.phase, line.forgetting, line.applied_through = LEARNING, forgetting, last
     line.learner.begin_again()
@@ -54,6 +60,12 @@ def _relearn(line: Line, means: Means, forgetting: Any = None) -> str:
     line.forget_recent()
     line.sources, line.threshold, line.monitor = [], None, None
     return f"learns again from the next part on, {line.config.learning.images} at most; {_meanwhile(line)}"
+
+
+def _mark_before(line: Line, means: Means) -> None:
+    """The version that stands is to be gone back to; while another is learned or calibrated, the one that scored is."""
+    if line.phase == SCORING:
+        line.before = means.present
 
 
 def _keep_answering(line: Line) -> None:
@@ -69,6 +81,7 @@ def _calibrate(line: Line, means: Means) -> str:
         line.end_learning()
     else:
         last = means.last_entry()
+        _mark_before(line, means)
         if line.phase == SCORING:
             _keep_answering(line)
         line.phase, line.threshold, line.monitor = CALIBRATING, None, None
@@ -121,6 +134,7 @@ def _normal(line: Line, means: Means, entry: Any, id: Any) -> str:  # noqa: A002
         raise RefusedError(str(error)) from None
     _pin_to_standing(line, features, radius)
     if added:
+        _mark_before(line, means)
         line.forget_recent()
     after = line.learner.scorer().score(features)
     return f"{added} anchors pinned; its score was {float(before):.4g} and is {float(after):.4g}"
@@ -146,18 +160,31 @@ def _release(line: Line, means: Means, entry: Any, id: Any) -> str:  # noqa: A00
 
 
 def _anomalous(line: Line, means: Means, entry: Any, id: Any) -> str:  # noqa: A002 - the same
+    if means.was_set_aside(entry, id) and not _is_pinned(line, means, entry, id):
+        return _drop(line, means, entry, id)  # it was never learned: what is near it was taught by others
     features = means.features(entry, id)
     if line.learner.bank_ is None:
         raise RefusedError("nothing was learned yet that could be removed")
     before = line.learner.scorer().score(features)
-    removed = line.learner.unlearn(features)
-    if removed:
-        line.forget_recent()
+    if not (removed := line.learner.unlearn(features)):
+        return f"nothing removed: no anchor stands for it alone; its score is {float(before):.4g}"
+    _mark_before(line, means)
+    line.forget_recent()
     after = line.learner.scorer().score(features)
     return (
-        f"{removed} anchors removed that it alone had brought; its score was {float(before):.4g} and is "
-        f"{float(after):.4g}; mean and covariance keep its share"
+        f"{removed} anchors removed that stood for it alone; its score was {float(before):.4g} and is "
+        f"{float(after):.4g}; mean and covariance stay as they are"
     )
+
+
+def _is_pinned(line: Line, means: Means, entry: Any, id: Any) -> bool:  # noqa: A002 - the same
+    """Whether a part that was set aside was called normal since: then it has anchors of its own."""
+    bank = line.learner.bank_
+    if not isinstance(bank, MemoryBank) or not bool(bank.pinned.any()):
+        return False
+    (features,) = line.learner.checked(means.features(entry, id))
+    distances, labels = bank.nearest(bank.whiten(features))
+    return bool(bank.pinned[labels[distances <= bank.radius / 2]].any())
 
 
 def _drop(line: Line, means: Means, entry: Any, id: Any) -> str:  # noqa: A002 - the same
@@ -175,6 +202,7 @@ def _rollback(line: Line, means: Means, version: Any = None) -> str:
     last = means.last_entry()
     line.forget_recent()
     line.restore_model(snapshot.tensors, snapshot.metadata)
+    line.before = means.present  # in whichever phase: a second rollback takes the first one back
     if line.phase != SCORING:
         _keep_answering(line)
     if line.phase == LEARNING:

@@ -21,6 +21,7 @@ from worker.line import Line
 from worker.lines import Lines, needing_a_restart
 from worker.metrics import Metrics
 from worker.notify import Notifier
+from worker.pulse import Pulse
 from worker.refusals import REFUSED_SECONDS, STORE, VERSION, Refusals
 from worker.resync import Resync, lost_meanwhile
 from worker.settings import LineConfig, Settings
@@ -29,11 +30,9 @@ from worker.streams.client import CONNECTION_ERRORS, connect
 from worker.streams.line_streams import LineStreams
 from worker.streams.review import review_caps
 from worker.versions import learned_in
-from worker.watching import show_backlogs
+from worker.watching import Backlogs
 
 BLOCK_MS = 500  # so that SIGTERM is prompt
-STALLED_SECONDS = 120.0  # without a turn of the loop, the process is not well
-GAUGE_SECONDS = 2.0
 FINISH_SECONDS = 5.0  # for what is in hand when the worker stops
 BACKOFF_SECONDS = (0.1, 5.0)
 
@@ -48,14 +47,15 @@ class Worker:
         self.reread = reread or (lambda: settings)  # what is configured now
         self.metrics = Metrics()
         self.manager = Notifier()
+        self.crash_file = CrashFile(settings.snapshots.on_this_machine, settings.worker.name)
+        self.pulse = Pulse(self.manager, self.crash_file)
         self.holder = f"{settings.worker.name}#{secrets.token_hex(4)}"
         self.stopping, self.reloading, self.redialled = (threading.Event() for _ in range(3))
         self.resync, self.refusals = Resync(), Refusals()
         self.connected = False
-        self.turn_at = time.monotonic()
         self._serves = False  # whether a line's version was ever there to answer by
         self._learning_waits = False  # the last turn read something to learn from: do not wait for answers to give
-        self._gauges_at = 0.0
+        self._show_backlogs = Backlogs(self.metrics)
 
     # -- startup -----------------------------------------------------------------------------------------------------
 
@@ -78,12 +78,12 @@ class Worker:
             self.lines.open(config)
         self.answering = Answering(self.settings, self.engine, self.metrics, lines.streams, lines.weights)
         self.learning = Learning(self.answering, self.lines, self.holder, self._in_a_turn)
-        self.crash_file = CrashFile(snapshots.on_this_machine, self.settings.worker.name)
         if self.crash_file.open():
             self.answering.intake.rewind(self.keepers, alone=True)
             for keeper in self.keepers.values():
                 keeper.reading.suspicious = True
-        self.http = HttpServer(self.settings.http, make_app(self.metrics.registry, self.alive, self.ready))
+        app = make_app(self.metrics.registry, self.pulse.alive, self.ready, self.reached)
+        self.http = HttpServer(self.settings.http, app)
         self.http.start()
         log.info(
             "started",
@@ -138,6 +138,7 @@ class Worker:
                     log.warning("Redis is not reached; trying again for ever", error=str(error))
                     self.manager.tell("STATUS=Redis is not reached; trying again for ever")
                 self.connected, lost = False, True
+                self.lines.cut_off()
                 self.stopping.wait(backoff)
                 backoff = min(backoff * 2, BACKOFF_SECONDS[1])
             except redis.ResponseError as error:
@@ -148,9 +149,8 @@ class Worker:
         self.manager.tell("STOPPING=1")
 
     def beat(self) -> None:
-        """A sign of life, for /healthz and the service manager's watchdog; none of a loop whose batch hangs."""
-        self.turn_at = self.answering.judging.since
-        self.manager.feed(self.turn_at)
+        """A sign of life; none of a loop whose batch, or a picture of it, hangs on its thread."""
+        self.pulse.beat(min(self.answering.judging.since, self.answering.decoding.since))
 
     def _in_a_turn(self) -> None:
         """After each batch: a turn may take longer than a lease."""
@@ -226,9 +226,7 @@ class Worker:
         self.answering.turn(self.client, loaded, None if self._learning_waits else BLOCK_MS)
         self._refuse_all()
         self._learning_waits = self.learning.turn(self._usable(), self._guarded)
-        if time.monotonic() >= self._gauges_at:
-            self._gauges_at = time.monotonic() + GAUGE_SECONDS
-            show_backlogs(self.client, (keeper.streams for keeper in self._usable().values()), self.metrics)
+        self._show_backlogs(self.client, self.lines.streams.values())
         self.refusals.went_on()
 
     def _refuse_all(self) -> None:
@@ -237,6 +235,7 @@ class Worker:
 
     def _guarded(self, keeper: Keeper, step: Callable[[Keeper], None]) -> None:
         """What goes wrong with a line stops that line alone; a lost connection concerns all, and is passed on."""
+        self.beat()  # to load a version takes its time, and they may be many
         try:
             step(keeper)
         except FencedError as error:
@@ -260,16 +259,13 @@ class Worker:
 
     # -- probes ------------------------------------------------------------------------------------------------------
 
-    def alive(self) -> str:
-        stalled = time.monotonic() - self.turn_at
-        return f"no turn of the work loop for {stalled:.0f} s" if stalled > STALLED_SECONDS else ""
+    def reached(self) -> str:
+        return "" if self.connected else "Redis is not reached"
 
     def ready(self) -> str:
         if not self.connected:
-            return "Redis is not reached"
-        # Copies: this runs on the server's thread, and lines come and go on the other.
-        held = {name: keeper.problem for name, keeper in dict(self.keepers).items() if keeper.problem}
-        told = {**held, **self.refusals.problems}
+            return self.reached()
+        told = {**self.lines.problems, **self.refusals.problems}
         of_lines = {f"line {name}": problem for name, problem in told.items()}
         return "; ".join(f"{which}: {problem}" for which, problem in {**of_lines, **self.fleet.problems}.items())
 
@@ -281,6 +277,7 @@ class Worker:
             self.answering.finish(self.client, self._usable(), FINISH_SECONDS)
             self.fleet.leave()
         for name in self.keepers:
+            self.pulse.beat(time.monotonic())
             self._let_go(name)
 
     def _let_go(self, name: str) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import signal
 import sys
+import time
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -15,8 +16,9 @@ import torch.distributed as dist
 from worker.crashes import CrashFile
 from worker.crew import Crew, exchanged, follow
 from worker.daemon import Worker
+from worker.devices import device_failures
 from worker.engine import Engine, pick_device
-from worker.errors import ConfigurationError
+from worker.errors import ConfigurationError, DeviceError
 from worker.hot_line import HotKeeper, HotLine
 from worker.keeper import Keeper
 from worker.learners import new_learner
@@ -31,6 +33,7 @@ from worker.streams.review import review_caps
 
 TORCHRUNS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 HOW = "torchrun --nproc-per-node 4 --max-restarts 1000 -m worker run --distributed --config config.toml"
+LATE_SECONDS = 5.0  # after others give up a rank that hangs; by SIGKILL, as torchrun ends it, no traceback is left
 SHARED = ("model", "learning", "calibration", "scoring", "limits", "lines")  # sections that all ranks go by
 OF_A_MACHINE = {"model": {"weights", "max_batch", "max_wait_ms"}}  # weights are compared by what they hold
 
@@ -125,13 +128,35 @@ def take_part(settings: Settings, config: LineConfig) -> None:
         signal.signal(number, signal.SIG_IGN)
     rank, told = dist.get_rank(), exchanged({}, lambda _: {})
     model = settings.model.model_copy(update={"precision": told["precision"]})
-    engine = Engine(model, pick_device(settings.worker.device), Metrics())
     crash_file = CrashFile(settings.snapshots.on_this_machine, f"{settings.worker.name}.rank{rank}")
-    agree({"weights": engine.fingerprint}, crash_file.open())
-    log.info("takes part", rank=rank, of=dist.get_world_size(), line=config.name, device=str(engine.device))
-    make = partial(new_learner, config, settings.model.pca_variance_ratio, engine.device, rank)
-    follow(Share(engine, settings.limits, make, rank))
-    crash_file.close()
+    try:
+        with device_failures(settings.worker.device):
+            engine = Engine(model, pick_device(settings.worker.device), Metrics())
+            agree({"weights": engine.fingerprint}, crash_file.open())
+            log.info("takes part", rank=rank, of=dist.get_world_size(), line=config.name, device=str(engine.device))
+            make = partial(new_learner, config, settings.model.pca_variance_ratio, engine.device, rank)
+            seconds = settings.worker.rank_seconds + LATE_SECONDS
+            follow(WatchedShare(crash_file, seconds, engine, settings.limits, make, rank))
+    except DeviceError as error:
+        crash_file.note(str(error))
+        raise
+    finally:
+        crash_file.close()
+
+
+class WatchedShare(Share):
+    """A rank's share whose process ends, with a traceback, where it hangs."""
+
+    def __init__(self, crash_file: CrashFile, seconds: float, *of_share: Any) -> None:
+        super().__init__(*of_share)
+        self.crash_file = crash_file
+        self.seconds = seconds
+
+    def do(self, what: str, message: dict[str, Any]) -> dict[str, Any]:
+        self.crash_file.watch(time.monotonic(), self.seconds)
+        reply = super().do(what, message)
+        self.crash_file.watch(time.monotonic(), self.seconds)  # from here on it may wait for rank 0
+        return reply
 
 
 class HotWorker(Worker):
@@ -140,6 +165,7 @@ class HotWorker(Worker):
     crew: Crew
 
     def startup(self) -> None:
+        self.pulse.seconds = self.settings.worker.rank_seconds + LATE_SECONDS
         super().startup()
         self.answering.cache.capacity = 0  # the ranks extract what they learn from
         for keeper in self.keepers.values():

@@ -133,16 +133,27 @@ class Engine:
         if ":" in self.settings.backbone:
             return torch.float32
         images = torch.zeros(min(self.max_batch, TRIAL_IMAGES.get(self.device.type, 1)), 3, *TRIAL_SIZE)
-        seconds = dict.fromkeys((torch.float32, torch.bfloat16), float("inf"))
-        with computing_on(self.threads):
-            for dtype in TRIALS * list(seconds):  # alternating: other work on the machine falls on both
-                began = time.perf_counter()
-                self._maps(images, dtype).maps[-1].sum().item()  # GPU sync
-                seconds[dtype] = min(seconds[dtype], time.perf_counter() - began)
-        found = faster(seconds, learned_in)
+        found = faster(self._seconds(images), learned_in)
         if learned_in not in (None, found):
             log.warning("scores shift by some percent: calibrate anew", learned_in=str(learned_in), now=str(found))
         return found
+
+    def _seconds(self, images: Tensor) -> dict[torch.dtype, float]:
+        """Of a forward pass of images, by precision; of half as many where the device has no memory for them."""
+        seconds = dict.fromkeys((torch.float32, torch.bfloat16), float("inf"))
+        try:
+            with computing_on(self.threads):
+                for dtype in TRIALS * list(seconds):  # alternating: other work on the machine falls on both
+                    began = time.perf_counter()
+                    self._maps(images, dtype).maps[-1].sum().item()  # GPU sync
+                    seconds[dtype] = min(seconds[dtype], time.perf_counter() - began)
+            return seconds
+        except torch.OutOfMemoryError as error:
+            if len(images) == 1:
+                raise
+            log.warning("out of memory: the trial is halved", images=len(images), error=one_line(error, 200))
+        self._free()
+        return self._seconds(images[: len(images) // 2])
 
     def prepare(self, pixels: Pixels) -> Tensor:
         """Pixels [h, w, 3] uint8, squashed to input_shape (antialiased): [3, H, W] uint8.
@@ -188,10 +199,14 @@ class Engine:
             if len(images) == 1:
                 raise
             log.warning("out of memory: the batch is halved", images=len(images), error=one_line(error, 200))
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        self._free()  # not above: the error's frames hold what was computed
         half = len(images) // 2
         return PatchMaps.cat([self.extract(images[:half]), self.extract(images[half:])])
+
+    def _free(self) -> None:
+        """Give back what torch keeps of the device's memory for later."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     @torch.inference_mode()
     def _extracted(self, pixels: Tensor) -> PatchMaps:

@@ -72,7 +72,7 @@ EXPLAINED: dict[str, dict[str, str]] = {
         "every_images": "A snapshot is written after so many images (one that takes 0.2 s or more, a tenth of the time "
         "at most),",
         "every_seconds": "or after so many seconds, whichever comes first.",
-        "keep": "Versions that stay; pinned ones stay beside them.",
+        "keep": "Versions that stay; pinned ones, and the one that rollback goes back to, stay beside them.",
         "timeout_seconds": "Seconds that an object store, or a disk while answers go on, may take for a version; then "
         "it is tried again, and the version before goes on.",
         "cache": "With an object store: the folder of this machine where the one or two newest versions of each line "

@@ -1,17 +1,20 @@
 """A line as its committed version has it, for whoever answers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import redis
 import structlog
 
 from worker.errors import StoreError
 from worker.line import Line
 from worker.loading import Loading
 from worker.stores import Store
-from worker.streams.line_streams import FROM_START, LineStreams, entry_key
+from worker.streams.line_streams import FROM_START, LineStreams, entry_key, newest_id
 from worker.versions import gone_back, load_line, not_used
 
 UNKNOWN = "unknown"  # in place of a version: Redis has no state of the line, or none but a lease's
+STOPPED = "stopped"  # field of the state: why, until the next commit; a Redis that is restored has none
 
 log = structlog.get_logger()
 
@@ -47,6 +50,8 @@ class Follower:
         state = self.streams.state()
         committed, named = state.get("model", ""), state.get("model", UNKNOWN)
         if named == self._loaded_for and (named or not self.model or self.regression()):
+            if entry_key(state.get("commands_through", FROM_START)) > entry_key(self.line.commands_through):
+                self.stay_within(state)
             return True
         here, snapshot, why = False, None, "it is on its way"
         try:
@@ -66,10 +71,24 @@ class Follower:
         if named == "" and self.model and not self.regression():
             self.line, self.model, self.unused = self.make_line(), "", self.model
         self._loaded_for, self.loaded = named, True
-        # Commands that were refused are in no version.
-        through = state.get("commands_through", FROM_START)
-        self.line.commands_through = max(through, self.line.commands_through, key=entry_key)
+        self.stay_within(state)
         return True
+
+    def stay_within(self, state: Mapping[str, str]) -> None:
+        """Go on behind the commands and results that were seen, of those streams that Redis has now.
+
+        Commands that were refused are in no version. What lies beyond the end of its stream is of one that is gone: a
+        clock was ahead, and all that is new would be passed over until it is caught up with.
+        """
+        line, client, told = self.line, self.streams.client, state.get("commands_through", FROM_START)
+        line.commands_through = max(told, line.commands_through, key=entry_key)
+        end = _end(client, self.streams.control)
+        if entry_key(line.commands_through) > entry_key(end):
+            # Where Redis knows of some that were obeyed, its end alone is lost: none of the rest is to be obeyed again.
+            same = entry_key(FROM_START) < entry_key(told) <= entry_key(end)
+            line.commands_through = end if same else FROM_START
+        if line.scores_through and entry_key(line.scores_through) > entry_key(newest_id(client, self.streams.scores)):
+            line.scores_through = ""  # followed from the next result on: what is there may be another bank's
 
     def doubt(self) -> None:
         """Redis may be another server than before: where nothing was committed, look at the store again."""
@@ -87,6 +106,21 @@ class Follower:
         """What is to be said where the stream ends before what was learned."""
         return gone_back(self.line.name, self.streams.last_id(), self.line.applied_through, self._how_to_learn_anew)
 
+    def halt(self) -> str:
+        """The same, or that it did when the line was stopped for it: newer entries bring nothing back that is lost."""
+        return self.regression() or self.streams.state().get(STOPPED, "")
+
     @property
     def _how_to_learn_anew(self) -> str:
         return f"move {self.store.place} away and DEL {self.streams.state_key}"
+
+
+def _end(client: Any, key: str) -> str:
+    """Id of the newest entry ever added; unlike by `newest_id`, only an absent stream has none: an error that was taken
+    for that would have old commands carried out again."""
+    try:
+        return str(client.xinfo_stream(key)["last-generated-id"].decode())
+    except redis.ResponseError as error:
+        if "no such key" not in str(error):
+            raise
+        return FROM_START

@@ -32,6 +32,7 @@ class Replayed:
         self.most = most
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
         self._pool = torch.cuda.graph_pool_handle()  # shared: what a replay leaves is copied before the next
+        self._beside = torch.cuda.Stream(device)  # for all recordings: a block of the pool is of its stream alone
         self._refused = 2**31  # from so many images on nothing is recorded
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -59,7 +60,7 @@ class Replayed:
         return self._graphs[size]
 
     def _recorded(self, given: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
-        beside, graph = torch.cuda.Stream(self.device), torch.cuda.CUDAGraph()
+        beside, graph = self._beside, torch.cuda.CUDAGraph()
         beside.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(beside):  # where a recording fails, the stream before is the current one again
             for _ in range(WARM_UPS):

@@ -20,20 +20,27 @@ STOP_SECONDS = 2
 Probe = Callable[[], str]  # "" for well, else what is the matter
 
 
-def make_app(registry: CollectorRegistry, alive: Probe, ready: Probe) -> Starlette:
-    """The three pages; a probe answers 200 "ok", or 503 with what is the matter."""
+def make_app(registry: CollectorRegistry, alive: Probe, ready: Probe, reached: Probe) -> Starlette:
+    """The three pages; a probe answers 200 "ok", or 503 with what is the matter.
+
+    `/readyz?lines=0` goes by `reached` alone: what is the matter with one line is no reason to keep a whole fleet from
+    being updated.
+    """
 
     def metrics(_: Request) -> Response:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
-    def page(probe: Probe) -> Callable[[Request], Response]:
-        def answer(_: Request) -> Response:
-            problem = probe()
-            return PlainTextResponse(f"{problem or 'ok'}\n", 503 if problem else 200)
+    def answer(probe: Probe) -> Response:
+        problem = probe()
+        return PlainTextResponse(f"{problem or 'ok'}\n", 503 if problem else 200)
 
-        return answer
+    def healthz(_: Request) -> Response:
+        return answer(alive)
 
-    return Starlette(routes=[Route("/metrics", metrics), Route("/healthz", page(alive)), Route("/readyz", page(ready))])
+    def readyz(request: Request) -> Response:
+        return answer(reached if request.query_params.get("lines") == "0" else ready)
+
+    return Starlette(routes=[Route("/metrics", metrics), Route("/healthz", healthz), Route("/readyz", readyz)])
 
 
 class HttpServer:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from worker.errors import FencedError, RanksError, SnapshotError, one_line
 from worker.failpoints import failpoint
-from worker.following import Follower
+from worker.following import STOPPED, Follower
 from worker.lease import Lease
 from worker.line import PAUSED, SCORING, Line
 from worker.metrics import Metrics
@@ -102,11 +102,12 @@ class Keeper(Follower):
 
     def _open(self, epoch: int, resync: bool) -> None:
         """Begin to keep the line under a new epoch."""
-        problem = "" if resync else self.regression()
+        problem = "" if resync else self.halt()
         self.stopped = bool(problem)
         if problem:
             self.problem = problem
-            self.streams.show(epoch, {"problem": problem})
+            # Before the first commit it goes on by itself: nothing that Redis knows of is at stake.
+            self.streams.show(epoch, {"problem": problem, STOPPED: problem if self._loaded_for else ""})
             log.error("line stopped", line=self.line.name, problem=problem)
             return
         self.epoch, self._seq, self.owed = epoch, 0, Owed()
@@ -253,7 +254,7 @@ class Keeper(Follower):
         self.reading.acknowledge()
         if line.phase == SCORING:
             self.reading.acknowledge_rest()
-        self.saving.prune(self.settings.keep, stem)
+        self.saving.prune(self.settings.keep, stem, line.before)
         log.info("snapshot", line=line.name, model=stem, phase=line.phase, applied_through=line.applied_through)
 
     def _saved(self, wait: float) -> str:
@@ -268,7 +269,7 @@ class Keeper(Follower):
 
     def _publish(self, model: str, serving: Serving) -> None:
         """Commit the line's state as one, with what is owed."""
-        self._commit(committed(self.line, model, serving), self.owed)
+        self._commit({**committed(self.line, model, serving), STOPPED: ""}, self.owed)
         self.owed = Owed()
         self.model = self._loaded_for = model
         self.line.serve(serving)

@@ -44,6 +44,7 @@ class Line:
         self.applied_through = self.commands_through = FROM_START
         self.rate: float | None = None  # where a command has set it
         self.forgetting: float | None = None  # the same
+        self.before = ""  # the version that stood before a person last changed what is learned, for them to go back to
         self.learner = new_learner(config, pca_variance_ratio, device)
         self.threshold: Threshold | None = None
         self.serving = Serving(LEARNING, None, None)
@@ -233,6 +234,7 @@ class Line:
             "paused": self.paused,
             "applied_through": self.applied_through,
             "commands_through": self.commands_through,
+            "before": self.before,
             "scores_through": self.scores_through,
             "images_learned": self.learner.images_learned_,
             "images_quarantined": self.learner.images_quarantined_,
@@ -260,6 +262,7 @@ class Line:
                 "restore that, or learn anew under another line name"
             )
         self.paused, self.forgetting = metadata["paused"], metadata["forgetting"]
+        self.before = metadata.get("before", "")  # none by releases before this
         self.applied_through, self.commands_through = metadata["applied_through"], metadata["commands_through"]
         self.recent_scores, self.scores_through = tensors[TRACKED_SCORES].clone(), metadata["scores_through"]
         self.restore_model(tensors, metadata)

@@ -38,7 +38,7 @@ class Lines:
         # Asked for at each scrape, on another thread: a work loop that hangs is told of, too.
         self.metrics.line_keeper.labels(name).set_function(lambda: bool(keeper.epoch) and keeper.lease.held)
         owed = self.metrics.snapshot_owed_seconds.labels(name)
-        owed.set_function(lambda: keeper.schedule.owed_seconds if keeper.epoch else 0.0)
+        owed.set_function(lambda: keeper.schedule.owed_seconds if keeper.epoch and keeper.lease.held else 0.0)
         return keeper
 
     def close(self, name: str) -> None:
@@ -46,6 +46,18 @@ class Lines:
         for by_name in (self.configs, self.weights, self.keepers, self.looks, self.streams):
             by_name.pop(name)
         self.metrics.close_line(name)
+
+    def cut_off(self) -> None:
+        """Redis is not reached: drop what only it tells, and what is for another keeper to tell by now."""
+        for name, keeper in self.keepers.items():
+            self.metrics.forget_backlog(name)
+            if not keeper.lease.held:
+                self.metrics.forget_keeping(name)
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """What keeps lines from being kept; asked for on other threads, while lines come and go."""
+        return {name: keeper.problem for name, keeper in dict(self.keepers).items() if keeper.problem}
 
     def changes(self, wanted: Iterable[LineConfig]) -> tuple[list[str], list[LineConfig]]:
         """Names of the lines to be closed, and those to be opened after that; one configured otherwise is both."""

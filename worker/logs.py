@@ -43,21 +43,47 @@ def configure_logs(form: Literal["auto", "console", "json"]) -> Callable[[], Non
     """
     terminal = sys.stderr.isatty()
     people = form == "console" or (form == "auto" and terminal)
-    repeats = Repeats()
+    repeats, sink = Repeats(), Sink(sys.stderr)
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
             repeats,
+            sink.tell,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             *(_for_people(terminal) if people else _for_machines()),
         ],
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=lambda *_: sink,
     )
     root = logging.getLogger()
     if not any(isinstance(handler, ToStructlog) for handler in root.handlers):
         root.addHandler(ToStructlog())
     warnings.showwarning = _show_warning
     return repeats.tell_rest
+
+
+class Sink:
+    """Where lines go. On a full disk, or a pipe that nobody reads, the process goes on without them, and the next line
+    that goes through says how many were refused; the stream may have kept some of those, and writes them late."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.refused = 0
+        self._lock = threading.Lock()  # a line is whole
+
+    def tell(self, _logger: Any, _method: str, event: EventDict) -> EventDict:
+        return {**event, "lines_refused": self.refused} if self.refused else event
+
+    def msg(self, line: str) -> None:
+        with self._lock:
+            try:
+                self.stream.write(line + "\n")
+                self.stream.flush()
+            except OSError:
+                self.refused += 1
+            else:
+                self.refused = 0
+
+    debug = info = warning = error = critical = msg  # by the level, as structlog calls it
 
 
 def log_crash() -> None:

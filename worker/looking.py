@@ -131,12 +131,16 @@ def _means(keeper: Keeper, features: Features, dropped: list[str]) -> Means:
         dropped.extend(key for key, _ in find(entry, identity))
         return len(dropped)
 
+    def was_set_aside(entry: str, identity: str) -> bool:
+        return any(part.why == "quarantined" for _, part in find(entry, identity))
+
     def load(version: str | None) -> Snapshot:
         store, aside = keeper.store, keeper.store.remote
-        look = partial(load_for_rollback, store, keeper.fingerprint, keeper.model, version)
+        wanted = version if version is not None else keeper.line.before or None
+        look = partial(load_for_rollback, store, keeper.fingerprint, keeper.model, wanted)
         try:
             return waited(look, aside, min(LOAD_SECONDS, keeper.settings.timeout_seconds), store.place)
         except StoreError as error:
             raise RefusedError(str(error)) from None
 
-    return Means(of_part, forget_part, load, keeper.streams.last_id)
+    return Means(of_part, forget_part, was_set_aside, load, keeper.streams.last_id, keeper.model)

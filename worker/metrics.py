@@ -19,6 +19,7 @@ OF_THE_KEEPER = (
     "threshold", "drift", "line_phase", "bank_anchors", "bank_radius", "pca_components", "learning_outside_share",
     "learning_subspace_change",
 )  # fmt: skip
+OF_THE_BACKLOG = ("stream_lag", "pending", "oldest_pending")
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1, 1.05, 1.1, 1.25, 1.5, 2, 3, 5)
 
 
@@ -116,6 +117,10 @@ class Metrics:
     def forget_keeping(self, line: str) -> None:
         """Drop what only a line's keeper knows: another one tells it now, and an alert must not go on by the old."""
         self._drop(line, [getattr(self, name) for name in OF_THE_KEEPER])
+
+    def forget_backlog(self, line: str) -> None:
+        """Drop what waits of a line of which Redis does not tell: an alert must not go on by the old."""
+        self._drop(line, [getattr(self, name) for name in OF_THE_BACKLOG])
 
     def close_line(self, line: str) -> None:
         """Drop a line's series: it is served no more."""

@@ -158,15 +158,16 @@ class ObjectStore:
         with suppress(StoreError):  # it is found damaged again next time
             self.objects.mark(f"{stem}.bad")
 
-    def prune(self, keep: int, current: str) -> None:
-        """Remove what is older than `current`, but the newest `keep` and those that are pinned or set aside; with it,
-        what a killed or refused writer left. The manifest goes first, so that nobody finds one without its object."""
+    def prune(self, keep: int, current: str, before: str = "") -> None:
+        """Remove what is older than `current`, but the newest `keep`, the one that stood `before` the last change and
+        those that are pinned or set aside; with it, what a killed or refused writer left. The manifest goes first, so
+        that nobody finds one without its object."""
         try:
             names = self._names()
-            newest = _stems(names)[-keep:]
+            spared = [*_stems(names)[-keep:], before]
             for name in sorted(names, key=lambda name: not name.endswith(".json")):
                 stem = _stem(name)
-                old = STEM.match(stem) and stem < current and stem not in newest
+                old = STEM.match(stem) and stem < current and stem not in spared
                 if old and not {f"{stem}.pin", f"{stem}.bad"} & names and self.objects.read(f"{stem}.pin") is None:
                     self.objects.remove(name)
         except StoreError as error:  # what stays is removed with a later version

@@ -1,14 +1,12 @@
-"""The process around a Worker: its signals, and what a lost device means."""
+"""The process around a Worker: its signals, and how it ends."""
 
 import gc
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import FrameType
 
-import torch
-
 from worker.daemon import Worker
+from worker.devices import device_failures
 from worker.errors import DeviceError
 from worker.settings import Settings
 
@@ -28,26 +26,17 @@ def serve(worker: Worker) -> None:
         signal.signal(number, stop)
     signal.signal(signal.SIGHUP, lambda _signal, _frame: worker.reloading.set())
     device = worker.settings.worker.device
-    with _lost(device):
+    with device_failures(device):
         worker.startup()
     gc.collect()
     gc.freeze()  # what is there now stays: each full collection would look through it, 0.15 s that answers wait
     try:
-        with _lost(device):
+        with device_failures(device):
             worker.run()
             worker.drain()  # not after an error: a half-applied entry must not reach a snapshot
+    except DeviceError as error:
+        worker.crash_file.note(str(error))  # a part may trip it each time: then no batch must hold it again
+        raise
     finally:
         worker.shutdown()
         gc.unfreeze()  # libraries complain of what the interpreter's end finds uncollected
-
-
-@contextmanager
-def _lost(device: str) -> Iterator[None]:
-    """Raises DeviceError where the device fails within, or has no memory for a single image."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise DeviceError(f"{device} failed: {error}; lower model.max_batch or bank_size") from error
-    except torch.AcceleratorError as error:  # the process can use it no more
-        remedy = "start the worker again, as its supervisor should; what is not in a snapshot comes again"
-        raise DeviceError(f"{device} failed: {error}; {remedy}") from error

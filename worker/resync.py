@@ -22,9 +22,10 @@ def lost_meanwhile(keeper: Keeper) -> str:
     """
     keeper.lease.doubt()
     keeper.doubt()
+    state = keeper.streams.state()
+    keeper.stay_within(state)
     if not keeper.epoch:
         return ""
-    state = keeper.streams.state()
     epoch, holder = int(state.get("epoch", 0)), state.get("holder", "")
     if epoch > keeper.epoch or (epoch == keeper.epoch and holder not in ("", keeper.streams.holder)):
         name = holder.partition("#")[0] or "another worker"
@@ -51,14 +52,14 @@ class Resync:
         self._at: dict[str, float] = {}
 
     def __call__(self, keeper: Keeper, holder: str) -> None:
-        """Every second: go on if a person said so, or if the stream is as it was, or another keeper was told to."""
+        """Every second: go on if a person said so, or if Redis is as it was, or another keeper was told to."""
         name = keeper.line.name
         if time.monotonic() < self._at.get(name, 0.0):
             return
         self._at[name] = time.monotonic() + LOOK_SECONDS
         if not keeper.follow():
             return
-        if not keeper.regression():
+        if _is_back(keeper):
             keeper.stopped = False
             return
         commands = _up_to_resync(keeper)
@@ -69,6 +70,11 @@ class Resync:
                     keeper.line.commands_through = command.entry
                     keeper.refused(encode_reply(command, Reply(False, "the line was stopped; say it again")))
                 _go_on(keeper, commands[-1])
+
+
+def _is_back(keeper: Keeper) -> bool:
+    """Whether Redis has again what this keeper has loaded, and all that was learned from; or it knows of no version."""
+    return not keeper.halt() and keeper.streams.state().get("model", "") in ("", keeper.model)
 
 
 def _up_to_resync(keeper: Keeper) -> list[Command]:

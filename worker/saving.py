@@ -111,8 +111,9 @@ class Saving:
         stem, self.stem = self.stem, ""
         return stem
 
-    def prune(self, keep: int, current: str) -> None:
-        """`current` is committed: have the store remove what nobody needs; if it is still at that, with a later one."""
+    def prune(self, keep: int, current: str, before: str) -> None:
+        """`current` is committed, and `before` is to be gone back to: have the store remove what nobody needs; if it is
+        still at that, with a later one."""
         self._pinned = False
         if self._tidying is None or self._tidying.done():
-            self._tidying = begun(lambda: self.store.prune(keep, current), self.store.remote)
+            self._tidying = begun(lambda: self.store.prune(keep, current, before), self.store.remote)

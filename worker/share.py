@@ -51,9 +51,9 @@ class Share:
         try:
             failpoint("rank", f"{what}-{self.rank}")
             return dict(getattr(self, f"_{what}")(**message))
-        except (RanksError, torch.AcceleratorError, torch.OutOfMemoryError):
+        except (RanksError, torch.AcceleratorError):
             raise
-        except Exception as error:
+        except Exception as error:  # a lack of memory, too: who leaves an exchange has the others wait for it
             log.exception("a rank's part failed", what=what, rank=self.rank)
             return {"error": f"{type(error).__name__}: {one_line(error, 200)}"}
 
@@ -104,6 +104,8 @@ class Share:
         self._hold(ticket)
         try:
             self.whole = merged(self.learner)
+        except torch.AcceleratorError:
+            raise
         except RuntimeError as error:
             raise RanksError(f"the ranks' statistics are not merged: {one_line(error, 300)}") from error
         return {}

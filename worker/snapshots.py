@@ -145,9 +145,11 @@ class SnapshotStore:
             path.rename(path.with_suffix(".bad"))
             _fsync_folder(self.directory)
 
-    def prune(self, keep: int, current: str) -> None:
-        """Remove all but the newest `keep`, `current` and those that are pinned, and what a killed writer left."""
-        old = [self._path(stem) for stem in self.stems()[:-keep] if stem != current and not self.pinned(stem)]
+    def prune(self, keep: int, current: str, before: str = "") -> None:
+        """Remove all but the newest `keep`, `current`, the one that stood `before` the last change and those that are
+        pinned, and what a killed writer left."""
+        spared = (current, before)
+        old = [self._path(stem) for stem in self.stems()[:-keep] if stem not in spared and not self.pinned(stem)]
         for path in [*old, *self.directory.glob("*.tmp")]:
             with suppress(OSError):  # what stays is removed with a later version
                 path.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ import torch
 
 from worker.errands import waited
 from worker.errors import AbsentError, ModelError, RefusedError, SnapshotError, StoreError
-from worker.line import Line
+from worker.line import SCORING, Line
 from worker.snapshots import STEM, Snapshot
 from worker.stores import Store
 from worker.streams.line_streams import FROM_START, entry_key
@@ -109,24 +109,28 @@ def not_used(line: str, stem: str) -> str:
 
 
 def load_for_rollback(store: Store, fingerprint: str, present: str, version: str | None) -> Snapshot:
-    """The version of that name, or the one before the present.
+    """The version of that name; without one, where no change is known of, the newest before the present that scores.
 
     Raises:
         RefusedError: there is none, or it cannot be used; the text lists those there are.
     """
     try:
         stems = store.stems()
-        earlier = [stem for stem in stems if stem < present]
-        stem = version if version is not None else (earlier[-1] if earlier else None)
-        if stem is None or stem not in stems:
-            named = "none before the present one" if stem is None else f"{stem!r:.60}"
-            raise RefusedError(f"version {named} is not there; there are {', '.join(stems) or 'none'}")
+        stem = version if version is not None else _scored_before(store, present)
+        if stem not in stems:
+            missing = f"version {stem!r:.60}" if stem else "a version before the present one that scores"
+            raise RefusedError(f"{missing} is not there; there are {', '.join(stems) or 'none'}")
         snapshot = store.load(stem)
     except (SnapshotError, AbsentError, ModelError) as error:
         raise RefusedError(str(error)) from None
     if snapshot.metadata["fingerprint"] != fingerprint:
         raise RefusedError(f"{stem} was learned with another backbone, weights, layers or input_shape")
     return snapshot
+
+
+def _scored_before(store: Store, present: str) -> str:
+    earlier = (each for each in reversed(store.kept()) if each.stem < present and not each.bad)
+    return next((each.stem for each in earlier if each.about.get("phase") == SCORING), "")
 
 
 def learned_in(stores: Iterable[Store], seconds: float) -> torch.dtype | None:

@@ -20,6 +20,7 @@ from worker.streams.reads import backlogs
 READ, PAGES = 500, 10  # results in one call, calls in one turn
 REFIT_EVERY = 64  # scores
 BINS = 24  # of calibration's scores at most, as people are shown them; fewer where these are few
+BACKLOG_SECONDS = 2.0  # between looks at what waits
 MOVED = 0.01  # share of the threshold: what is less is no news
 
 
@@ -131,11 +132,25 @@ def set_gauges(metrics: Metrics, line: Line) -> None:
         metrics.pca_components.labels(name).set(bank.images.shape[1])
 
 
-def show_backlogs(client: Any, lines: Iterable[LineStreams], metrics: Metrics) -> None:
+class Backlogs:
     """What waits to be answered, and for how long, of each line."""
-    seconds, _ = client.time()
-    for name, (lag, pending, oldest) in backlogs(client, lines).items():
-        age = seconds - entry_key(oldest)[0] / 1000 if oldest else 0.0
-        metrics.stream_lag.labels(name).set(float("nan") if lag is None else lag)
-        metrics.pending.labels(name).set(pending)
-        metrics.oldest_pending.labels(name).set(max(0.0, age))
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.metrics = metrics
+        self._at = 0.0
+
+    def __call__(self, client: Any, lines: Iterable[LineStreams]) -> None:
+        """Show it now and then; of a line that Redis does not tell of, nothing rather than what was."""
+        if time.monotonic() < self._at:
+            return
+        self._at = time.monotonic() + BACKLOG_SECONDS
+        seconds, _ = client.time()
+        asked, metrics = list(lines), self.metrics
+        told = backlogs(client, asked)
+        for name in {streams.line for streams in asked} - told.keys():
+            metrics.forget_backlog(name)
+        for name, (lag, pending, oldest) in told.items():
+            age = seconds - entry_key(oldest)[0] / 1000 if oldest else 0.0
+            metrics.stream_lag.labels(name).set(float("nan") if lag is None else lag)
+            metrics.pending.labels(name).set(pending)
+            metrics.oldest_pending.labels(name).set(max(0.0, age))

@@ -198,8 +198,10 @@ def _untrained(name: BackboneName) -> nn.Module:
 
 def _random(name: BackboneName, weights: str) -> nn.Module:
     seed = weights.removeprefix("random:")
-    if not seed.isdigit():
-        raise BackboneError(f'weights {weights!r}: expected "random:SEED" with a whole number, such as "random:0"')
+    if not (seed.isascii() and seed.isdigit() and len(seed) < 20):  # torch takes 64 bits
+        raise BackboneError(
+            f'weights {weights!r}: expected "random:SEED" with a whole number of at most 19 digits, such as "random:0"'
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(seed))
         return _untrained(name)

@@ -146,7 +146,7 @@ def collect(batches: Iterable[Tensor]) -> tuple[NDArray[np.float32], int]:
         B, P, D = check_features(features, D).shape
         n = len(rows)
         rows.resize((n + B * P, D), refcheck=False)  # no other array looks at it
-        rows[n:] = features.reshape(B * P, D).cpu().numpy()  # GPU sync
+        rows[n:] = features.detach().reshape(B * P, D).float().cpu().numpy()  # GPU sync
         images += B
     if len(rows) < 2:
         raise ValueError(f"{len(rows)} patches in {images} images, expected at least 2: is the loader empty?")

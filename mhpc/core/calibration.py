@@ -162,11 +162,13 @@ def _fit_body(x: NDArray[np.float64], shape: float) -> Body | None:
 
     The share of scores in excess of the tail is sup (S_n - S) over the largest, S_n their empirical survival function;
     since it moves the quantiles, the fit is repeated among 1 - excess of the scores. Equal scores have no scale, and
-    where the excess is more than MAX_TRIMMED it is no minority of defective parts but another product, say.
+    where more than MAX_TRIMMED of them are in excess anywhere in the upper half, it is no minority of defective parts
+    but another product, say, of which much may score below the largest tenth.
     """
     n, excess = len(x), 0.0
-    top = x[int(n * (1 - MAX_TRIMMED)) - 1 :]
+    top = x[n // 2 :]
     survival = np.arange(len(top), 0, -1) / n
+    largest = int(n * (1 - MAX_TRIMMED)) - 1 - n // 2
     for _ in range(BODY_ROUNDS):
         m = n * (1 - excess)
         i = np.arange(int(m * BODY[0]), int(m * BODY[1]))
@@ -174,9 +176,10 @@ def _fit_body(x: NDArray[np.float64], shape: float) -> Body | None:
         scale, location, *_ = stats.linregress(z, x[i])
         if not scale > 0:
             return None
-        excess = max(0.0, float((survival - stats.genextreme.sf(top, -shape, location, scale)).max()))
-        if excess > MAX_TRIMMED:
+        beyond = survival - stats.genextreme.sf(top, -shape, location, scale)
+        if beyond.max() > MAX_TRIMMED:
             return None
+        excess = max(0.0, float(beyond[largest:].max()))
     return Body(float(location), float(scale), shape, excess)
 
 

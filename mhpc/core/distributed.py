@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mhpc.core.choices import PatchCoreAggregation
 from mhpc.core.learner import OnePassLearner, Step
-from mhpc.core.memory_bank import MemoryBank
+from mhpc.core.memory_bank import MemoryBank, check_pinned
 from mhpc.core.recent import RECENT, Convergence, Recent
 from mhpc.linalg import Moments, nearest_index
 
@@ -76,13 +76,16 @@ def merged(learner: OnePassLearner) -> OnePassLearner | None:
     sums; an anchor's support is, of each rank, the largest of the anchors nearest to where it is now, and their sum.
 
     Raises:
-        ValueError: the bank is a reservoir, or the space has no moments.
+        ValueError: the bank is a reservoir, the space has no moments, or pinned anchors of all ranks would take more
+            than half of the bank; on every rank, so that none waits for another.
     """
     if learner.aggregation is PatchCoreAggregation.NONE:
         raise ValueError("aggregation is NONE, a uniform sample: ranks are merged with GREEDY or KMEANS")
     if not learner.space.needs_moments:
         raise ValueError("EUCLIDEAN without PCA: ranks are merged in a space of their moments")
-    D = _most(learner, 0 if learner.bank_ is None else learner.bank_.anchors.shape[1])
+    D = _over_ranks(learner, 0 if learner.bank_ is None else learner.bank_.anchors.shape[1], dist.ReduceOp.MAX)
+    pinned = int(learner.bank_.pinned.sum()) if isinstance(learner.bank_, MemoryBank) else 0  # GPU sync
+    check_pinned(_over_ranks(learner, pinned, dist.ReduceOp.SUM), learner.bank_size)
     learned = gather_rows(_counts(learner)[None])
     recent = {name: gather_rows(getattr(learner.recent_, name).to(learner.device)) for name in Recent.STATE}
     if D == 0:
@@ -110,10 +113,10 @@ def mean_convergence(parts: list[Convergence]) -> Convergence:
     return Convergence(sum(part.outside for part in parts) / len(parts), max(part.change for part in parts))
 
 
-def _most(learner: OnePassLearner, number: int) -> int:
-    most = torch.tensor([number], device=learner.device)
-    dist.all_reduce(most, dist.ReduceOp.MAX)
-    return int(most)  # GPU sync
+def _over_ranks(learner: OnePassLearner, number: int, how: dist.ReduceOp.RedOpType) -> int:
+    found = torch.tensor([number], device=learner.device)
+    dist.all_reduce(found, how)
+    return int(found)  # GPU sync
 
 
 def _counts(learner: OnePassLearner) -> Tensor:

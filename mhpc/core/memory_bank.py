@@ -246,12 +246,7 @@ class MemoryBank(Bank):
             ValueError: pinned anchors would take more than half of the bank.
         """
         fresh = farthest_first(z, len(z), distances, radius).indices
-        n, most = int(self.pinned.sum()) + len(fresh), int(MAX_PINNED * self.bank_size)
-        if n > most:
-            raise ValueError(
-                f"{n} anchors would be pinned, at most {most} may be of a bank of {self.bank_size}: raise bank_size, "
-                "or relearn, so that what is normal is learned from the stream"
-            )
+        check_pinned(int(self.pinned.sum()) + len(fresh), self.bank_size)
         older = torch.full((len(fresh),), -1, device=x.device)
         self._append(x[fresh], z[fresh], older, pinned=True)
         return len(fresh)
@@ -270,3 +265,13 @@ class MemoryBank(Bank):
             gone[0] = False
         self._keep((~gone).nonzero()[:, 0])
         return int(gone.sum())
+
+
+def check_pinned(n: int, bank_size: int) -> None:
+    """Raise ValueError where n pinned anchors would take more than half of a bank."""
+    most = int(MAX_PINNED * bank_size)
+    if n > most:
+        raise ValueError(
+            f"{n} anchors would be pinned, at most {most} may be of a bank of {bank_size}: raise bank_size, "
+            "or relearn, so that what is normal is learned from the stream"
+        )

@@ -237,10 +237,11 @@ class MHPatchCore:
     def load(
         cls, path: str | Path, device: torch.device | str = "cpu", backbone: nn.Module | None = None
     ) -> "MHPatchCore":
-        """The model that `save` wrote.
+        """The model that `save` wrote. A backbone that it names as "package.module:function" is imported and called
+        before its hash is known: load only files of people you trust, or give `backbone=`, and nothing is called.
 
         Args:
-            backbone: the module, where the model was made with one.
+            backbone: the module, where the model was made with one, or in place of a function that the file names.
 
         Raises:
             ValueError: not such a file, or the backbone's parameters are not those it was learned with.

@@ -22,9 +22,9 @@ class DeviceError(RuntimeError):
 
 
 def check_device(name: str) -> None:
-    """Raise DeviceError unless tensors can be made on the device."""
+    """Raise DeviceError unless tensors can be made on the device, and read."""
     try:
-        torch.zeros(1, device=name)
+        float(torch.zeros(1, device=name))  # GPU sync
     except (RuntimeError, AssertionError) as error:
         raise DeviceError(f"device {name!r} cannot be used ({_first_line(error)}); give cpu, cuda or cuda:N") from None
 

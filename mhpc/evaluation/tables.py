@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, NamedTuple
 
 from rich import box
@@ -92,8 +93,23 @@ def check_output(output: Output) -> None:
     if str(output.json) == str(output.csv) == "-":
         raise ValueError('--json and --csv both ask for stdout ("-"); give one of them a file')
     for path in (output.json, output.csv):
-        if path is not None and str(path) != "-" and not path.absolute().parent.is_dir():
-            raise ValueError(f"{path}: there is no folder {path.absolute().parent} to write it in")
+        if path is not None and str(path) != "-":
+            _check_writable(path)
+
+
+def _check_writable(path: Path) -> None:
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise ValueError(f"{path}: there is no folder {folder} to write it in")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, expected a file to write")
+    if path.is_fifo():  # to open it waits for a reader, and closing it is that one's end
+        return
+    try:
+        with path.open("ab") if path.exists() else TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def _as_csv(rows: Sequence[Row]) -> str:

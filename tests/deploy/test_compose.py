@@ -1,5 +1,6 @@
 """deploy/compose.yaml: Compose takes it, its checks tell health, and it keeps secrets, ports and rights to itself."""
 
+import os
 import re
 import shutil
 import stat
@@ -125,6 +126,18 @@ def test_a_user_that_the_script_does_not_know_is_refused(tmp_path: Path) -> None
     assert [path.name for path in copy.iterdir() if path.name.startswith("secrets") and path.is_dir()] == []
 
 
+@pytest.mark.parametrize("name", ["CORP\\anna", "anna b", "anna:x", "änna"])
+def test_a_name_that_the_console_would_not_take_is_refused_before_anything_is_made(tmp_path: Path, name: str) -> None:
+    copy = tmp_path / "deploy"
+    shutil.copytree(ROOT / "deploy", copy, ignore=shutil.ignore_patterns("secrets"))
+    before = sorted(copy.iterdir())
+    command = [str(copy / "secrets.sh"), name]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"})
+    assert ended.returncode == 1
+    assert "expected letters, digits and _.@- alone; name one: deploy/secrets.sh NAME" in ended.stderr
+    assert sorted(copy.iterdir()) == before
+
+
 @pytest.mark.parametrize(("file", "user"), [("worker.toml", "worker"), ("console.toml", "operator")])
 def test_the_configurations_load_and_name_what_is_mounted(services: dict[str, Service], file: str, user: str) -> None:
     settings = load_settings(ROOT / "deploy" / "config" / file, environ={})
@@ -177,7 +190,7 @@ def test_redis_starts_as_it_is_configured_and_its_check_tells_when_it_is_gone(de
     ],
 )
 def test_a_worker_or_console_that_is_not_well_fails_its_check(service: str, alive: str, ready: str, well: bool) -> None:
-    server = HttpServer(HttpSettings(port=0), make_app(CollectorRegistry(), lambda: alive, lambda: ready))
+    server = HttpServer(HttpSettings(port=0), make_app(CollectorRegistry(), lambda: alive, lambda: ready, str))
     server.start()
     try:
         port = "9108" if service == "worker" else "9109"

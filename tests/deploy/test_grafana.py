@@ -108,6 +108,14 @@ def test_what_panels_and_links_point_to_exists() -> None:
     assert urls == {dashboard("fleet")["uid"], dashboard("line")["uid"]}
 
 
+def test_what_was_lost_is_counted_as_the_alert_counts_it() -> None:
+    """What was lost while no worker ran is in the first sample, of which there is no increase."""
+    (panel,) = (panel for panel in panels("fleet") if panel["title"] == "Lost in 24 hours")
+    counted = RULES["MhpcEntriesLost"]["expr"].replace("sum by (line)", "sum").replace("1h", "24h")
+    (target,) = panel["targets"]
+    assert target["expr"].split() == f"{counted} or vector(0)".replace("sum (", "sum(").split()
+
+
 def test_what_is_provisioned_lies_where_compose_mounts_it() -> None:
     grafana = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["grafana"]
     mounts = dict(volume.split(":")[:2] for volume in grafana["volumes"])

@@ -11,12 +11,15 @@ from typing import Any
 import pytest
 import yaml
 from prometheus_client import CollectorRegistry
+from starlette.testclient import TestClient
 
 from tests.deploy.composing import HOW, ROOT
 from tests.deploy.promql import exported, problems
 from worker.configuration import load_settings
+from worker.crashes import SIGNS
 from worker.errors import ConfigurationError
 from worker.http import make_app
+from worker.pulse import STALLED_SECONDS
 
 FOLDER = ROOT / "deploy" / "kubernetes"
 VERSIONS = ("1.32", "1.37")  # the oldest and the newest that are checked
@@ -147,12 +150,19 @@ def test_what_kubernetes_tells_of_services_a_worker_would_refuse() -> None:
 
 
 def test_probes_ask_for_pages_that_there_are() -> None:
-    pages = {str(route.path) for route in make_app(CollectorRegistry(), str, str).routes}  # type: ignore[attr-defined]  # all are Routes
+    pages = TestClient(make_app(CollectorRegistry(), str, lambda: "line press-3: stopped", str))
     for container in CONTAINERS:
         asked = {kind: container[f"{kind}Probe"]["httpGet"] for kind in ("startup", "liveness", "readiness")}
-        assert {probe["path"] for probe in asked.values()} <= pages
+        assert {pages.get(probe["path"]).status_code for probe in asked.values()} == {200}  # whatever one line has
         assert {probe["port"] for probe in asked.values()} == {port["name"] for port in container["ports"]}
-        assert (asked["liveness"]["path"], asked["readiness"]["path"]) == ("/healthz", "/readyz")
+        assert (asked["liveness"]["path"], asked["readiness"]["path"]) == ("/healthz", "/readyz?lines=0")
+
+
+def test_a_worker_that_hangs_ends_itself_before_it_is_ended_from_outside() -> None:
+    """Which would leave no traceback: the next one would hang by the same part."""
+    for container in CONTAINERS:
+        probe = container["livenessProbe"]
+        assert (probe["failureThreshold"] - 1) * probe["periodSeconds"] > 2 * STALLED_SECONDS / SIGNS
 
 
 def test_a_worker_is_given_as_long_to_end_as_elsewhere() -> None:

@@ -86,6 +86,8 @@ NOT_RUN = {
     "docker compose -f deploy/compose.yaml kill -s HUP worker": ENGINE,
     "docker compose -f deploy/compose.yaml --profile gpu kill -s HUP worker-gpu": ENGINE,
     "docker compose -f deploy/compose.yaml ps": ENGINE,
+    "docker compose -f deploy/compose.yaml exec grafana sh -c 'grafana cli admin reset-admin-password "
+    """"$(cat /run/secrets/grafana_admin)"'""": ENGINE,
     "docker compose -f deploy/compose.yaml cp worker:/var/lib/mhpc/snapshots snapshots": ENGINE,
     "docker compose -f deploy/compose.yaml --profile gpu cp worker-gpu:/var/lib/mhpc/snapshots snapshots": ENGINE,
     "docker compose -f deploy/compose.yaml exec worker mhpc-worker status --config /etc/mhpc/worker.toml": ENGINE,

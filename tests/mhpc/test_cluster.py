@@ -213,6 +213,22 @@ def test_fit_refuses_fewer_rows_than_clusters_even_where_centers_are_given() -> 
     assert float(kmeans.partial_fit(blobs(4)).counts_.sum()) == 4  # of a stream more may come
 
 
+@pytest.mark.parametrize("asked", [3, 8])
+def test_another_number_of_clusters_is_for_the_next_fit_and_until_then_the_centers_are_those_that_began(
+    asked: int,
+) -> None:
+    x = blobs()
+    ours, same = (MiniBatchKMeans(5, init=x[:5]).partial_fit(x[:300]) for _ in range(2))
+    theirs = sklearn.cluster.MiniBatchKMeans(5, init=x[:5].numpy(), n_init=1).partial_fit(x[:300].numpy())
+    for one in (ours, theirs):
+        one.set_params(n_clusters=asked).partial_fit(x[300:].numpy())
+        assert one.transform(x.numpy()).shape == (600, 5)
+        assert len(one.get_feature_names_out()) == 5
+    assert torch.equal(ours.cluster_centers_, same.partial_fit(x[300:]).cluster_centers_)
+    assert float(ours.counts_.sum()) == 600
+    assert len(ours.set_params(init="k-center").fit(x).get_feature_names_out()) == asked
+
+
 def test_a_state_of_another_number_of_clusters_is_refused() -> None:
     state = MiniBatchKMeans(5).fit(blobs()).state_dict()
     with pytest.raises(ValueError, match=r"the state's cluster_centers has shape \[5, 4\], expected \[6, D\]"):

@@ -114,6 +114,23 @@ def test_float32_rows_come_close_under_a_large_offset() -> None:
     np.testing.assert_allclose(cov.covariance(), expected, rtol=0, atol=1e-4 * expected.max())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rows_whose_squares_overflow_are_refused_and_not_learned(dtype: torch.dtype) -> None:
+    x = correlated(50, 3).to(dtype)
+    beyond = x * torch.finfo(dtype).max ** 0.6
+    assert bool(beyond.isfinite().all())
+    cov, pca = OnlineCovariance(3, dtype).update(x), IncrementalPCA().partial_fit(x)
+    for learn in (cov.update, pca.partial_fit, pca.fit):
+        with pytest.raises(
+            ValueError, match=r"rows \[50, 3\] of up to .*e\+\d+ have squares whose sum overflows torch\.float"
+        ):
+            learn(beyond)
+        for moments in (cov.moments_, pca.moments_):
+            torch.testing.assert_close(moments.scatter / 49, x.double().T.cov(), rtol=1e-4, atol=1e-4)
+    if dtype is torch.float32:
+        assert bool(OnlineCovariance(3, torch.float64).update(beyond).covariance().isfinite().all())
+
+
 @pytest.mark.parametrize(("n", "unbiased"), [(0, True), (1, True), (0, False)])
 def test_the_covariance_of_too_few_rows_is_refused(n: int, unbiased: bool) -> None:
     cov = OnlineCovariance(3)

@@ -1,5 +1,8 @@
 import io
+import subprocess
 import sys
+import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -76,6 +79,28 @@ def test_tensors_give_tensors_and_arrays_give_arrays_of_the_same_type(name: str,
     assert chosen.shape == (200 if name == "identity" else 50, 140)
     assert bool((features == before).all())
     assert bool((chosen == features[sampler.select(features).numpy()]).all())
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", ["<f4", ">f4", "<f8", ">f8"])
+def test_arrays_of_any_layout_are_taken_as_they_are(name: str, kind: str, tmp_path: Path) -> None:
+    x = heavy_tailed(100, 5).astype(kind)
+    np.save(tmp_path / "x.npy", x)
+    given = [x, x[::-1], x[:, ::-1], np.asfortranarray(x), np.load(tmp_path / "x.npy", mmap_mode="r")[::-1]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for features in given:
+            expected = features[make_sampler(name, 0.3).select(np.array(features, kind[1:], order="C")).numpy()]
+            chosen = make_sampler(name, 0.3).run(features)
+            assert chosen.dtype == kind
+            np.testing.assert_array_equal(chosen, expected)
+
+
+def test_a_read_only_array_is_no_reason_to_warn() -> None:
+    # torch warns of it once in a process: here it is a fresh one
+    program = "import numpy as np; from mhpc.sampler import RandomSampler as R; x = np.random.rand(9, 2).astype('f4'); "
+    program += "x.flags.writeable = False; assert len(R(0.5).run(x)) == 4"
+    assert subprocess.run([sys.executable, "-W", "error", "-c", program], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -122,6 +122,19 @@ def test_a_batch_whose_weights_are_refused_leaves_the_centers_as_they_were() -> 
     assert_same_state(one, twin)
 
 
+@pytest.mark.parametrize("e", [IncrementalPCA(3), MiniBatchKMeans(4)])
+def test_the_names_of_features_end_with_the_model_that_learned_them(e: Any) -> None:
+    pandas: Any = pytest.importorskip("pandas")
+    table = pandas.DataFrame(rows().numpy(), columns=list("abcde"))
+    state = clone(e).fit(rows()).state_dict()
+    anew: list[Callable[[Any], Any]] = [lambda one: one.fit(rows()[:, 1:]), lambda one: one.load_state_dict(state)]
+    for learn_anew in anew:
+        one = clone(e).fit(table)
+        assert one.partial_fit(rows()).feature_names_in_.tolist() == list("abcde")  # the features are the same
+        assert not hasattr(learn_anew(one), "feature_names_in_")
+    assert not hasattr(IncrementalPCA(3).fit(table).restore(IncrementalPCA().fit(rows()).moments_), "feature_names_in_")
+
+
 def test_they_make_a_pipeline_that_names_its_features() -> None:
     pipeline = make_pipeline(IncrementalPCA(3), MiniBatchKMeans(2))
     assert pipeline.fit_transform(rows().numpy()).shape == (40, 2)

@@ -178,10 +178,10 @@ def with_room(settings: Settings, monkeypatch: pytest.MonkeyPatch, free: int) ->
     return settings
 
 
-def test_room_is_for_all_versions_and_the_one_that_is_written(
+def test_room_is_for_all_versions_that_before_the_last_change_and_the_one_that_is_written(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = 4 * largest_version(line_configs(settings)[0], 384)
+    wanted = 5 * largest_version(line_configs(settings)[0], 384)
     with_room(settings, monkeypatch, wanted)
     outcome, text = only(look_at_room(settings, 384))
     assert (outcome, text) == (OK, f"{wanted / 1e6:.0f} MB free, up to {wanted / 1e6:.0f} MB more are needed")
@@ -195,10 +195,10 @@ def test_what_lies_there_already_is_no_further_need(
 ) -> None:
     store = write(settings, line, stem_of(1, 1))
     size = store.files()[0].stat().st_size
-    with_room(settings, monkeypatch, 3 * size)
+    with_room(settings, monkeypatch, 4 * size)
     assert only(look_at_room(settings, None))[0] == OK
-    with_room(settings, monkeypatch, 3 * size - 1)
-    with pytest.raises(SnapshotError, match=r"1 lines with 3 versions each need up to"):
+    with_room(settings, monkeypatch, 4 * size - 1)
+    with pytest.raises(SnapshotError, match=r"1 lines with 4 versions each need up to"):
         only(look_at_room(settings, None))
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import redis
+import torch
 from rich.console import Console
 
 from tests.conftest import PrivateRedis
@@ -111,6 +112,24 @@ def test_all_items_are_tried_each_failing_one_tells_its_remedy_and_the_first_cou
     assert "hunter2" not in "".join(lines)
 
 
+@pytest.mark.parametrize(("place", "failing"), [("PatchFeatures", "model"), ("failpoint", "disk")])
+@pytest.mark.parametrize("error", [torch.AcceleratorError, torch.OutOfMemoryError])
+def test_a_device_that_fails_is_a_row_with_the_remedy_and_what_follows_is_looked_at(
+    sections: dict[str, Any], monkeypatch: pytest.MonkeyPatch, place: str, failing: str, error: type[Exception]
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise error("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr(f"worker.engine.{place}", fails)  # when the model goes there, or at the first picture
+    lines, failure = checked(small_settings("press-3", **sections))
+    assert isinstance(failure, DeviceError)
+    marks = {text.split()[1]: text.split()[0] for text in lines}
+    assert (marks[failing], list(marks)) == ("FAIL", list(ITEMS))
+    remedy = "nvidia-smi" if error is torch.AcceleratorError else "max_batch"
+    assert "unspecified launch failure" in str(failure)
+    assert remedy in str(failure)
+
+
 def test_a_server_that_is_too_old_is_refused(sections: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worker.checks.OLDEST_VERSION", (99, 0))
     _, failure = checked(small_settings("press-3", **sections))
@@ -124,7 +143,7 @@ def test_a_server_that_is_too_old_is_refused(sections: dict[str, Any], monkeypat
 def test_a_port_that_a_worker_has_is_a_note_and_one_that_another_program_has_a_failure(
     sections: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = HttpServer(HttpSettings(port=0), make_app(Metrics().registry, str, str))
+    server = HttpServer(HttpSettings(port=0), make_app(Metrics().registry, str, str, str))
     server.start()
     try:
         with monkeypatch.context() as patient:  # the program below that answers nobody is not waited for so long

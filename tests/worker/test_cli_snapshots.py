@@ -54,6 +54,15 @@ def test_list_shows_what_each_version_is(
     assert rows[0]["bytes"] == (store.directory / f"{STEMS[0]}.safetensors").stat().st_size
 
 
+def test_list_marks_the_version_that_a_rollback_takes(
+    call: Call, config: Any, client: redis.Redis, line: str, store: SnapshotStore
+) -> None:
+    client.hset(LineStreams(client, line).state_key, "model", STEMS[3])
+    store.write(STEMS[3], {"mean": torch.zeros(3)}, METADATA | {"before": STEMS[1]})
+    assert [row["version"] for row in listed(call, config()) if row["before"]] == [STEMS[1]]
+    assert "< for rollback" in call("snapshots", "list", "--config", config()).out
+
+
 def test_list_fits_into_80_columns(
     call: Call, config: Any, client: redis.Redis, line: str, store: SnapshotStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

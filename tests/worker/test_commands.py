@@ -186,7 +186,7 @@ def test_rolling_back_across_another_top_k_is_refused(make_keeper: MakeKeeper, s
     keeper = trained(make_keeper, streams)
     scoring = keeper.line.config.scoring.model_copy(update={"top_k": 1})
     keeper.line.config = keeper.line.config.model_copy(update={"scoring": scoring})
-    ok, text = told(keeper, "rollback")
+    ok, text = told(keeper, "rollback", version=keeper.model)
     assert not ok
     assert text.endswith("was calibrated with scoring.top_k 3, it is 1")
 

@@ -8,13 +8,28 @@ import pytest
 from worker.crashes import CrashFile
 
 PROGRAM = """
-import faulthandler, os, signal, sys
+import faulthandler, os, signal, sys, threading, time
 from pathlib import Path
 from worker.crashes import CrashFile
 file = CrashFile(Path(sys.argv[1]), "hall/7")
 print(file.open(), flush=True)
 if sys.argv[2] == "end":
     file.close()
+elif sys.argv[2] == "note":
+    file.note("cuda failed: out of memory")
+    file.close()
+elif sys.argv[2] == "hang":
+    file.watch(time.monotonic(), 0.5)
+    threading.Event().wait()
+elif sys.argv[2] == "live":
+    for _ in range(10):
+        file.watch(time.monotonic(), 2.0)
+        time.sleep(0.4)
+    file.close()
+    time.sleep(3.0)
+elif sys.argv[2] == "old":
+    while True:  # it turns, but what it has threads do hangs
+        file.watch(0.0, 0.5)
 else:
     os.kill(os.getpid(), getattr(signal, sys.argv[2]))
 """
@@ -42,6 +57,24 @@ def test_a_crash_leaves_its_traceback_for_people(tmp_path: Path) -> None:
     ended(tmp_path, "SIGSEGV")
     ended(tmp_path, "end")
     assert "Segmentation fault" in (tmp_path / ".hall%2F7.crash.last").read_text()
+
+
+@pytest.mark.parametrize("how", ["hang", "old"])
+def test_a_process_that_hangs_ends_by_itself_as_one_that_crashed(tmp_path: Path, how: str) -> None:
+    assert ended(tmp_path, how) == ("False", 1)
+    assert ended(tmp_path, "end") == ("True", 0)
+    assert "Timeout" in (tmp_path / ".hall%2F7.crash.last").read_text()
+
+
+def test_a_process_that_gives_signs_of_life_lives_on_and_needs_none_once_it_ends(tmp_path: Path) -> None:
+    assert ended(tmp_path, "live") == ("False", 0)
+    assert ended(tmp_path, "end") == ("False", 0)
+
+
+def test_a_note_is_to_the_next_process_as_a_crash(tmp_path: Path) -> None:
+    assert ended(tmp_path, "note") == ("False", 0)
+    assert ended(tmp_path, "end") == ("True", 0)
+    assert (tmp_path / ".hall%2F7.crash.last").read_text() == "cuda failed: out of memory"
 
 
 def test_a_folder_that_cannot_be_written_is_said_and_stops_nothing(

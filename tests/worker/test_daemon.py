@@ -8,7 +8,6 @@ from tests.worker.playing import answered, in_phase, results, send
 from tests.worker.station import stained
 from tests.worker.test_metrics import EXPECTED
 from tests.worker.turning import Run, get
-from worker.daemon import Worker
 from worker.line import CALIBRATING, LEARNING, SCORING
 from worker.streams.control import send as command
 from worker.streams.control import wait_for_reply
@@ -87,13 +86,6 @@ def test_the_probes_are_well_while_all_is_well(run: Run, settings: Any, line: st
     assert get(worker, "/healthz") == (200, "ok\n")
     assert eventually(lambda: get(worker, "/readyz")[0] == 200)
     assert get(worker, "/readyz") == (200, "ok\n")
-
-
-def test_the_health_probe_tells_when_the_loop_stands_still(settings: Any, line: str) -> None:
-    worker = Worker(settings(line))
-    assert worker.alive() == ""
-    worker.turn_at -= 500
-    assert worker.alive() == "no turn of the work loop for 500 s"
 
 
 def test_a_paused_line_goes_on_answering(run: Run, settings: Any, client: redis.Redis, line: str) -> None:

@@ -23,6 +23,13 @@ from worker.streams.line_streams import LEARNING as LEARNING_GROUP
 from worker.streams.reads import read_new
 
 
+def backlog(worker: Worker, line: str) -> dict[str, float]:
+    """What is told of what waits."""
+    names = ("mhpc_stream_lag_entries", "mhpc_pending_entries", "mhpc_oldest_pending_seconds")
+    found = {name: worker.metrics.registry.get_sample_value(name, {"line": line}) for name in names}
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def test_redis_may_be_killed_and_come_back_empty(
     private_redis: PrivateRedis, run: Run, settings: Any, line: str
 ) -> None:
@@ -30,10 +37,12 @@ def test_redis_may_be_killed_and_come_back_empty(
     client = redis.Redis(port=private_redis.port, protocol=2)
     send(client, line, 1, 24)
     answered(client, line, 24)
-    eventually(lambda: in_phase(client, line, CALIBRATING))
+    eventually(lambda: in_phase(client, line, CALIBRATING) and len(backlog(worker, line)) == 3)
     private_redis.kill()
     assert eventually(lambda: get(worker, "/readyz") == (503, "Redis is not reached\n"))
     assert get(worker, "/healthz") == (200, "ok\n")
+    assert get(worker, "/readyz?lines=0")[0] == 503
+    eventually(lambda: backlog(worker, line) == {})  # nobody knows
     private_redis.start()
     send(client, line, 25, 64)
     assert [result["id"] for result in answered(client, line, 40)] == [str(number) for number in range(25, 65)]
@@ -125,6 +134,8 @@ def test_a_line_whose_stream_went_back_stops_alone(run: Run, settings: Any, clie
     status, text = get(worker, "/readyz")
     assert (status, text.startswith(f"line {bad}: the stream ends at 5-0")) == (503, True)
     assert good not in text
+    assert get(worker, "/readyz?lines=0") == (200, "ok\n")
+    eventually(lambda: len(backlog(worker, bad)) == 3)  # who is left alone waits all the same
     assert len(results(client, bad)) == 8
     assert LineStreams(client, bad).state()["problem"].startswith("the stream ends at 5-0")
 
@@ -190,6 +201,7 @@ def test_a_key_of_the_wrong_type_stops_its_own_line_alone(
     send(client, well, 1, 8)
     assert len(answered(client, well, 8)) == 8
     eventually(lambda: "WRONGTYPE" in get(worker, "/readyz")[1])
+    eventually(lambda: backlog(worker, broken) == {} if key == "images" else backlog(worker, broken).popitem()[1] > 0)
     client.delete(f"mhpc:{{{broken}}}:{key}")
     if key == "images":
         send(client, broken, 1, 4)

@@ -1,5 +1,8 @@
 """Who may be a rank, and what ranks say that do not fit together."""
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -13,10 +16,14 @@ import torch.distributed as dist
 from tests.mhpc.core.ranks import in_ranks
 from tests.worker.calling import Call
 from tests.worker.helpers import small_settings
-from worker import distributed
-from worker.crew import received
-from worker.distributed import TORCHRUNS, agree, hot_line, on_own_device
-from worker.errors import ConfigurationError, RanksError
+from worker import distributed, share
+from worker.crew import _sent, _wait, exchanged, received
+from worker.distributed import TORCHRUNS, agree, hot_line, on_own_device, take_part
+from worker.engine import Engine, pick_device
+from worker.errors import ConfigurationError, DeviceError, RanksError
+from worker.failpoints import VARIABLE, armed
+from worker.metrics import Metrics
+from worker.settings import line_configs
 
 
 @pytest.fixture
@@ -106,6 +113,52 @@ def test_a_configuration_says_what_counts_and_leaves_out_what_is_a_machines_own(
     settings, digest = small_settings("a"), distributed._digest
     assert digest(settings, "model") != digest(small_settings("a", model={"bank_size": 7}), "model")
     assert digest(settings, "model") == digest(small_settings("a", model={"max_batch": 8}), "model")
+
+
+def loses_its_device(folder: str) -> tuple[int, str]:
+    """Rank 1's code and what it leaves for its next start, where its device is gone in the middle of its work."""
+    settings = small_settings("a", worker={"device": "cpu", "name": "hot"}, snapshots={"directory": Path(folder)})
+    if dist.get_rank() == 0:
+        engine = Engine(settings.model, pick_device("cpu"), Metrics())
+        exchanged({}, lambda _: {"precision": str(engine.precision).removeprefix("torch.")})
+        agree({"weights": engine.fingerprint})
+        _wait(_sent({"do": "beat"}, 1))
+        return 0, ""
+    vars(share)["failpoint"] = armed("rank=beat-1:lost")
+    try:
+        take_part(settings, line_configs(settings)[0])
+    except DeviceError as error:
+        return error.exit_code, (Path(folder) / ".hot.rank1.crash").read_text()
+    return 0, "it did not end"
+
+
+def test_a_rank_whose_device_fails_ends_by_the_devices_code_and_leaves_a_note(tmp_path: Path) -> None:
+    _, (code, note) = in_ranks(tmp_path, loses_its_device, str(tmp_path), ranks=2)
+    assert code == DeviceError.exit_code
+    assert note.startswith("cpu failed: ")
+
+
+RANK_THAT_HANGS = """
+import sys
+from pathlib import Path
+from worker.crashes import CrashFile
+from worker.distributed import WatchedShare
+file = CrashFile(Path(sys.argv[1]), "hot.rank1")
+print(file.open(), flush=True)
+WatchedShare(file, 2.0, None, None, lambda: None, 1).do("beat", {})
+file.close()
+"""
+
+
+def test_a_rank_that_hangs_ends_by_itself_and_its_next_start_knows(tmp_path: Path) -> None:
+    def ended(**failpoint: str) -> tuple[str, int]:
+        command, environment = [sys.executable, "-c", RANK_THAT_HANGS, str(tmp_path)], {**os.environ, **failpoint}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+        return done.stdout.splitlines()[-1], done.returncode
+
+    assert ended(**{VARIABLE: "rank=beat-1:hang"}) == ("False", 1)
+    assert ended() == ("True", 0)
+    assert ended() == ("False", 0)
 
 
 def waits_for_one_that_is_silent() -> str:

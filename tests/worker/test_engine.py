@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 from mhpc.core.backbones import load_backbone
 from mhpc.core.patch_maps import PatchMaps
 from tests.worker.helpers import picture, small_settings
-from worker.engine import Engine, faster, pick_device
+from worker.engine import TRIAL_IMAGES, TRIALS, Engine, faster, pick_device
 from worker.errors import DeviceError, ModelError
 from worker.metrics import Metrics
 
@@ -209,6 +209,29 @@ def test_the_trial_has_the_threads_of_a_pass(monkeypatch: pytest.MonkeyPatch) ->
     engine_of(precision="auto")
     assert set(threads) == {before + 3}
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("most", [2, 0])
+def test_a_trial_that_the_device_has_no_memory_for_is_one_of_fewer_images(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, tried = Engine._maps, list[int]()
+
+    def maps(self: Engine, images: Tensor, of: torch.dtype) -> PatchMaps:
+        tried.append(len(images))
+        if len(images) > most:
+            raise torch.OutOfMemoryError("no room")
+        return real(self, images, of)
+
+    monkeypatch.setattr(Engine, "_maps", maps)
+    monkeypatch.setitem(TRIAL_IMAGES, "cpu", 8)
+    if most:
+        engine_of(precision="auto")
+        assert tried == [8, 4] + 2 * TRIALS * [2]
+    else:
+        with pytest.raises(torch.OutOfMemoryError):
+            engine_of(precision="auto")
+        assert tried == [8, 4, 2, 1]
 
 
 def slowed_down(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, seconds: float) -> None:

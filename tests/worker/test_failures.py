@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import redis
 import torch
+from torch import Tensor
 
-from tests.worker.helpers import item, message, picture
+from mhpc.core.patch_maps import PatchMaps
+from tests.worker.helpers import encoded, item, message, picture
 from tests.worker.station import Station
 from worker import batching
 from worker.engine import Engine
@@ -14,6 +17,8 @@ from worker.failpoints import armed
 from worker.message import Image, Rejected, decode_batch
 from worker.settings import LimitSettings
 from worker.streams.line_streams import ANSWERING
+
+ENDED = "the process ended 3 times with this image in hand: it crashed, or its device failed"
 
 
 @pytest.fixture
@@ -60,7 +65,7 @@ def test_after_three_crashes_with_it_in_hand_an_image_is_given_up_and_its_neighb
     until_quiet(station)
     assert [result["id"] for result in station.results(line)] == ["a", "c"]
     (letter,) = station.letters(line)
-    assert (letter["id"], letter["error"]) == ("b", "the process crashed 3 times with this image in hand")
+    assert (letter["id"], letter["error"]) == ("b", ENDED)
     assert station.client.hlen(station.streams(line).attempts) == 0
 
 
@@ -101,15 +106,59 @@ def test_a_batch_that_the_device_has_no_memory_for_is_halved_with_equal_features
     torch.testing.assert_close(halved, whole)
 
 
-def test_a_device_with_no_memory_for_one_image_dead_letters_it(
-    station: Station, line: str, monkeypatch: pytest.MonkeyPatch
+def started_again(station: Station, folder: Path, line: str) -> Station:
+    """As its supervisor starts a worker whose device has failed."""
+    station.answering.close()
+    again = Station(station.client, station.engine, folder, line)
+    again.answering.intake.rewind([line], alone=True)
+    return again
+
+
+def has_no_memory_for(level: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the device fail at batches with an image of this one grey level."""
+    real = Engine._extracted
+
+    def extracted(self: Engine, pixels: Tensor) -> PatchMaps:
+        if (pixels == level).flatten(1).all(1).any():
+            raise torch.OutOfMemoryError("no room")
+        return real(self, pixels)
+
+    monkeypatch.setattr(Engine, "_extracted", extracted)
+
+
+def test_a_device_with_no_memory_for_one_image_ends_the_process_and_costs_no_image(
+    station: Station, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.engine.failpoint", armed("forward:oom:1+"))
-    station.send(line, message(item("a"), item("b")))
+    for batch in (message(item("0"), item("1")), message(item("2"))):
+        station.send(line, batch)
+    with monkeypatch.context() as full:
+        full.setattr("worker.engine.failpoint", armed("forward:oom:1+"))
+        with pytest.raises(torch.OutOfMemoryError):
+            until_quiet(station)
+    assert (station.results(line), station.letters(line), station.pending(line)) == ([], [], 2)
+    station = started_again(station, tmp_path, line)  # and there is memory again
     until_quiet(station)
-    assert [(letter["id"], letter["reason"]) for letter in station.letters(line)] == [("a", "failed"), ("b", "failed")]
-    assert "OutOfMemoryError" in station.letters(line)[0]["error"]
-    assert station.pending(line) == 0
+    assert [result["id"] for result in station.results(line)] == ["0", "1", "2"]
+    assert (station.letters(line), station.pending(line)) == ([], 0)
+
+
+def test_an_image_that_the_device_has_no_memory_for_at_three_starts_is_given_up_and_the_line_goes_on(
+    station: Station, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_no_memory_for(255, monkeypatch)
+    white = item("white", data=encoded(np.full((40, 48, 3), 255, np.uint8)))
+    for batch in (message(item("0"), white, item("1")), message(item("2"))):
+        station.send(line, batch)
+    for _ in range(3):
+        with pytest.raises(torch.OutOfMemoryError):
+            until_quiet(station)
+        assert station.letters(line) == []
+        station = started_again(station, tmp_path, line)
+    until_quiet(station)
+    assert sorted(result["id"] for result in station.results(line)) == ["0", "1", "2"]
+    (letter,) = station.letters(line)
+    assert (letter["id"], letter["reason"], letter["error"]) == ("white", "failed", ENDED)
+    assert (station.pending(line), station.client.hlen(station.streams(line).attempts)) == (0, 0)
 
 
 def test_an_entry_that_cannot_even_be_split_ends_as_one_letter_and_the_others_are_answered(

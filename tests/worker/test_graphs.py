@@ -1,4 +1,8 @@
-"""On a GPU alone: what is replayed is what would be computed."""
+"""What is replayed is what would be computed: on a GPU, and where there is none what torch is asked for."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import pytest
 import torch
@@ -7,7 +11,7 @@ from torch import Tensor
 from worker.fetching import fetch
 from worker.graphs import Replayed
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 CUDA = torch.device("cuda")
 
 
@@ -20,6 +24,7 @@ def doubled(x: Tensor) -> Tensor:
     return x.to(CUDA).float() * 2 + 1
 
 
+@on_gpu
 def test_what_is_replayed_is_what_would_be_computed_for_any_number_of_images() -> None:
     replayed = Replayed(doubled, CUDA, 8)
     for count in (1, 3, 4, 5, 8, 3):
@@ -27,6 +32,7 @@ def test_what_is_replayed_is_what_would_be_computed_for_any_number_of_images() -
         torch.testing.assert_close(replayed(x).cpu(), x * 2.0 + 1, rtol=0, atol=0)
 
 
+@on_gpu
 def test_a_result_outlives_the_next_replay() -> None:
     replayed = Replayed(doubled, CUDA, 8)
     first, x = replayed(images(4, 1)), images(4, 1)
@@ -34,6 +40,7 @@ def test_a_result_outlives_the_next_replay() -> None:
     torch.testing.assert_close(first.cpu(), x * 2.0 + 1, rtol=0, atol=0)
 
 
+@on_gpu
 def test_one_graph_is_recorded_for_each_power_of_two() -> None:
     calls = []
 
@@ -50,6 +57,7 @@ def test_one_graph_is_recorded_for_each_power_of_two() -> None:
     assert len(calls) == recorded
 
 
+@on_gpu
 def test_no_batch_is_filled_up_above_the_most_that_come() -> None:
     sizes = []
 
@@ -61,6 +69,7 @@ def test_no_batch_is_filled_up_above_the_most_that_come() -> None:
     assert set(sizes) == {6}
 
 
+@on_gpu
 def test_what_cannot_be_recorded_is_computed_all_the_same() -> None:
     def looks(x: Tensor) -> Tensor:
         y = doubled(x)
@@ -71,6 +80,7 @@ def test_what_cannot_be_recorded_is_computed_all_the_same() -> None:
         torch.testing.assert_close(replayed(x).cpu(), x * 2.0 + 1, rtol=0, atol=0)
 
 
+@on_gpu
 def test_what_a_gpu_has_computed_is_fetched_as_it_was_when_asked_for() -> None:
     x = torch.arange(1000.0, device=CUDA)
     wait = fetch(x, x * 2)
@@ -78,3 +88,36 @@ def test_what_a_gpu_has_computed_is_fetched_as_it_was_when_asked_for() -> None:
     first, second = wait()
     torch.testing.assert_close(first, torch.arange(1000.0))
     torch.testing.assert_close(second, torch.arange(1000.0) * 2)
+
+
+class Recorder:
+    """Stands for a stream, and for a graph."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def wait_stream(self, other: Any) -> None:
+        pass
+
+    def replay(self) -> None:
+        pass
+
+
+def test_graphs_share_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool gives what one recording has left to the next of the same stream alone."""
+    recorded: list[tuple[Any, Any]] = []
+
+    @contextmanager
+    def graph(_: Recorder, pool: Any, stream: Any) -> Iterator[None]:
+        recorded.append((pool, stream))
+        yield
+
+    doubles = {"Stream": Recorder, "CUDAGraph": Recorder, "graph": graph, "stream": lambda _: nullcontext()}
+    doubles |= {"current_stream": Recorder, "graph_pool_handle": object}
+    for name, double in doubles.items():
+        monkeypatch.setattr(torch.cuda, name, double)
+    replayed = Replayed(lambda x: x.float(), torch.device("cpu"), 8)
+    for count in (1, 2, 5):
+        replayed(torch.zeros(count, 4, dtype=torch.uint8))
+    assert len(recorded) == 3
+    assert len(set(recorded)) == 1

@@ -238,13 +238,13 @@ def test_a_command_finds_what_all_have_learned_and_the_ranks_go_on(tmp_path: Pat
     assert torch.equal(found["numbers"], found["numbers"].unique())  # each picture has a number of its own
 
 
-def fails_on_a_rank(folder: str) -> str:
-    """What rank 0 is told of a rank that cannot do its part; all go on afterwards."""
+def fails_on_a_rank(failpoint: str) -> str:
+    """What rank 0 is told of a rank that cannot do its part, be it itself; all go on afterwards."""
+    import worker.share as module
+
+    vars(module)["failpoint"] = armed(failpoint)
     share = made_share()
     if dist.get_rank():
-        import worker.share as module
-
-        vars(module)["failpoint"] = armed("rank=learn-2:error")
         follow(share)
         return ""
     crew = Crew(share, 60)
@@ -261,5 +261,13 @@ def fails_on_a_rank(folder: str) -> str:
     return told
 
 
-def test_what_fails_on_a_rank_is_told_and_counts_for_nothing(tmp_path: Path) -> None:
-    assert "rank 2: RuntimeError" in in_ranks(tmp_path, fails_on_a_rank, "")[0]
+@pytest.mark.parametrize(
+    ("failpoint", "told"),
+    [
+        ("rank=learn-2:error", "rank 2: RuntimeError"),
+        ("rank=learn-2:oom", "rank 2: OutOfMemoryError"),
+        ("rank=learn-0:oom", "rank 0: OutOfMemoryError"),  # replies of others are still to be read
+    ],
+)
+def test_what_fails_on_a_rank_is_told_and_counts_for_nothing(failpoint: str, told: str, tmp_path: Path) -> None:
+    assert told in in_ranks(tmp_path, fails_on_a_rank, failpoint)[0]

@@ -15,7 +15,7 @@ from worker.settings import HttpSettings
 
 class Probes:
     def __init__(self) -> None:
-        self.alive = self.ready = ""
+        self.alive = self.ready = self.reached = ""
 
 
 @pytest.fixture
@@ -25,7 +25,8 @@ def probes() -> Probes:
 
 @pytest.fixture
 def server(probes: Probes) -> Iterator[HttpServer]:
-    server = HttpServer(HttpSettings(port=0), make_app(Metrics().registry, lambda: probes.alive, lambda: probes.ready))
+    app = make_app(Metrics().registry, lambda: probes.alive, lambda: probes.ready, lambda: probes.reached)
+    server = HttpServer(HttpSettings(port=0), app)
     server.start()
     yield server
     server.stop()
@@ -56,6 +57,18 @@ def test_a_probe_that_is_not_says_what_is_the_matter(pages: httpx.Client, probes
     assert (pages.get("/healthz").status_code, pages.get("/healthz").text) == (503, "stalled\n")
 
 
+def test_whether_lines_are_well_may_be_left_out_of_being_ready(pages: httpx.Client, probes: Probes) -> None:
+    probes.ready = "line press-3: the stream ends at 5-0"
+    assert (pages.get("/readyz?lines=0").status_code, pages.get("/readyz?lines=0").text) == (200, "ok\n")
+    for query in ("", "?lines=1", "?lines="):
+        assert pages.get(f"/readyz{query}").status_code == 503
+    probes.reached = "Redis is not reached"
+    assert (pages.get("/readyz?lines=0").status_code, pages.get("/readyz?lines=0").text) == (
+        503,
+        "Redis is not reached\n",
+    )
+
+
 def test_there_are_no_other_pages_and_nothing_can_be_sent(pages: httpx.Client) -> None:
     for path in ("/", "/metrics/x", "/health", "/docs"):
         assert pages.get(path).status_code == 404
@@ -63,7 +76,7 @@ def test_there_are_no_other_pages_and_nothing_can_be_sent(pages: httpx.Client) -
 
 
 def test_the_server_stops_and_gives_its_port_back() -> None:
-    server = HttpServer(HttpSettings(port=0), make_app(Metrics().registry, lambda: "", lambda: ""))
+    server = HttpServer(HttpSettings(port=0), make_app(Metrics().registry, str, str, str))
     server.start()
     assert httpx.get(f"http://127.0.0.1:{server.port}/healthz", timeout=30).status_code == 200
     server.stop()
@@ -73,9 +86,9 @@ def test_the_server_stops_and_gives_its_port_back() -> None:
 
 
 def test_a_port_that_is_taken_is_refused_with_the_remedy_even_before_its_server_has_started() -> None:
-    server = HttpServer(HttpSettings(port=0), make_app(Metrics().registry, lambda: "", lambda: ""))
+    server = HttpServer(HttpSettings(port=0), make_app(Metrics().registry, str, str, str))
     with pytest.raises(ConfigurationError, match=r"cannot be bound .* another http\.port, or 0") as caught:
-        HttpServer(HttpSettings(port=server.port), make_app(Metrics().registry, lambda: "", lambda: ""))
+        HttpServer(HttpSettings(port=server.port), make_app(Metrics().registry, str, str, str))
     server.start()
     server.stop()
     assert f"127.0.0.1:{server.port}" in str(caught.value)
@@ -85,4 +98,4 @@ def test_a_port_that_is_taken_is_refused_with_the_remedy_even_before_its_server_
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "203.0.113.1"])
 def test_a_host_that_is_not_this_machines_is_refused(host: str) -> None:
     with pytest.raises(ConfigurationError, match="cannot be bound"):
-        HttpServer(HttpSettings(host=host, port=0), make_app(Metrics().registry, lambda: "", lambda: ""))
+        HttpServer(HttpSettings(host=host, port=0), make_app(Metrics().registry, str, str, str))

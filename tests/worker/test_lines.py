@@ -109,6 +109,19 @@ def test_a_configuration_that_cannot_be_read_leaves_all_as_it_is(
     assert sorted(configured.worker.keepers) == [f"{line}-a", f"{line}-b"]
 
 
+def test_what_is_owed_a_snapshot_is_told_only_as_long_as_the_lease_lasts(
+    configured: Configured, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, worker = f"{line}-a", configured.worker
+    keeper = worker.keepers[name]
+    eventually(lambda: keeper.epoch)
+    monkeypatch.setattr(type(keeper.schedule), "owed_seconds", 7.0)
+    owed = ("mhpc_snapshot_owed_seconds", {"line": name})
+    assert worker.metrics.registry.get_sample_value(*owed) == 7.0
+    monkeypatch.setattr(type(keeper.lease), "held", False)  # as when Redis is gone for so long
+    assert worker.metrics.registry.get_sample_value(*owed) == 0.0
+
+
 def test_of_two_workers_the_keeper_alone_is_shown_to_keep_a_line(
     configured: Configured, settings: Any, line: str
 ) -> None:

@@ -50,8 +50,35 @@ def test_what_an_anomalous_part_alone_has_brought_is_removed(make_keeper: MakeKe
     told(keeper, "normal", entry="9-9", id="part")
     ok, text = told(keeper, "anomalous", entry="9-9", id="part")
     assert ok
-    assert "anchors removed that it alone had brought" in text
+    assert "anchors removed that stood for it alone" in text
     assert score(keeper) > limit(keeper)
+    assert told(keeper, "anomalous", entry="9-9", id="part")[1].startswith("nothing removed: no anchor stands for it")
+
+
+def test_an_anomalous_part_that_was_set_aside_takes_nothing_along_that_others_taught(
+    make_keeper: MakeKeeper, streams: LineStreams
+) -> None:
+    keeper = trained(make_keeper, streams)
+    put_up_for_review(keeper, why="quarantined")
+    anchors = keeper.line.learner.memory_.clone()
+    like_another = next(extract("", streams.entry("3-0")))[:1]
+    send(streams, "anomalous", {"entry": "9-9", "id": "part"}, "ann")
+    look(keeper, lambda _: like_another)
+    assert replies(streams) == [(True, "removed from review")]
+    assert torch.equal(keeper.line.learner.memory_, anchors)
+    assert review.find(streams, "9-9", "part") == []
+
+
+def test_a_part_that_was_set_aside_and_called_normal_can_be_called_anomalous_again(
+    make_keeper: MakeKeeper, streams: LineStreams
+) -> None:
+    keeper = trained(make_keeper, streams)
+    put_up_for_review(keeper, why="quarantined")
+    told(keeper, "normal", entry="9-9", id="part")
+    assert score(keeper) < limit(keeper)
+    assert "anchors removed that stood for it alone" in told(keeper, "anomalous", entry="9-9", id="part")[1]
+    assert score(keeper) > limit(keeper)
+    assert told(keeper, "anomalous", entry="9-9", id="part") == (True, "removed from review")
 
 
 def test_a_dropped_part_is_no_longer_up_for_review(make_keeper: MakeKeeper, streams: LineStreams) -> None:

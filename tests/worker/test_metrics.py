@@ -101,6 +101,18 @@ def test_the_process_is_measured_too() -> None:
     assert value(Metrics(), "process_resident_memory_bytes")
 
 
+def test_what_waits_of_a_line_that_redis_does_not_tell_of_is_not_told() -> None:
+    metrics = Metrics()
+    for name in ("press-3", "press-4"):
+        metrics.open_line(name)
+        for gauge in (metrics.stream_lag, metrics.pending, metrics.oldest_pending):
+            gauge.labels(name).set(700)
+    metrics.forget_backlog("press-3")
+    for name in ("stream_lag_entries", "pending_entries", "oldest_pending_seconds"):
+        told = [value(metrics, f"mhpc_{name}", line=line) for line in ("press-3", "press-4")]
+        assert told == [None, 700]
+
+
 def test_what_only_the_keeper_knows_goes_with_the_line_that_is_lost() -> None:
     metrics = Metrics()
     metrics.open_line("press-3")

@@ -225,6 +225,16 @@ def test_prune_removes_old_versions_and_leftovers_but_none_that_is_pinned_set_as
         store.verify(stem)
 
 
+def test_prune_spares_the_one_that_stood_before_the_last_change(store: ObjectStore) -> None:
+    stems = [stem_of(1, seq) for seq in range(1, 7)]
+    for stem in stems:
+        store.put(stem, packed(TENSORS, METADATA | {"before": stems[1]}))
+    store.prune(2, stems[5], stems[1])
+    assert store.stems() == [stems[1], *stems[4:]]
+    assert {each.about["before"] for each in store.kept()} == {stems[1]}
+    store.verify(stems[1])
+
+
 def test_prune_never_removes_what_redis_may_point_at_however_late_it_comes(store: ObjectStore) -> None:
     put(store, *(stem_of(1, seq) for seq in range(1, 7)))
     store.prune(2, stem_of(1, 2))  # asked for long ago; the keeper after it committed 3, and has not come to its own

@@ -62,7 +62,7 @@ def test_between_two_commits_one_version_is_pinned(tmp_path: Path) -> None:
         saving.begin(unused := stem_of(epoch, 1), {}, {"line": "press"})
         assert saving.arrived(0) == unused
     assert [each.stem for each in store.kept() if each.pinned] == [OLD]
-    saving.prune(1, unused)
+    saving.prune(1, unused, "")
     saving.keep(unused)
     saving.begin(stem_of(5, 1), {}, {"line": "press"})
     assert [each.stem for each in store.kept() if each.pinned] == [OLD, unused]

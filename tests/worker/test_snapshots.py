@@ -104,6 +104,15 @@ def test_prune_keeps_the_newest_and_the_current_and_clears_what_a_killed_writer_
     assert files(store) == [f"{stem}.safetensors" for stem in (stems[1], stems[4], stems[5])]
 
 
+def test_prune_spares_the_one_that_stood_before_the_last_change(store: SnapshotStore) -> None:
+    stems = [stem_of(1, seq) for seq in range(1, 7)]
+    for stem in stems:
+        store.write(stem, TENSORS, METADATA | {"before": stems[1]})
+    store.prune(2, stems[5], stems[1])
+    assert store.stems() == [stems[1], *stems[4:]]
+    assert {each.about["before"] for each in store.kept()} == {stems[1]}
+
+
 def test_prune_removes_nothing_while_there_are_few(store: SnapshotStore) -> None:
     store.write(STEM, TENSORS, METADATA)
     store.prune(3, current=STEM)

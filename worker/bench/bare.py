@@ -24,6 +24,7 @@ from worker.bench.pictures import as_images, read_parts
 from worker.bench.probe import machine_seconds, memory_bytes
 from worker.configuration import load_settings
 from worker.decoding import decode, decoding_threads
+from worker.devices import device_failures
 from worker.engine import DEVIATION, MEAN, passes_of, pick_device
 from worker.environment import steady_memory
 from worker.errors import ModelError, WorkerError, one_line
@@ -35,6 +36,7 @@ FIRST_BATCH = {"cpu": 8, "cuda": 64}  # at which precisions are compared: a GPU 
 TRIAL_SHARE = 0.05  # of the loop's own length
 GEMM_ROWS = 6272  # patches of eight pictures
 MIN_CALLS = 3
+OTHER_DEVICE = "look at its driver's log (dmesg; nvidia-smi for a GPU), or choose another with --device"
 
 
 @dataclass(frozen=True)
@@ -56,24 +58,24 @@ class Loop:
         batch = self.pictures.repeat(repeats, 1, 1, 1)[: trial.batch].contiguous(memory_format=torch.channels_last)
         with torch.inference_mode(), torch.autocast(batch.device.type, torch.bfloat16, trial.precision == "bfloat16"):
             # Not the whole extractor: pooling and aligning its maps is the worker's work, as the bank is.
-            return trial.batch * calls_per_second(lambda: features._forward(batch), seconds)
+            return trial.batch * calls_per_second(lambda: features._forward(batch), seconds, batch.device)
 
 
-def calls_per_second(call: Callable[[], object], seconds: float) -> float:
-    """How often a call can be made, after a first one that does not count; waits for the device at both ends."""
+def calls_per_second(call: Callable[[], object], seconds: float, device: torch.device) -> float:
+    """How often a call can be made, after a first one that does not count; waits for its device at both ends."""
     call()
-    _wait_for_device()
+    _wait_for(device)
     calls, begun = 0, time.perf_counter()
     while calls < MIN_CALLS or time.perf_counter() - begun < seconds:
         call()
         calls += 1
-    _wait_for_device()
+    _wait_for(device)
     return calls / (time.perf_counter() - begun)
 
 
-def _wait_for_device() -> None:
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def fastest(
@@ -117,14 +119,14 @@ def gemm_flops(width: int, device: torch.device, seconds: float) -> float:
     """FLOP per second of a float32 product [GEMM_ROWS, width] x [width, width]."""
     x, w = torch.rand(GEMM_ROWS, width, device=device), torch.rand(width, width, device=device)
     with torch.inference_mode():
-        return 2 * GEMM_ROWS * width**2 * calls_per_second(lambda: x @ w, seconds)
+        return 2 * GEMM_ROWS * width**2 * calls_per_second(lambda: x @ w, seconds, device)
 
 
 def decoded_per_second(parts: list[bytes], limits: LimitSettings, seconds: float) -> float:
     """Pictures per second from JPEG to pixels, on as many threads as a worker has for it."""
-    images = as_images(parts)
+    images, cpu = as_images(parts), torch.device("cpu")
     with ThreadPoolExecutor(decoding_threads()) as pool:
-        return len(images) * calls_per_second(lambda: list(pool.map(lambda i: decode(i, limits), images)), seconds)
+        return len(images) * calls_per_second(lambda: list(pool.map(lambda i: decode(i, limits), images)), seconds, cpu)
 
 
 def cores() -> int:
@@ -175,7 +177,9 @@ def measure(settings: Settings, parts: list[bytes], seconds: float) -> Bare:
 def main(config: str, parts: str, out: str, seconds: str) -> None:
     """Measure and write the figures as JSON; a WorkerError becomes one line and its exit code."""
     try:
-        found = measure(load_settings(Path(config)), read_parts(Path(parts)), float(seconds))
+        settings = load_settings(Path(config))
+        with device_failures(settings.worker.device, OTHER_DEVICE):
+            found = measure(settings, read_parts(Path(parts)), float(seconds))
     except WorkerError as error:
         sys.stderr.write(one_line(error) + "\n")
         sys.exit(error.exit_code)

@@ -184,6 +184,8 @@ def test_an_empty_tensor_has_a_hash() -> None:
         ("resnet18", "random:", "weights 'random:': expected \"random:SEED\" with a whole number"),
         ("resnet18", "random:x", "weights 'random:x': expected \"random:SEED\""),
         ("resnet18", "random:-1", "weights 'random:-1': expected \"random:SEED\""),
+        ("resnet18", "random:²", "weights 'random:²': expected \"random:SEED\""),
+        ("resnet18", "random:" + "9" * 20, 'expected "random:SEED" with a whole number of at most 19 digits'),
         ("resnet18", "no/such.safetensors", "weights 'no/such.safetensors' cannot be read .*No such file"),
         ("no.such.package:make", None, "backbone 'no.such.package:make' gives ModuleNotFoundError.*PYTHONPATH"),
         ("math:no_such_function", None, "backbone 'math:no_such_function' gives AttributeError"),

@@ -109,6 +109,14 @@ def test_collected_rows_are_all_rows_in_order() -> None:
     np.testing.assert_array_equal(rows, features().reshape(B * P, D))
 
 
+@pytest.mark.parametrize("as_given", [Tensor.bfloat16, Tensor.half, Tensor.double, Tensor.requires_grad_])
+def test_features_of_any_float_and_with_a_graph_are_collected_as_float32(as_given: Callable[[Tensor], Tensor]) -> None:
+    given = as_given(features())
+    rows, _ = collect([given])
+    assert rows.dtype == np.float32
+    np.testing.assert_array_equal(rows, given.detach().float().reshape(B * P, D))
+
+
 def test_collecting_nothing_or_another_width_is_refused() -> None:
     with pytest.raises(ValueError, match="0 patches in 0 images, expected at least 2: is the loader empty"):
         collect([])

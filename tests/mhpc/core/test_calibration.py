@@ -151,6 +151,14 @@ def test_what_is_more_than_a_tenth_is_no_defect(share: float) -> None:
     assert threshold.value >= 1e3
 
 
+@pytest.mark.parametrize(("share", "higher"), [(0.15, (5, 0.4)), (0.2, (5, 0.4)), (0.25, (5, 0.4)), (0.2, (3, 0.3))])
+def test_a_rarer_product_that_scores_higher_is_not_taken_for_defects(share: float, higher: tuple[float, float]) -> None:
+    one, other, n = stats.norm(2, 0.2), stats.norm(*higher), int(500 * share)
+    scores = [np.concatenate([drawn(one, 500 - n, seed), drawn(other, n, 1000 + seed)]) for seed in range(50)]
+    values = np.array([fit_threshold(x, 0.01).value for x in scores])
+    assert np.mean((1 - share) * one.sf(values) + share * other.sf(values)) < 1.5 * 0.01
+
+
 def test_two_products_of_which_one_scores_higher_are_both_normal() -> None:
     scores = np.concatenate([drawn(stats.norm(5, 0.3), 100, 0), drawn(stats.norm(9, 0.3), 100, 1)])
     threshold = fit_threshold(scores, 0.01)

@@ -178,6 +178,20 @@ def test_what_cannot_be_merged_is_refused(space: ZSpace, aggregation: PatchCoreA
         merged(OnePassLearner(K, space, aggregation=aggregation))
 
 
+def test_more_pinned_anchors_than_a_bank_takes_are_refused_on_every_rank(tmp_path: Path) -> None:
+    for refused in in_ranks(tmp_path, more_pinned_than_fit):
+        assert refused == "80 anchors would be pinned, at most 50 may be of a bank of 100"
+
+
+def more_pinned_than_fit() -> str:
+    own = own_share(learner(), textures(IMAGES))
+    own.pin(100 * torch.randn(1, 20, 12, generator=torch.Generator().manual_seed(dist.get_rank())), radius=0.1)
+    try:
+        return f"no refusal: {merged(own)}"
+    except ValueError as error:
+        return str(error).partition(":")[0]
+
+
 def test_on_real_tiles_four_ranks_rank_as_well_as_one_process_does(tiles: Tiles, tmp_path: Path) -> None:
     save_file({"train": tiles.train}, tmp_path / "tiles")
     found = list[tuple[float, float]]()

@@ -119,6 +119,24 @@ def test_a_model_of_ones_own_module_is_loaded_with_that_module(tmp_path: Path) -
         MHPatchCore.load(tmp_path / "model.safetensors")
 
 
+def test_a_function_that_a_file_names_is_called_unless_the_module_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, called = load_backbone("tiny", "random:4"), list[str]()
+
+    def make_own() -> nn.Module:
+        called.append("own")
+        return own
+
+    monkeypatch.setattr("mhpc.core.tiny.own", make_own, raising=False)
+    made(backbone="mhpc.core.tiny:own", weights=None).partial_fit(parts(8)).save(tmp_path / "model")
+    called.clear()
+    MHPatchCore.load(tmp_path / "model", backbone=own)
+    assert called == []
+    MHPatchCore.load(tmp_path / "model")
+    assert called == ["own"]
+
+
 def test_a_model_is_not_loaded_with_another_backbone(trained: MHPatchCore, tmp_path: Path) -> None:
     trained.save(tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"was learned with a backbone of hash \w{64}, the one given has \w{64}"):

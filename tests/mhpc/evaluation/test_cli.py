@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from typer.testing import CliRunner, Result
 
 from mhpc.__main__ import app
 from mhpc.core.mh_patch_core import MHPatchCore
-from mhpc.evaluation.options import SamplerName
+from mhpc.evaluation.options import Output, SamplerName
+from mhpc.evaluation.tables import check_output
 from mhpc.sampler import make_sampler
 from tests.mhpc.evaluation.parts import SIDE, write_category
 
@@ -135,6 +137,8 @@ def test_the_options_reach_the_model(plates: Path) -> None:
         ((*VANILLA, "-p", "1.5"), "Percentage value not in (0, 1)."),
         (("--json", "-", "--csv", "-"), 'both ask for stdout ("-")'),
         (("--json", "/nowhere/at/all.json"), "there is no folder /nowhere/at to write it in"),
+        (("--json", "/"), "/ is a folder, expected a file to write"),
+        (("--csv", "/proc/all.csv"), "/proc/all.csv cannot be written: No such file or directory"),
         (("--category", "bolts"), "has no category bolts; it has plates"),
     ],
 )
@@ -180,6 +184,16 @@ def test_a_device_that_runs_out_of_memory_ends_a_command_with_5(plates: Path, mo
         "mhpc evaluate: the device failed (CUDA out of memory. Tried to allocate 2.00 GiB.); give it less at a time, "
         "or another --device\n"
     )
+
+
+def test_the_look_whether_a_file_can_be_written_leaves_what_is_there_and_makes_nothing(tmp_path: Path) -> None:
+    old, pipe = tmp_path / "old.json", tmp_path / "pipe"
+    old.write_text("{}")
+    os.mkfifo(pipe)  # which nobody reads yet
+    for path in (old, pipe, tmp_path / "new.csv", Path("-")):
+        check_output(Output(json=path))
+    assert old.read_text() == "{}"
+    assert sorted(tmp_path.iterdir()) == [old, pipe]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device that is always full")

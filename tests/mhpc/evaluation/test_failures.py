@@ -45,7 +45,7 @@ def test_a_mistake_of_the_program_keeps_its_traceback() -> None:
         raise KeyError("x")
 
 
-@pytest.mark.parametrize("name", ["abacus", "cuda:99"])
+@pytest.mark.parametrize("name", ["abacus", "cuda:99", "meta"])
 def test_a_device_that_is_not_there_is_named_with_the_remedy(name: str) -> None:
     with pytest.raises(DeviceError, match=rf"device '{name}' cannot be used \(.+\); give cpu, cuda or cuda:N"):
         check_device(name)

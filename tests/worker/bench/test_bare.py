@@ -1,10 +1,13 @@
+from pathlib import Path
+
 import pytest
 import torch
 
+from mhpc.core.patch_features import PatchFeatures
 from worker.bench import bare as bare_module
-from worker.bench.bare import MIN_CALLS, calls_per_second, fastest, gemm_flops, measure
+from worker.bench.bare import MIN_CALLS, calls_per_second, fastest, gemm_flops, main, measure
 from worker.bench.figures import Trial
-from worker.bench.pictures import jpeg_parts
+from worker.bench.pictures import jpeg_parts, write_parts
 from worker.configuration import load_settings
 from worker.errors import ModelError
 
@@ -23,8 +26,18 @@ def test_the_fastest_variant_is_found_one_choice_after_the_other() -> None:
 
 def test_a_call_is_made_a_few_times_however_long_it_takes() -> None:
     calls: list[int] = []
-    assert calls_per_second(lambda: calls.append(1), seconds=0.0) > 0
+    assert calls_per_second(lambda: calls.append(1), 0.0, torch.device("cpu")) > 0
     assert len(calls) == MIN_CALLS + 1
+
+
+@pytest.mark.parametrize(("name", "waits"), [("cuda:1", 2), ("cpu", 0)])
+def test_the_device_that_is_measured_is_waited_for(name: str, waits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited = list[torch.device | None]()
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)  # whatever else the process computes on
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: waited.append(device))
+    device = torch.device(name)
+    calls_per_second(lambda: None, 0.0, device)
+    assert waited == waits * [device]
 
 
 def test_the_rate_of_products_is_a_number_of_operations() -> None:
@@ -46,3 +59,21 @@ def test_layers_that_are_not_there_are_a_models_error() -> None:
     settings = load_settings(None, {"model": {"layers": ["layer9"]}, "worker": {"device": "cpu"}}, environ={})
     with pytest.raises(ModelError, match="layer9"):
         measure(settings, jpeg_parts(1), seconds=0.1)
+
+
+def test_a_device_that_fails_ends_the_process_with_its_code_and_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object) -> None:
+        raise torch.AcceleratorError("the device is gone\nCUDA kernel errors might be asynchronously reported")
+
+    monkeypatch.setattr(PatchFeatures, "_forward", fails)
+    config, parts = tmp_path / "config.toml", tmp_path / "parts"
+    config.write_text('[worker]\ndevice = "cpu"\n[[lines]]\nname = "a"\n')
+    write_parts(parts, jpeg_parts(1))
+    with pytest.raises(SystemExit) as ended:
+        main(str(config), str(parts), str(tmp_path / "out"), "0.1")
+    assert ended.value.code == 5
+    told = capsys.readouterr().err
+    assert told.startswith("cpu failed: the device is gone CUDA")
+    assert told.endswith("or choose another with --device\n")

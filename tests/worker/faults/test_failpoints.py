@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import redis
 
-from tests.worker.faults.failing import VARIABLE, killed_at
+from tests.worker.faults.failing import VARIABLE, killed_at, supervised
 from tests.worker.faults.processes import (
     IMAGES,
     assert_each_answered_once,
@@ -88,6 +88,32 @@ def test_an_image_that_crashes_the_process_ends_as_a_dead_letter_and_the_line_go
             crashes += worker.poll() == -signal.SIGSEGV
             assert worker.poll() in (None, -signal.SIGSEGV)
     assert crashes == 4  # once among others, three times by itself
+    assert sorted(int(result["id"]) for result in results(client, line)) == list(range(12))
+    letters: Any = client.xrange(f"mhpc:{{{line}}}:dead")
+    ((_, letter),) = letters
+    assert (letter[b"id"], letter[b"reason"]) == (b"poison", b"failed")
+
+
+@pytest.mark.parametrize(("action", "code"), [("hang", 1), ("lost", 5), ("oom", 5)])
+def test_an_image_that_hangs_or_trips_the_device_each_time_ends_as_a_dead_letter_under_any_supervisor(
+    redis_url: str,
+    client: redis.Redis,
+    line: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    action: str,
+    code: int,
+) -> None:
+    """One that only starts again what has ended, as Docker's."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # who has threads cannot be forked
+    config = write_config(tmp_path, redis_url, line, tmp_path)
+    key = f"mhpc:{{{line}}}:images"
+    client.xadd(key, {"batch": message(*(item(str(number)) for number in range(4)))})
+    client.xadd(key, {"batch": message(item("4"), item("poison"), item("5"))})
+    client.xadd(key, {"batch": message(*(item(str(number)) for number in range(6, 12)))})
+    codes = supervised(config, f"decode=poison:{action}:1+", 4.0, lambda: done(client, line, 13))
+    assert len(codes) >= 3  # three times by itself; before, among others, but for a batch that memory lacks for
+    assert set(codes) == {code}
     assert sorted(int(result["id"]) for result in results(client, line)) == list(range(12))
     letters: Any = client.xrange(f"mhpc:{{{line}}}:dead")
     ((_, letter),) = letters

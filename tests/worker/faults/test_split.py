@@ -12,6 +12,7 @@ from tests.worker.helpers import eventually
 from tests.worker.playing import answered, results, send
 from tests.worker.turning import Run, get
 from worker.daemon import Worker
+from worker.metrics import OF_THE_KEEPER
 from worker.streams.line_streams import LineStreams
 
 LEASE_SECONDS = 10.0  # a busy machine stands still for seconds, and only who is cut off is to lose its line
@@ -43,6 +44,15 @@ def way(redis_url: str) -> Iterator[Proxy]:
 def keeps(worker: Worker, line: str) -> bool:
     """As its metric says."""
     return bool(worker.metrics.registry.get_sample_value("mhpc_line_keeper", {"line": line}))
+
+
+def told_of(worker: Worker, line: str) -> dict[str, float]:
+    """What it shows of what waits, and of what only a keeper knows."""
+    names = [f"mhpc_{name}" for name in (*OF_THE_KEEPER, "stream_lag_entries", "pending_entries")]
+    samples = [sample for family in worker.metrics.registry.collect() for sample in family.samples]
+    owed = worker.metrics.registry.get_sample_value("mhpc_snapshot_owed_seconds", {"line": line})
+    told = {sample.name: sample.value for sample in samples if sample.name in names and sample.labels["line"] == line}
+    return told | ({"owed": owed} if owed else {})
 
 
 @pytest.mark.parametrize("what", UNDER_WAY)
@@ -78,6 +88,7 @@ def test_what_a_keeper_had_under_way_when_it_was_cut_off_comes_too_late_and_each
     before = int(streams.state()["epoch"])
     eventually(lambda: keeps(second, line))
     assert not keeps(first, line)  # by its own clock it leads no more
+    eventually(lambda: told_of(first, line) == {})  # what waits it does not know, and the rest is the other's to tell
     assert int(streams.state()["epoch"]) == before + 1
     send(client, line, number + 1, number + 8)
     answered(client, line, number + 8)

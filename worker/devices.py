@@ -1,0 +1,25 @@
+"""What a device's failure means to whoever computes on it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from worker.errors import DeviceError
+
+START_AGAIN = "start the worker again, as its supervisor should; what is not in a snapshot comes again"
+
+
+@contextmanager
+def device_failures(device: str, remedy: str = START_AGAIN) -> Iterator[None]:
+    """Raises DeviceError where the device fails within, or has no memory for a single image.
+
+    Args:
+        remedy: against a failure; the process can use the device no more.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DeviceError(f"{device} failed: {error}; lower model.max_batch or bank_size") from error
+    except torch.AcceleratorError as error:
+        raise DeviceError(f"{device} failed: {error}; {remedy}") from error

@@ -212,9 +212,10 @@ def _checked(features: Tensor | NDArray[np.floating]) -> Tensor:
 
 
 def _as_tensor(features: NDArray[np.floating]) -> Tensor:
-    """The array's own memory, unless torch knows no such byte order or no steps backwards."""
+    """The array's own memory, unless torch knows no such byte order, or no such steps from one value to another."""
     native = features.astype(features.dtype.newbyteorder("="), copy=False)
-    forwards = native.copy() if min(native.strides, default=0) < 0 else native
+    odd = any(step < 0 or step % native.itemsize for step in native.strides)
+    forwards = native.copy() if odd else native
     with warnings.catch_warnings():  # read-only it may be: nothing is written
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return torch.from_numpy(forwards)

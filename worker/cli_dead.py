@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from worker.cli_options import ConfigOption, JsonFlag, LineOption, UrlOption, examples, streams_of
+from worker.cli_options import ConfigOption, JsonFlag, LineOption, UrlOption, examples, local_time, streams_of
 from worker.errors import AbsentError, ConfigurationError, ReplayError, WorkerError, one_line, printable
 
 
@@ -205,7 +204,9 @@ def _table(rows: list[dict[str, Any]], width: int) -> Table:
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    when = datetime.fromisoformat(row["when"]).astimezone().strftime("%m-%d %H:%M")
     deliveries = "-" if row["deliveries"] is None else str(row["deliveries"])
-    texts = (row["letter"], when, row["reason"], deliveries, row["id"] or "(entry)", one_line(row["error"], 300))
+    texts = (
+        row["letter"], local_time(row["when"]), row["reason"], deliveries, row["id"] or "(entry)",
+        one_line(row["error"], 300),
+    )  # fmt: skip
     return [printable(text) for text in texts]

@@ -1,6 +1,7 @@
 """What the commands share: their options, and what these stand for."""
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -75,6 +76,11 @@ def streams_of(line: str | None, config: Path | None, redis: str | None) -> tupl
     settings = settings_of(config, redis)
     name = line_of(settings, line)
     return settings, LineStreams(connect_to(settings, name), name)
+
+
+def local_time(when: str | None) -> str:
+    """ISO 8601, for a table in this machine's time."""
+    return "-" if when is None else datetime.fromisoformat(when).astimezone().strftime("%m-%d %H:%M")
 
 
 def tell(settings: Settings, line: str, name: str, args: list[str], by: str, timeout: float, as_json: bool) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import math
-from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from worker.cli_options import ConfigOption, JsonFlag, LineOption, UrlOption, examples, streams_of
+from worker.cli_options import ConfigOption, JsonFlag, LineOption, UrlOption, examples, local_time, streams_of
 from worker.errors import AbsentError, ConfigurationError, RejectedError, one_line, printable
 
 if TYPE_CHECKING:
@@ -138,7 +137,7 @@ def _write(path: Path, image: "Image", limits: "LimitSettings") -> None:
 
 def _row(key: str, part: "ReviewPart") -> dict[str, Any]:
     """All but the picture, for JSON."""
-    from worker.streams.line_streams import entry_key
+    from worker.streams.line_streams import entry_time
 
     return {
         "entry": part.entry,
@@ -147,7 +146,7 @@ def _row(key: str, part: "ReviewPart") -> dict[str, Any]:
         "score": _number(part.score),
         "threshold": _number(part.threshold),
         "model": part.model or None,
-        "when": datetime.fromtimestamp(entry_key(key)[0] / 1000, UTC).isoformat(timespec="milliseconds"),
+        "when": entry_time(key),
     }
 
 
@@ -172,6 +171,6 @@ def _table(rows: list[dict[str, Any]]) -> Table:
 def _cells(row: dict[str, Any]) -> list[str]:
     from worker.results import figure
 
-    when = datetime.fromisoformat(row["when"]).astimezone().strftime("%m-%d %H:%M")
-    texts = [row["why"], when, figure(row["score"]), figure(row["threshold"]), row["entry"], row["id"]]
+    figures = figure(row["score"]), figure(row["threshold"])
+    texts = [row["why"], local_time(row["when"]), *figures, row["entry"], row["id"]]
     return [printable(text) for text in texts]

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -20,6 +19,7 @@ from worker.cli_options import (
     UrlOption,
     examples,
     line_of,
+    local_time,
     settings_of,
     tell,
 )
@@ -189,7 +189,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     table.add_column("applied through", overflow="fold")
     for row in rows:
         marks = "".join(sign for name, sign in MARKS.items() if row[name])
-        when = datetime.fromisoformat(row["when"]).astimezone().strftime("%m-%d %H:%M")
+        when = local_time(row["when"])
         told = ["-" if row[name] is None else str(row[name]) for name in ("phase", "images_learned", "applied_through")]
         texts = (marks, row["version"], _size(row["bytes"]), when, *told)
         table.add_row(*[Text(printable(text)) for text in texts])

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 
 import msgpack
@@ -10,7 +9,7 @@ import msgpack
 from worker.errors import AbsentError, RejectedError, ReplayError
 from worker.message import VERSION, Image, encode_batch, image_name, unpacked
 from worker.streams.client import script
-from worker.streams.line_streams import LineStreams, entry_key, newest_id
+from worker.streams.line_streams import LineStreams, entry_key, entry_time, newest_id
 
 PAGE = 16  # letters read at once: each may hold streams.payload_bytes
 DELETED = 1000  # letters deleted at once
@@ -31,10 +30,6 @@ class Letter(NamedTuple):
     deliveries: str
     payload: bytes
 
-    @property
-    def when(self) -> datetime:
-        return datetime.fromtimestamp(entry_key(self.name)[0] / 1000, UTC)
-
     def row(self) -> dict[str, Any]:
         """All but the payload's bytes, for JSON."""
         return {
@@ -44,7 +39,7 @@ class Letter(NamedTuple):
             "reason": self.reason,
             "error": self.error,
             "deliveries": int(self.deliveries) if self.deliveries.isdecimal() else None,
-            "when": self.when.isoformat(timespec="milliseconds"),
+            "when": entry_time(self.name),
             "payload_bytes": len(self.payload),
         }
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeGuard
+from typing import Any, Literal, NamedTuple
 
 import msgpack
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
 
-from worker.bounds import check_scans, check_size
+from worker.bounds import check_scans, check_size, is_plain, is_text
 from worker.errors import RejectedError
 from worker.settings import LimitSettings
 from worker.tokens import has_more_than
@@ -158,7 +158,7 @@ def _image(item: Any, index: int, limits: LimitSettings) -> Image | Rejected:
 def image_name(item: Any, index: int) -> str:
     """The id of an image of an entry, or its place where it has none that can be used."""
     identity = item.get("id") if isinstance(item, dict) else None
-    return identity if _is_text(identity) and len(identity) <= ID_LENGTH else f"#{index}"
+    return identity if is_text(identity) and len(identity) <= ID_LENGTH else f"#{index}"
 
 
 def _checked(item: Any, limits: LimitSettings) -> Image:
@@ -168,7 +168,7 @@ def _checked(item: Any, limits: LimitSettings) -> Image:
 
     expect(isinstance(item, dict), f"an image is {_kind(item)}, expected a map with `id`, `format` and `data`")
     identity, form, data = item.get("id"), item.get("format"), item.get("data")
-    expect(_is_text(identity), f"`id` is {_kind(identity)}, expected a string in UTF-8")
+    expect(is_text(identity), f"`id` is {_kind(identity)}, expected a string in UTF-8")
     expect(len(identity) <= ID_LENGTH, f"`id` has {len(identity)} characters, at most {ID_LENGTH} are accepted")
     expect(form in FORMATS, f"`format` is {form!r:.40}, expected one of {', '.join(FORMATS)}")
     expect(isinstance(data, bytes), f"`data` is {_kind(data)}, expected bytes (msgpack bin)")
@@ -179,23 +179,10 @@ def _checked(item: Any, limits: LimitSettings) -> Image:
     number = isinstance(ts, int | float) and not isinstance(ts, bool) and math.isfinite(ts)
     expect(ts is None or number, f"`ts` is {ts!r:.40}, expected seconds as a number")
     expect(meta is None or isinstance(meta, dict), f"`meta` is {_kind(meta)}, expected a map")
-    expect(_is_plain(meta, META_DEPTH), f"`meta` holds more than plain values by string keys, {META_DEPTH} levels deep")
+    expect(is_plain(meta, META_DEPTH), f"`meta` holds more than plain values by string keys, {META_DEPTH} levels deep")
     if meta and len(_packed(meta)) > limits.meta_bytes:
         raise RejectedError("too_large", f"`meta` packs to more than {limits.meta_bytes} bytes")
     return Image(identity, form, data, tuple(shape) if form == "raw" else None, ts, meta)
-
-
-def _is_text(value: Any) -> TypeGuard[str]:
-    return isinstance(value, str) and not any("\ud800" <= char <= "\udfff" for char in value)  # as UTF-8
-
-
-def _is_plain(value: Any, depth: int) -> bool:
-    """Maps with string keys, lists, and scalars, at most `depth` levels of them: what any reader of results takes."""
-    if isinstance(value, dict):
-        return depth > 0 and all(_is_text(key) and _is_plain(inner, depth - 1) for key, inner in value.items())
-    if isinstance(value, list):
-        return depth > 0 and all(_is_plain(inner, depth - 1) for inner in value)
-    return value is None or isinstance(value, bool | int | float | bytes) or _is_text(value)
 
 
 def decode_pixels(image: Image, limits: LimitSettings) -> Pixels:

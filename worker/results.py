@@ -13,7 +13,7 @@ import msgpack
 from worker.errors import one_line, printable
 from worker.message import ID_LENGTH, decode_result
 from worker.streams.client import CONNECTION_ERRORS
-from worker.streams.line_streams import FROM_START, LineStreams, entry_key, newest_id
+from worker.streams.line_streams import FROM_START, LineStreams, newest_id
 
 BLOCK_MS = 1000
 AGAIN_SECONDS = 1.0  # to the next look at a server that is not reached
@@ -30,16 +30,11 @@ def follow(
 
     What is no result, whoever put it there, is left out, and a server that is not reached is waited for; `tell` hears
     of both.
-
-    Raises:
-        redis.ConnectionError, redis.TimeoutError: it is not reached at first.
     """
     streams, away = LineStreams(client, line), False
     last: Any = FROM_START if from_start else newest_id(client, streams.scores)  # "$" would pass what comes meanwhile
     while True:
         try:
-            if away and entry_key(newest := newest_id(client, streams.scores)) < entry_key(last):
-                last = newest  # it came back without what it had last
             found = client.xread({streams.scores: last}, count=READ, block=BLOCK_MS) or ()
         except CONNECTION_ERRORS as error:
             if not away:

@@ -162,13 +162,15 @@ def _fit_body(x: NDArray[np.float64], shape: float) -> Body | None:
 
     The share of scores in excess of the tail is sup (S_n - S) over the largest, S_n their empirical survival function;
     since it moves the quantiles, the fit is repeated among 1 - excess of the scores. Equal scores have no scale, and
-    where more than MAX_TRIMMED of them are in excess anywhere in the upper half, it is no minority of defective parts
-    but another product, say, of which much may score below the largest tenth.
+    where more than MAX_TRIMMED of them are in excess, it is no minority of defective parts but another product, say. Of
+    that much may score below the largest tenth: it is looked for in the upper half, by two standard deviations of such
+    a share more, since half of the scores go so far by chance sooner than a tenth.
     """
     n, excess = len(x), 0.0
     top = x[n // 2 :]
     survival = np.arange(len(top), 0, -1) / n
     largest = int(n * (1 - MAX_TRIMMED)) - 1 - n // 2
+    by_chance = 2 * math.sqrt(MAX_TRIMMED * (1 - MAX_TRIMMED) / n)
     for _ in range(BODY_ROUNDS):
         m = n * (1 - excess)
         i = np.arange(int(m * BODY[0]), int(m * BODY[1]))
@@ -177,9 +179,9 @@ def _fit_body(x: NDArray[np.float64], shape: float) -> Body | None:
         if not scale > 0:
             return None
         beyond = survival - stats.genextreme.sf(top, -shape, location, scale)
-        if beyond.max() > MAX_TRIMMED:
-            return None
         excess = max(0.0, float(beyond[largest:].max()))
+        if max(excess, float(beyond.max()) - by_chance) > MAX_TRIMMED:
+            return None
     return Body(float(location), float(scale), shape, excess)
 
 

@@ -94,10 +94,11 @@ def check_output(output: Output) -> None:
         raise ValueError('--json and --csv both ask for stdout ("-"); give one of them a file')
     for path in (output.json, output.csv):
         if path is not None and str(path) != "-":
-            _check_writable(path)
+            check_writable(path)
 
 
-def _check_writable(path: Path) -> None:
+def check_writable(path: Path) -> None:
+    """Raise ValueError where no file can be written there; nothing is."""
     folder = path.absolute().parent
     if not folder.is_dir():
         raise ValueError(f"{path}: there is no folder {folder} to write it in")

@@ -30,6 +30,8 @@ FORMULAS = {
     "Student(5) + 30": stats.t(5, loc=30),
     "exponential + 1": stats.expon(loc=1),
 }
+PRODUCTS, PRODUCT_RATE = 500, 0.01  # images of two products that calibrate
+RARER = [(share, higher) for share in (0.1, 0.15, 0.2, 0.25) for higher in ((3, 0.3), (5, 0.4))]  # than N(2, 0.2)
 
 Scores = NDArray[np.float64]
 
@@ -91,6 +93,23 @@ def report_dirty(name: str, good: Scores, bad: Scores, seed: int = 0) -> float:
     return after / before
 
 
+def report_products() -> None:
+    """What is flagged where a share of the parts is another product, which scores higher."""
+    print(
+        f"\ntwo products, {PRODUCTS} images, wanted {PRODUCT_RATE}, {BOOTSTRAPS} draws: scores N(2, 0.2), and of a share"
+    )
+    for share, (location, scale) in RARER:
+        one, other, n = stats.norm(2, 0.2), stats.norm(location, scale), int(PRODUCTS * share)
+        rng, values = np.random.default_rng(0), list[float]()
+        for _ in range(BOOTSTRAPS):
+            drawn = one.rvs(PRODUCTS - n, random_state=rng), other.rvs(n, random_state=rng)
+            values.append(fit_threshold(np.concatenate(drawn), PRODUCT_RATE).value)
+        both = np.array([float(one.sf(values).mean()), float(other.sf(values).mean())])
+        print(
+            f"{f'{share:.0%} N({location}, {scale})':24} flagged {both @ [1 - share, share]:.4f}, of the rarer {both[1]:.3f}"
+        )
+
+
 def report(orders: Sequence[Mapping[str, Scores]]) -> None:
     """All figures of real scores: of each order the scores of "good" images and of each kind of defect."""
     print(f"{BOOTSTRAPS} bootstraps of {N} images; seeds: the number of the order")
@@ -118,6 +137,7 @@ def tile_scores(features: Mapping[str, Tensor], seed: int) -> dict[str, Scores]:
 def main() -> None:
     for name, distribution in FORMULAS.items():
         report_rates(name, of_formula(distribution))
+    report_products()
     features = tiles()
     if features is None:
         return

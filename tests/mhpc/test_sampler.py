@@ -86,7 +86,10 @@ def test_tensors_give_tensors_and_arrays_give_arrays_of_the_same_type(name: str,
 def test_arrays_of_any_layout_are_taken_as_they_are(name: str, kind: str, tmp_path: Path) -> None:
     x = heavy_tailed(100, 5).astype(kind)
     np.save(tmp_path / "x.npy", x)
-    given = [x, x[::-1], x[:, ::-1], np.asfortranarray(x), np.load(tmp_path / "x.npy", mmap_mode="r")[::-1]]
+    of_records = np.zeros(100, [("x", kind, (5,)), ("flag", "i1")])
+    of_records["x"] = x
+    given = [x, x[::-1], x[:, ::-1], np.asfortranarray(x), of_records["x"]]
+    given.append(np.load(tmp_path / "x.npy", mmap_mode="r")[::-1])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for features in given:

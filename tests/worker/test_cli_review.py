@@ -77,6 +77,7 @@ def test_list_fits_into_80_columns_whatever_was_written(
     monkeypatch.setenv("COLUMNS", "80")
     add(streams, set_aside(1, jpeg("camera-1/2026-03-04/" + 40 * "x")), flagged(10**6, jpeg("[red]no\x1b[2J")))
     streams.client.xadd(streams.review, {"anything": "else", "score": "high"})
+    streams.client.xadd(streams.review, {"id": "far"}, id="99999999999999999-0")
     head, *rows = call("review", "list", "--config", config()).out.splitlines()
     assert head.split() == ["why", "when", "score", "limit", "entry", "id"]
     assert max(map(len, [head, *rows])) <= 80

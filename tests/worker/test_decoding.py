@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 from PIL import Image as Pillow
 
 from tests.worker.helpers import encoded, picture
-from worker.bounds import START_OF_SCAN
+from worker.bounds import SCANS
 from worker.decoding import THREADS, decode, decoding_threads
 from worker.errors import RejectedError
 from worker.message import Image, Pixels, decode_pixels
 from worker.settings import LimitSettings
+
+START_OF_SCAN = b"\xff\xda"
 
 LIMITS = LimitSettings()
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "300"))
@@ -74,8 +76,19 @@ def test_a_jpeg_of_more_scans_than_any_encoder_writes_reaches_no_decoder() -> No
     progressive = encoded(picture(0, 20, 12), "JPEG", progressive=True)
     assert progressive.count(START_OF_SCAN) > 5
     assert decode(Image("a", "jpeg", progressive), LIMITS).shape == (20, 12, 3)
-    with pytest.raises(RejectedError, match="a JPEG of 101 scans, at most 100"):
-        decode(Image("a", "jpeg", progressive + START_OF_SCAN * (101 - progressive.count(START_OF_SCAN))), LIMITS)
+    scan = progressive[progressive.rindex(START_OF_SCAN) : -2]
+    many = progressive[:-2] + 100 * scan + progressive[-2:]
+    with pytest.raises(RejectedError, match="a JPEG of more than 100 scans"):
+        decode(Image("a", "jpeg", many), LIMITS)
+
+
+def test_what_stands_within_a_segment_or_behind_the_end_is_no_scan() -> None:
+    plain = encoded(picture(0, 20, 12), "JPEG")
+    comment = b"\xff\xfe" + (2 + 300).to_bytes(2, "big") + 150 * START_OF_SCAN
+    expected = decode(Image("a", "jpeg", plain), LIMITS)
+    for jpeg in (plain + 1000 * START_OF_SCAN, plain[:2] + comment + plain[2:]):
+        assert jpeg.count(START_OF_SCAN) > SCANS
+        np.testing.assert_array_equal(decode(Image("a", "jpeg", jpeg), LIMITS), expected)
 
 
 def test_there_is_a_thread_for_each_core_of_this_process_within_a_bound() -> None:

@@ -168,7 +168,7 @@ BAD_IMAGES = [
     ("no data", {"data": None}, "wrong_shape"),
     ("data that is text", {"data": "x"}, "wrong_shape"),
     ("a jpeg as text", {"format": "jpeg", "data": "\udcff\udcd8"}, "wrong_shape"),
-    ("a jpeg of a thousand scans", {"format": "jpeg", "data": JPEG + 1000 * b"\xff\xda"}, "too_large"),
+    ("a jpeg of a thousand scans", {"format": "jpeg", "data": JPEG[:-2] + 1000 * b"\xff\xda\0\2\0"}, "too_large"),
     ("a ts that is a date", {"ts": msgpack.Timestamp(0)}, "wrong_shape"),
     ("a ts that is NaN", {"ts": float("nan")}, "wrong_shape"),
     ("a ts that is infinite", {"ts": float("inf")}, "wrong_shape"),

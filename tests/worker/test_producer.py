@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import itertools
 import subprocess
@@ -6,6 +7,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -254,6 +256,15 @@ def test_sixteen_bits_stay_sixteen_bits() -> None:
     assert decode_pixels(as_image("a", buffer.getvalue()), LimitSettings()).max() == 0x80
 
 
+@pytest.mark.parametrize("order", ["II", "MM"])
+def test_sixteen_bits_of_a_tiff_stay_in_either_byte_order(tmp_path: Path, order: str) -> None:
+    buffer = io.BytesIO()
+    ramp = np.array([[0, 300, 30_000, 65_535]], ">u2" if order == "MM" else "<u2")
+    Pillow.fromarray(ramp).save(buffer, "TIFF")
+    assert buffer.getvalue()[:2] == order.encode()
+    assert decode_pixels(as_image("a", buffer.getvalue()), LimitSettings())[0, :, 0].tolist() == [0, 1, 117, 255]
+
+
 def test_a_pgm_of_sixteen_bits_is_what_the_library_reads_of_it(tmp_path: Path) -> None:
     (tmp_path / "a.pgm").write_bytes(b"P5 4 1 65535\n" + np.array([0, 300, 30_000, 65_535], ">u2").tobytes())
     image = as_image("a", (tmp_path / "a.pgm").read_bytes())
@@ -265,6 +276,14 @@ def test_a_pgm_of_sixteen_bits_is_what_the_library_reads_of_it(tmp_path: Path) -
 def test_what_pillow_cannot_read_is_rejected(data: bytes) -> None:
     with pytest.raises(RejectedError):
         as_image("a", data)
+
+
+@pytest.mark.parametrize("odd", [{"id": "\udcff"}, {"meta": {"at": datetime.now(UTC)}}])
+def test_what_no_worker_would_take_is_refused_of_an_iterable_too(
+    client: redis.Redis, line: str, odd: dict[str, Any]
+) -> None:
+    with pytest.raises(RejectedError):
+        produce(Producer(client, line), [dataclasses.replace(Image("a", "png", encoded("PNG")), **odd)])
 
 
 def test_a_batch_is_bounded_in_bytes_too() -> None:

@@ -1,6 +1,7 @@
 """Images that are added one by one become entries: by count, by bytes, by time."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, cast
@@ -11,10 +12,12 @@ import redis
 
 from tests.worker.faults.proxy import Proxy
 from tests.worker.helpers import encoded, eventually, picture
+from tests.worker.streams.acting import deliver
 from worker.errors import ConfigurationError, FateUnknownError, RejectedError, WorkerError
 from worker.message import Image, decode_batch, encode_batch
 from worker.producer import Producer, connect
 from worker.settings import LimitSettings
+from worker.streams.line_streams import ANSWERING, LineStreams
 
 DATA = encoded(picture())
 SMALL: dict[str, Any] = {"batch": 1, "batch_bytes": 9}
@@ -160,6 +163,36 @@ def test_stop_ends_the_waiting_for_the_thread_that_sends_what_lingered_too(
     call.get(ends, lambda: producer.send([image(2)], stop))()
     assert sent(client, line) == ["0"]
     assert ids(producer.unsent) == ("12" if ends == "add" else "1")
+
+
+def is_held(producer: Producer) -> bool:
+    if producer._lock.acquire(blocking=False):
+        producer._lock.release()
+        return False
+    return True
+
+
+def test_who_stops_leaves_what_lingers_for_others_to_be_sent(client: redis.Redis, line: str) -> None:
+    stop = threading.Event()
+    producer = Producer(client, line, batch=9, linger=0.05, max_ahead=1)
+    producer.send([image(0)])
+    other = threading.Thread(target=producer.send, args=([image(1)],))  # it waits for room, and holds the rest up
+    other.start()
+    eventually(lambda: is_held(producer))
+    adds = threading.Thread(target=producer.add, args=(image(2),))
+    adds.start()
+    stop.set()
+    stopped = threading.Thread(target=producer.flush, args=(stop,))
+    stopped.start()
+    streams = LineStreams(client, line)
+    streams.ensure_groups()
+    while len(sent(client, line)) < 3:
+        for entry in deliver(streams):
+            client.xack(streams.images, ANSWERING, entry)
+        time.sleep(0.02)
+    for thread in (other, adds, stopped):
+        thread.join()
+    assert (sorted("".join(sent(client, line))), producer.unsent) == (["0", "1", "2"], [])
 
 
 def test_threads_share_a_producer_and_nothing_is_lost(client: redis.Redis, line: str) -> None:

@@ -1,6 +1,5 @@
 import dataclasses
 import json
-from threading import Timer
 from typing import Any
 
 import msgpack
@@ -8,7 +7,6 @@ import numpy as np
 import pytest
 import redis
 
-from tests.conftest import PrivateRedis
 from worker import results
 from worker.message import HeatMap, Result, decode_result, encode_result
 from worker.streams.line_streams import LineStreams
@@ -38,21 +36,6 @@ class AddsInBetween(redis.Redis):
         if not reply:
             publish(self, next(iter(args[0])).split("{")[1].split("}")[0], "came in between")
         return reply
-
-
-class LosesAll(redis.Redis):
-    """The real client; the server loses all between its first reply and the next call, which fails."""
-
-    calls = 0
-
-    def xread(self, *args: Any, **options: Any) -> Any:
-        self.calls += 1
-        if self.calls != 2:
-            return super().xread(*args, **options)
-        self.flushall()
-        publish(self, next(iter(args[0])).split("{")[1].split("}")[0], "before")
-        Timer(0.5, lambda: publish(self, next(iter(args[0])).split("{")[1].split("}")[0], "after")).start()
-        raise redis.ConnectionError("gone")
 
 
 def test_results_come_from_the_oldest_on_if_asked(client: redis.Redis, line: str) -> None:
@@ -144,13 +127,3 @@ def test_a_value_that_cannot_be_told_is_left_out_in_few_words(
     assert len(told) == 1
     assert "is no result: " in told[0]
     assert len(told[0]) < 400
-
-
-def test_a_server_that_comes_back_without_its_last_results_is_followed_on(
-    private_redis: PrivateRedis, line: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(results, "AGAIN_SECONDS", 0.1)
-    server = redis.Redis(port=private_redis.port, protocol=2)
-    server.xadd(LineStreams(server, line).scores, {"result": encode_result(RESULT)}, id="9999999999999-0")
-    found = results.follow(LosesAll(port=private_redis.port, protocol=2), line, True)
-    assert [next(found)["id"], next(found)["id"]] == ["part 7", "after"]

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
+from mhpc.evaluation.tables import check_writable
 from worker.demo.backbones import backbones_table, compare_backbones
 from worker.demo.figures import Figures, Run, Verdict, compute_figures
 from worker.demo.folder import read_folder
@@ -96,9 +97,9 @@ def _check(options: DemoOptions) -> None:
         )
     if options.json is not None:
         try:
-            options.json.open("ab").close()
-        except OSError as error:
-            raise ConfigurationError(f"--json {options.json}: not a file that can be written: {error}") from None
+            check_writable(options.json)
+        except ValueError as error:
+            raise ConfigurationError(f"--json {error}") from None
     try:
         options.report.mkdir(parents=True, exist_ok=True)
     except OSError as error:

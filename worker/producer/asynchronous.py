@@ -115,10 +115,10 @@ class AsyncProducer:
 
     async def add(self, image: Image) -> None:
         """As Producer.add."""
-        check(image, self._collector.limits)
+        beside = check(image, self._collector.limits)
         async with self._lock:
             await self._send_full()
-            if self._collector.add(image, timed=self._lingering is not None):
+            if self._collector.add(image, beside, timed=self._lingering is not None):
                 if self._lingering is not None:
                     self._lingering.cancel()
                 self._lingering = asyncio.create_task(self._linger())

@@ -86,7 +86,7 @@ class Producer:
         self._timer: Timer | None = None
         self._failure: Exception | None = None  # of the timer's thread; the next call raises it
         self._lock = RLock()
-        self._closing = Event()
+        self._lingered: Event | None = None  # ends the waiting of the timer's thread, while that is sending
 
     @property
     def line(self) -> str:
@@ -120,16 +120,13 @@ class Producer:
             RejectedError: a worker would refuse this image; it was not taken.
             WorkerError: as `send`, also of an entry that went out since the call before, because it had lingered.
         """
-        check(image, self._collector.limits)
+        beside = check(image, self._collector.limits)
         with self._alone(stop):
             self._send_full(stop)  # of an earlier call that failed: what cannot be sent does not pile up
-            if self._collector.add(image, timed=self._timer is not None):
+            if self._collector.add(image, beside, timed=self._timer is not None):
                 if self._timer is not None:
                     self._timer.cancel()
-                self._closing.clear()
-                self._timer = Timer(self._collector.linger or 0.0, self._linger_over)
-                self._timer.daemon = True
-                self._timer.start()
+                self._linger()
             self._send_full(stop)
 
     def flush(self, stop: Event | None = None) -> None:
@@ -183,17 +180,22 @@ class Producer:
 
     def _end_lingering(self) -> None:
         """What lingers stays unsent: no thread sends it later, behind the back of one who reads `unsent`."""
-        self._closing.set()  # of one that is waiting to send
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.cancel()
+        self._end_waiting()
+
+    def _end_waiting(self) -> None:
+        """Of the timer's thread, if it waits."""
+        if (lingered := self._lingered) is not None:
+            lingered.set()
 
     @contextmanager
     def _alone(self, stop: Event | None) -> Iterator[None]:
         """The thread that sends what lingered may wait for room for as long as there is none; `stop` ends that, too."""
         while not self._lock.acquire(timeout=STOP_SECONDS):
             if stop is not None and stop.is_set():
-                self._closing.set()
+                self._end_waiting()
         try:
             yield
         finally:
@@ -224,14 +226,22 @@ class Producer:
             del self._collector.full[0]  # before anyone is told, who may raise
             self._tell(entry, images)
 
+    def _linger(self) -> None:
+        self._timer = Timer(self._collector.linger or 0.0, self._linger_over)
+        self._timer.daemon = True
+        self._timer.start()
+
     def _linger_over(self) -> None:
         with self._lock:
-            if self._timer is not current_thread():  # its entry was filled meanwhile, and another one is collected
-                return
+            self._lingered = Event()  # before the look: who ends lingering looks at both the other way round
             try:
-                self.flush(self._closing)
+                if self._timer is current_thread():  # else its entry was filled meanwhile, and another one is collected
+                    self.flush(self._lingered)
             except Exception as error:  # also of `sent`: this thread has nobody to tell
                 self._failure = error
+            if self._collector.full and self._lingered.is_set() and self._timer is current_thread():
+                self._linger()  # another thread had its turn: the rest is tried again
+            self._lingered = None
 
     def _carry_out(self, steps: Steps, stop: Event | None) -> Any:
         stop, answer = stop or Event(), None

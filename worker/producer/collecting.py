@@ -39,9 +39,9 @@ class Collector:
     def unsent(self) -> list[Image]:
         return [image for images in (*self.full, self.held) for image in images]
 
-    def add(self, image: Image, timed: bool = False) -> bool:
-        """Take an image; whether a time begins that its entry may linger: it is the first, or none has begun."""
-        beside = len(_beside([image]))
+    def add(self, image: Image, beside: int, timed: bool = False) -> bool:
+        """Take an image, of which `check` told the bytes beside its data; whether a time begins that its entry may
+        linger: it is the first, or none has begun."""
         if self.held and not self._has_room(len(image.data), beside):
             self.close()
         self.held.append(image)
@@ -63,10 +63,10 @@ class Collector:
 
 
 def batches(images: Iterable[Image], size: int, batch_bytes: int = BATCH_BYTES) -> Iterator[list[Image]]:
-    """Lists of up to `size` images and up to `batch_bytes`, or of one larger image."""
+    """Lists of up to `size` images and up to `batch_bytes`, or of one larger image; raises as `check`."""
     collector = Collector(size, batch_bytes)
     for image in images:
-        collector.add(image)
+        collector.add(image, check(image, collector.limits))
         while collector.full:
             yield collector.full.pop(0)
     if collector.held:
@@ -98,8 +98,9 @@ def _check_size(images: Sequence[Image], beside: bytes, limits: LimitSettings) -
         raise RejectedError("too_large", f"the entry holds more than {OBJECTS} values")
 
 
-def check(image: Image, limits: LimitSettings) -> None:
-    """Find what would make the worker refuse an image, short of decoding it.
+def check(image: Image, limits: LimitSettings) -> int:
+    """Find what would make the worker refuse an image, short of decoding it; the bytes that its entry takes beside its
+    data.
 
     Raises:
         RejectedError: with the reason that its dead letter would have.
@@ -123,3 +124,4 @@ def check(image: Image, limits: LimitSettings) -> None:
             raise RejectedError(
                 "wrong_shape", f"{name}: raw {h} x {w} x {c} needs {h * w * c} bytes, {len(image.data)} came"
             )
+    return len(beside)

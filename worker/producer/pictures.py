@@ -46,14 +46,16 @@ def as_image(identity: str, data: bytes) -> Image:
     """
     try:
         with warnings.catch_warnings(action="ignore", category=Pillow.DecompressionBombWarning):
-            picture = Pillow.open(io.BytesIO(data), formats=PILLOW_FORMATS)
+            picture: Pillow.Image = Pillow.open(io.BytesIO(data), formats=PILLOW_FORMATS)
         forms: dict[str | None, Literal["jpeg", "png"]] = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png"}
         if (form := forms.get(picture.format)) is not None:
             return Image(identity, form, data, ts=time.time())
         if picture.mode == "F" or (picture.mode == "I" and picture.format != "PPM"):  # of which 16 bits read as I
-            raise ValueError(f"its values have 32 bits (mode {picture.mode}); expected 8 or 16: save it with those")
+            raise ValueError(f"its values (mode {picture.mode}) are neither of 8 nor of 16 bits without a sign")
+        if not picture.mode.startswith("I;16"):
+            picture = picture.convert("I;16" if picture.mode == "I" else "RGB")
         buffer = io.BytesIO()
-        picture.convert("I;16" if picture.mode.startswith("I") else "RGB").save(buffer, "PNG", compress_level=1)
+        picture.save(buffer, "PNG", compress_level=1)
     except UnidentifiedImageError:
         raise RejectedError("not_an_image", f"{len(data)} bytes that are none of {', '.join(PILLOW_FORMATS)}") from None
     except (Pillow.DecompressionBombError, OSError, ValueError, SyntaxError, EOFError) as error:

@@ -1,6 +1,7 @@
 """One line's keys in Redis: reading, the gate, the lease, the commit, trimming."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -103,6 +104,14 @@ def entry_key(entry: str) -> tuple[int, int]:
     """An entry id, so that it sorts as Redis sorts."""
     ms, _, seq = entry.partition("-")
     return int(ms), int(seq or 0)
+
+
+def entry_time(entry: str) -> str | None:
+    """When it was added, by Redis's clock, as ISO 8601; None where no calendar has it: an id may be given by hand."""
+    try:
+        return datetime.fromtimestamp(entry_key(entry)[0] / 1000, UTC).isoformat(timespec="milliseconds")
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def entry_before(entry: str) -> str:

@@ -159,6 +159,14 @@ def test_a_rarer_product_that_scores_higher_is_not_taken_for_defects(share: floa
     assert np.mean((1 - share) * one.sf(values) + share * other.sf(values)) < 1.5 * 0.01
 
 
+@pytest.mark.parametrize(("n", "share"), [(30, 0.06), (50, 0.08), (100, 0.08), (100, 0.1), (200, 0.1)])
+def test_up_to_a_tenth_of_defects_do_not_hide_themselves_in_few_images_either(n: int, share: float) -> None:
+    bad = round(n * share)
+    good, defects = stats.gamma(9), stats.norm(40)
+    scores = [np.concatenate([drawn(good, n - bad, seed), drawn(defects, bad, 999 + seed)]) for seed in range(60)]
+    assert np.mean([fit_threshold(x, 0.01).value > 43 for x in scores]) <= 0.05  # above all of them
+
+
 def test_two_products_of_which_one_scores_higher_are_both_normal() -> None:
     scores = np.concatenate([drawn(stats.norm(5, 0.3), 100, 0), drawn(stats.norm(9, 0.3), 100, 1)])
     threshold = fit_threshold(scores, 0.01)

@@ -95,19 +95,16 @@ def report_dirty(name: str, good: Scores, bad: Scores, seed: int = 0) -> float:
 
 def report_products() -> None:
     """What is flagged where a share of the parts is another product, which scores higher."""
-    print(
-        f"\ntwo products, {PRODUCTS} images, wanted {PRODUCT_RATE}, {BOOTSTRAPS} draws: scores N(2, 0.2), and of a share"
-    )
+    print(f"\n{PRODUCTS} images of two products, wanted {PRODUCT_RATE}, {BOOTSTRAPS} draws: N(2, 0.2), and of a share")
     for share, (location, scale) in RARER:
         one, other, n = stats.norm(2, 0.2), stats.norm(location, scale), int(PRODUCTS * share)
         rng, values = np.random.default_rng(0), list[float]()
         for _ in range(BOOTSTRAPS):
             drawn = one.rvs(PRODUCTS - n, random_state=rng), other.rvs(n, random_state=rng)
             values.append(fit_threshold(np.concatenate(drawn), PRODUCT_RATE).value)
-        both = np.array([float(one.sf(values).mean()), float(other.sf(values).mean())])
-        print(
-            f"{f'{share:.0%} N({location}, {scale})':24} flagged {both @ [1 - share, share]:.4f}, of the rarer {both[1]:.3f}"
-        )
+        of_one, of_other = float(one.sf(values).mean()), float(other.sf(values).mean())
+        name, flagged = f"{share:.0%} N({location}, {scale})", (1 - share) * of_one + share * of_other
+        print(f"{name:24} flagged {flagged:.4f}, of the rarer {of_other:.3f}", flush=True)
 
 
 def report(orders: Sequence[Mapping[str, Scores]]) -> None:

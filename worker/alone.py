@@ -34,6 +34,7 @@ def judge_alone(opening: Opening, part: Opened, judge: Judge) -> None:
     streams = opening.streams[part.name]
     given_up = []  # their marks stay until all are through: the next may yet take the process down
     for place, image in enumerate(_split(opening, part)):
+        opening.engine.beat()  # of those that are not judged, too: many large ones take long
         mark = f"{part.entry.id}/{place}"
         error = f"the process ended {ATTEMPTS} times with this image in hand: it crashed, or its device failed"
         while streams.mark(mark) <= ATTEMPTS:

@@ -206,6 +206,7 @@ class Answering:
         except GivesUpLaterError:  # it comes again, with one more mark
             pass
         else:
+            self._leave(part, keepers)  # else learning would decode by itself what hangs, or takes the process down
             self.publisher.send(client, [part])
             self.settle()
         return 1

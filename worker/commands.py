@@ -6,14 +6,14 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from mhpc.core.memory_bank import MemoryBank
 from mhpc.core.scorer import Scorer
 from worker.errors import RefusedError
-from worker.line import CALIBRATING, LEARNING, SCORING, Line
+from worker.line import CALIBRATING, LEARNING, PAUSED, SCORING, Line
 from worker.records import Source
 from worker.snapshots import Snapshot
 from worker.streams.control import Command
 
+CALLED_NORMAL = 1000  # parts that are known by name
 PIN_RADIUS = 0.5  # of the threshold: so near to the bank are all patches of a part that was called normal
 
 
@@ -63,8 +63,9 @@ def _relearn(line: Line, means: Means, forgetting: Any = None) -> str:
 
 
 def _mark_before(line: Line, means: Means) -> None:
-    """The version that stands is to be gone back to; while another is learned or calibrated, the one that scored is."""
-    if line.phase == SCORING:
+    """The version that stands is to be gone back to; while another is learned or calibrated, or is calibrated and not
+    committed yet, the one that scored is."""
+    if line.phase == SCORING and line.serving.phase in (SCORING, PAUSED):
         line.before = means.present
 
 
@@ -135,6 +136,7 @@ def _normal(line: Line, means: Means, entry: Any, id: Any) -> str:  # noqa: A002
     _pin_to_standing(line, features, radius)
     if added:
         _mark_before(line, means)
+        line.called_normal = [*line.called_normal, (entry, id)][-CALLED_NORMAL:]
         line.forget_recent()
     after = line.learner.scorer().score(features)
     return f"{added} anchors pinned; its score was {float(before):.4g} and is {float(after):.4g}"
@@ -160,13 +162,18 @@ def _release(line: Line, means: Means, entry: Any, id: Any) -> str:  # noqa: A00
 
 
 def _anomalous(line: Line, means: Means, entry: Any, id: Any) -> str:  # noqa: A002 - the same
-    if means.was_set_aside(entry, id) and not _is_pinned(line, means, entry, id):
+    aside, part = means.was_set_aside(entry, id), (entry, id)
+    if aside and part not in line.called_normal:
         return _drop(line, means, entry, id)  # it was never learned: what is near it was taught by others
     features = means.features(entry, id)
     if line.learner.bank_ is None:
         raise RefusedError("nothing was learned yet that could be removed")
     before = line.learner.scorer().score(features)
-    if not (removed := line.learner.unlearn(features)):
+    removed = line.learner.unlearn(features, pinned_alone=aside)
+    line.called_normal = [each for each in line.called_normal if each != part]
+    if aside:
+        means.forget_part(entry, id)
+    if not removed:
         return f"nothing removed: no anchor stands for it alone; its score is {float(before):.4g}"
     _mark_before(line, means)
     line.forget_recent()
@@ -175,16 +182,6 @@ def _anomalous(line: Line, means: Means, entry: Any, id: Any) -> str:  # noqa: A
         f"{removed} anchors removed that stood for it alone; its score was {float(before):.4g} and is "
         f"{float(after):.4g}; mean and covariance stay as they are"
     )
-
-
-def _is_pinned(line: Line, means: Means, entry: Any, id: Any) -> bool:  # noqa: A002 - the same
-    """Whether a part that was set aside was called normal since: then it has anchors of its own."""
-    bank = line.learner.bank_
-    if not isinstance(bank, MemoryBank) or not bool(bank.pinned.any()):
-        return False
-    (features,) = line.learner.checked(means.features(entry, id))
-    distances, labels = bank.nearest(bank.whiten(features))
-    return bool(bank.pinned[labels[distances <= bank.radius / 2]].any())
 
 
 def _drop(line: Line, means: Means, entry: Any, id: Any) -> str:  # noqa: A002 - the same

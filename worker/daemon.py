@@ -198,6 +198,7 @@ class Worker:
         self.fleet.changed = False
         self._refuse_all()
         for name in gone:
+            self._in_a_turn()  # each may want a snapshot, on a slow disk
             self._let_go(name)
             self.answering.forget(name)
             self.lines.close(name)

@@ -44,6 +44,7 @@ class Line:
         self.applied_through = self.commands_through = FROM_START
         self.rate: float | None = None  # where a command has set it
         self.forgetting: float | None = None  # the same
+        self.called_normal: list[tuple[str, str]] = []  # parts by entry and id, whose anchors are pinned
         self.before = ""  # the version that stood before a person last changed what is learned, for them to go back to
         self.learner = new_learner(config, pca_variance_ratio, device)
         self.threshold: Threshold | None = None
@@ -235,6 +236,7 @@ class Line:
             "applied_through": self.applied_through,
             "commands_through": self.commands_through,
             "before": self.before,
+            "called_normal": self.called_normal,
             "scores_through": self.scores_through,
             "images_learned": self.learner.images_learned_,
             "images_quarantined": self.learner.images_quarantined_,
@@ -279,6 +281,7 @@ class Line:
         self.calibration_means = tensors[CALIBRATION_MEANS].clone()
         self.phase, self.rate = metadata["phase"], metadata["rate"]
         self.sources = [Source(*source) for source in metadata["sources"]]
+        self.called_normal = [(entry, id_) for entry, id_ in metadata.get("called_normal", [])]  # no older release's
         self.threshold = Threshold(**metadata["threshold"]) if metadata["threshold"] else None
         self.standing = self.monitor = None
         if metadata["answering"] is not None:

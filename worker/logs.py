@@ -62,8 +62,8 @@ def configure_logs(form: Literal["auto", "console", "json"]) -> Callable[[], Non
 
 
 class Sink:
-    """Where lines go. On a full disk, or a pipe that nobody reads, the process goes on without them, and the next line
-    that goes through says how many were refused; the stream may have kept some of those, and writes them late."""
+    """Where lines go. On a full disk, or a pipe whose reader is gone, the process goes on without them, and the next
+    line that goes through says how many were refused; the stream may have kept some of those, and writes them late."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream

@@ -157,15 +157,15 @@ class OnePassLearner:
         x = self.checked(features).flatten(0, 1)
         return bank.pin(x, bank.whiten(x), distances, radius)
 
-    def unlearn(self, features: Tensor) -> int:
+    def unlearn(self, features: Tensor, pinned_alone: bool = False) -> int:
         """Drop the anchors that the images of features [B, P, D] alone have brought; returns how many. The moments keep
-        their share of them.
+        their share of them. `pinned_alone`: those that were pinned for them, and none that was learned.
 
         Raises:
             ValueError: nothing was learned yet, or the bank is a reservoir.
         """
         bank = self._memory_bank()
-        return sum(bank.unlearn(bank.whiten(image)) for image in self.checked(features))
+        return sum(bank.unlearn(bank.whiten(image), pinned_alone) for image in self.checked(features))
 
     def scorer(self) -> Scorer:
         """What scores by the bank as it is; it shares the bank's tensors, which are replaced and never changed."""

@@ -251,16 +251,17 @@ class MemoryBank(Bank):
         self._append(x[fresh], z[fresh], older, pinned=True)
         return len(fresh)
 
-    def unlearn(self, z: Tensor) -> int:
+    def unlearn(self, z: Tensor, pinned_alone: bool = False) -> int:
         """Drop the anchors that one picture alone, of whitened rows z [P, d], has brought; returns how many.
 
-        Those within half a radius of its patches that support no other picture, or that were pinned for it. One anchor
-        stays in any case.
+        Those within half a radius of its patches that support no other picture, or that were pinned for it;
+        `pinned_alone`: these only. One anchor stays in any case.
         """
         distances, labels = self.nearest(z)
-        at, taught = labels[distances <= max(self.radius, 1e-3) / 2].unique(), self.support <= 1
+        at = labels[distances <= max(self.radius, 1e-3) / 2].unique()
+        brought = self.pinned if pinned_alone else self.pinned | (self.support <= 1)
         gone = torch.zeros(len(self), dtype=torch.bool, device=z.device)
-        gone[at] = (taught | self.pinned)[at]
+        gone[at] = brought[at]
         if bool(gone.all()):  # GPU sync
             gone[0] = False
         self._keep((~gone).nonzero()[:, 0])

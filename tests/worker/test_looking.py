@@ -78,7 +78,22 @@ def test_a_part_that_was_set_aside_and_called_normal_can_be_called_anomalous_aga
     assert score(keeper) < limit(keeper)
     assert "anchors removed that stood for it alone" in told(keeper, "anomalous", entry="9-9", id="part")[1]
     assert score(keeper) > limit(keeper)
-    assert told(keeper, "anomalous", entry="9-9", id="part") == (True, "removed from review")
+    assert review.find(streams, "9-9", "part") == []
+    assert keeper.line.called_normal == []
+
+
+def test_a_part_that_was_set_aside_takes_nothing_along_of_another_that_was_called_normal(
+    make_keeper: MakeKeeper, streams: LineStreams
+) -> None:
+    keeper = trained(make_keeper, streams)
+    put_up_for_review(keeper, why="quarantined")
+    told(keeper, "normal", entry="9-9", id="part")
+    anchors = keeper.line.learner.memory_.clone()
+    alike = review.find(streams, "9-9", "part")[0][1]._replace(id="alike")
+    streams.client.xadd(streams.review, alike._asdict())
+    assert told(keeper, "anomalous", entry="9-9", id="alike") == (True, "removed from review")
+    assert torch.equal(keeper.line.learner.memory_, anchors)
+    assert keeper.line.called_normal == [("9-9", "part")]
 
 
 def test_a_dropped_part_is_no_longer_up_for_review(make_keeper: MakeKeeper, streams: LineStreams) -> None:

@@ -9,8 +9,11 @@ redis.call('HDEL', KEYS[1], '')  -- a full server lets a script go on whose firs
 redis.call('HSET', KEYS[1], ARGV[2], ARGV[3])
 redis.call('RPUSH', KEYS[2], ARGV[3] .. ' ' .. ARGV[2])
 while redis.call('LLEN', KEYS[2]) > tonumber(ARGV[1]) do
-  local whose, id = string.match(redis.call('LPOP', KEYS[2]), '^(%S+) (.*)$')
-  if redis.call('HGET', KEYS[1], id) == whose then
+  local place = redis.call('LPOP', KEYS[2])
+  local whose, id = string.match(place, '^(%d+%-%d+/%d+) (.*)$')
+  if not id then  -- a release before this put down the id alone
+    redis.call('HDEL', KEYS[1], place)
+  elseif redis.call('HGET', KEYS[1], id) == whose then
     redis.call('HDEL', KEYS[1], id)
   end
 end

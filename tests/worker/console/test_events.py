@@ -150,14 +150,14 @@ def test_however_many_come_at_once_no_more_than_allowed_are_let_in(
     site, path = open_site(), f"/lines/{filled.line}/events"
     all_here = Barrier(12)
 
-    def let_in(_: int) -> bool:
+    def told_first(_: int) -> str:
         with httpx.stream("GET", site.url + path, timeout=60) as answer:
             beginning = next(answer.iter_text())
             all_here.wait(60)
-        return not beginning.startswith("retry")
+        return beginning.partition("\n")[0]
 
     with ThreadPoolExecutor(12) as pool:
-        assert sum(pool.map(let_in, range(12))) == 3
+        assert sorted(pool.map(told_first, range(12))) == 3 * ["event: points"] + 9 * ["retry: 15000"]
 
 
 class SlowName:

@@ -111,7 +111,8 @@ def test_an_image_that_hangs_or_trips_the_device_each_time_ends_as_a_dead_letter
     client.xadd(key, {"batch": message(*(item(str(number)) for number in range(4)))})
     client.xadd(key, {"batch": message(item("4"), item("poison"), item("5"))})
     client.xadd(key, {"batch": message(*(item(str(number)) for number in range(6, 12)))})
-    codes = supervised(config, f"decode=poison:{action}:1+", 4.0, lambda: done(client, line, 13))
+    stalled = 4.0 if action == "hang" else 120.0
+    codes = supervised(config, f"decode=poison:{action}:1+", stalled, lambda: done(client, line, 13))
     assert len(codes) >= 3  # three times by itself; before, among others, but for a batch that memory lacks for
     assert set(codes) == {code}
     assert sorted(int(result["id"]) for result in results(client, line)) == list(range(12))

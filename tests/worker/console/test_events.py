@@ -16,8 +16,8 @@ from tests.conftest import PrivateRedis
 from tests.worker.console.site import Filled, Site, fastest, first
 from tests.worker.helpers import encoded, eventually, picture
 from worker.console import events
+from worker.console.lines import Lines
 from worker.message import Image
-from worker.settings import LINE_NAME
 from worker.streams.control import Command, Reply, encode_reply, send
 
 
@@ -146,9 +146,14 @@ def test_however_many_come_at_once_no_more_than_allowed_are_let_in(
     open_site: Callable[..., Site], filled: Filled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(events, "LOOKERS", 3)
-    monkeypatch.setattr("worker.console.lines.LINE_NAME", SlowName())
+    exists, all_asked, all_here = Lines._exists, Barrier(12), Barrier(12)
+
+    def asked_for(lines: Lines, name: str) -> bool:
+        all_asked.wait(60)  # before the first of them is answered
+        return exists(lines, name)
+
+    monkeypatch.setattr(Lines, "_exists", asked_for)
     site, path = open_site(), f"/lines/{filled.line}/events"
-    all_here = Barrier(12)
 
     def told_first(_: int) -> str:
         with httpx.stream("GET", site.url + path, timeout=60) as answer:
@@ -158,17 +163,6 @@ def test_however_many_come_at_once_no_more_than_allowed_are_let_in(
 
     with ThreadPoolExecutor(12) as pool:
         assert sorted(pool.map(told_first, range(12))) == 3 * ["event: points"] + 9 * ["retry: 15000"]
-
-
-class SlowName:
-    """LINE_NAME to whom all who ask come before the first is answered."""
-
-    def __init__(self) -> None:
-        self.asked = Barrier(12)
-
-    def match(self, name: str) -> Any:
-        self.asked.wait(60)
-        return LINE_NAME.match(name)
 
 
 def test_an_outage_is_told_and_outlasted(

@@ -171,9 +171,11 @@ class Probe:
         return self.reading()
 
     def window(self, worker: Child, seconds: float) -> Window:
-        """Two readings, so many seconds apart or a little more."""
+        """Two readings, so many seconds apart or a little more, between which images were counted."""
         first = self.edge(worker)
         while (left := first.at + seconds - time.monotonic()) > 0:
             worker.check()
             time.sleep(min(left, 0.5))
-        return Window(first, self.edge(worker))
+        while (last := self.edge(worker)).answered == first.answered:  # a result is there before it is counted
+            pass
+        return Window(first, last)

@@ -2,10 +2,12 @@ import os
 import subprocess
 import sys
 import time
+from typing import cast
 
 import pytest
 
-from worker.bench.probe import Page, Reading, Window, cpu_seconds, machine_seconds, memory_bytes
+from worker.bench.probe import Page, Probe, Reading, Window, cpu_seconds, machine_seconds, memory_bytes
+from worker.demo.processes import Child
 
 TEXT = """# TYPE mhpc_images counter
 mhpc_images_total{line="a",outcome="scored"} 40.0
@@ -39,6 +41,22 @@ def test_a_window_is_the_difference_of_two_readings() -> None:
     assert window.stages == {"forward": 2.5, "read": 0.5}
     assert window.cpu == {"worker": 15.0, "redis": 0.5}
     assert window.others == pytest.approx(4.5)
+
+
+class Counting(Probe):
+    """Whose worker has published results at its first three edges, and counts them at the last."""
+
+    def __init__(self) -> None:
+        super().__init__(0, {}, lambda: 0)
+        self.pages = iter([ZERO, ZERO, ZERO, TEXT])
+
+    def edge(self, worker: Child) -> Reading:
+        return Reading(time.monotonic(), Page.of_text(next(self.pages)), {}, machine=0.0)
+
+
+def test_a_window_ends_when_what_came_in_it_is_counted() -> None:
+    child = cast(Child, None)  # none is asked for: the window is over at once
+    assert Counting().window(child, seconds=0.0).answered == 42
 
 
 def test_cpu_time_and_memory_of_a_process_are_the_kernels() -> None:

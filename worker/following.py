@@ -1,9 +1,7 @@
 """A line as its committed version has it, for whoever answers."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
-import redis
 import structlog
 
 from worker.errors import StoreError
@@ -82,7 +80,7 @@ class Follower:
         """
         line, client, told = self.line, self.streams.client, state.get("commands_through", FROM_START)
         line.commands_through = max(told, line.commands_through, key=entry_key)
-        end = _end(client, self.streams.control)
+        end = newest_id(client, self.streams.control)
         if entry_key(line.commands_through) > entry_key(end):
             # Where Redis knows of some that were obeyed, its end alone is lost: none of the rest is to be obeyed again.
             same = entry_key(FROM_START) < entry_key(told) <= entry_key(end)
@@ -113,14 +111,3 @@ class Follower:
     @property
     def _how_to_learn_anew(self) -> str:
         return f"move {self.store.place} away and DEL {self.streams.state_key}"
-
-
-def _end(client: Any, key: str) -> str:
-    """Id of the newest entry ever added; unlike by `newest_id`, only an absent stream has none: an error that was taken
-    for that would have old commands carried out again."""
-    try:
-        return str(client.xinfo_stream(key)["last-generated-id"].decode())
-    except redis.ResponseError as error:
-        if "no such key" not in str(error):
-            raise
-        return FROM_START

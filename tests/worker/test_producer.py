@@ -1,6 +1,5 @@
 import dataclasses
 import io
-import itertools
 import subprocess
 import sys
 import threading
@@ -8,20 +7,17 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, cast
 
 import msgpack
-import numpy as np
 import pytest
 import redis
 from PIL import Image as Pillow
 
-from mhpc.evaluation.mvtec import read_pixels
 from tests.worker.test_producer_retry import set_once
 from worker.errors import ConfigurationError, RedisUnreachableError, RejectedError, WorkerError
 from worker.message import Image, Rejected, decode_batch, decode_pixels
-from worker.producer import Producer, as_image, batches, connect, flow, folder_images, picture_files, produce
+from worker.producer import Producer, batches, connect, flow, produce
 from worker.settings import LimitSettings
 
 
@@ -236,48 +232,6 @@ def test_a_negative_rate_is_refused(client: redis.Redis, line: str) -> None:
         Producer(client, line, rate=-1)
 
 
-def test_jpeg_and_png_travel_as_they_are() -> None:
-    for form, name in (("JPEG", "jpeg"), ("PNG", "png")):
-        data = encoded(form)
-        image = as_image("a", data)
-        assert (image.format, image.data) == (name, data)
-
-
-@pytest.mark.parametrize("form", ["BMP", "GIF", "TIFF", "WEBP", "PPM"])
-def test_other_formats_travel_as_png(form: str) -> None:
-    image = as_image("a", encoded(form))
-    assert image.format == "png"
-    assert decode_pixels(image, LimitSettings()).shape == (6, 8, 3)
-
-
-def test_sixteen_bits_stay_sixteen_bits() -> None:
-    buffer = io.BytesIO()
-    Pillow.new("I;16", (4, 4), 0x8000).save(buffer, "TIFF")
-    assert decode_pixels(as_image("a", buffer.getvalue()), LimitSettings()).max() == 0x80
-
-
-@pytest.mark.parametrize("order", ["II", "MM"])
-def test_sixteen_bits_of_a_tiff_stay_in_either_byte_order(tmp_path: Path, order: str) -> None:
-    buffer = io.BytesIO()
-    ramp = np.array([[0, 300, 30_000, 65_535]], ">u2" if order == "MM" else "<u2")
-    Pillow.fromarray(ramp).save(buffer, "TIFF")
-    assert buffer.getvalue()[:2] == order.encode()
-    assert decode_pixels(as_image("a", buffer.getvalue()), LimitSettings())[0, :, 0].tolist() == [0, 1, 117, 255]
-
-
-def test_a_pgm_of_sixteen_bits_is_what_the_library_reads_of_it(tmp_path: Path) -> None:
-    (tmp_path / "a.pgm").write_bytes(b"P5 4 1 65535\n" + np.array([0, 300, 30_000, 65_535], ">u2").tobytes())
-    image = as_image("a", (tmp_path / "a.pgm").read_bytes())
-    assert decode_pixels(image, LimitSettings())[0, :, 0].tolist() == [0, 1, 117, 255]
-    np.testing.assert_array_equal(decode_pixels(image, LimitSettings()), read_pixels(tmp_path / "a.pgm"))
-
-
-@pytest.mark.parametrize("data", [b"", b"text", encoded("BMP")[:60], encoded("TIFF", "F"), encoded("TIFF", "I")])
-def test_what_pillow_cannot_read_is_rejected(data: bytes) -> None:
-    with pytest.raises(RejectedError):
-        as_image("a", data)
-
-
 @pytest.mark.parametrize("odd", [{"id": "\udcff"}, {"meta": {"at": datetime.now(UTC)}}])
 def test_what_no_worker_would_take_is_refused_of_an_iterable_too(
     client: redis.Redis, line: str, odd: dict[str, Any]
@@ -290,35 +244,6 @@ def test_a_batch_is_bounded_in_bytes_too() -> None:
     sizes = [60, 40, 1, 300, 50]
     split = batches((Image(str(i), "png", bytes(size)) for i, size in enumerate(sizes)), 8, 100)
     assert [[len(image.data) for image in batch] for batch in split] == [[60, 40], [1], [300], [50]]
-
-
-def test_a_folder_gives_its_pictures_by_name_and_skips_the_others(tmp_path: Path) -> None:
-    (tmp_path / "b").mkdir()
-    for name in ("b/2.png", "a.png", "b/1.jpg"):
-        Pillow.new("RGB", (4, 4)).save(tmp_path / name)
-    (tmp_path / "c.png").write_text("text")
-    (tmp_path / "notes.txt").write_text("text")
-    skipped: list[str] = []
-    assert [image.id for image in folder_images(tmp_path, skipped.append)] == ["a.png", "b/1.jpg", "b/2.png"]
-    assert len(skipped) == 1
-    assert skipped[0].startswith("c.png: 4 bytes that are none of BMP, GIF, JPEG")
-
-
-def test_a_loop_gives_fresh_ids_each_round_and_ends_where_nothing_can_be_read(tmp_path: Path) -> None:
-    (tmp_path / "bad.png").write_text("text")
-    skipped: list[str] = []
-    assert list(folder_images(tmp_path, skipped.append, loop=True)) == []
-    Pillow.new("RGB", (4, 4)).save(tmp_path / "a.png")
-    looped = itertools.islice(folder_images(tmp_path, skipped.append, loop=True), 3)
-    assert [image.id for image in looped] == ["a.png", "a.png#2", "a.png#3"]
-    assert len(skipped) == 2  # once for each call
-
-
-def test_a_folder_without_pictures_is_one_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="no pictures in it"):
-        picture_files(tmp_path)
-    with pytest.raises(ConfigurationError, match="no such folder"):
-        picture_files(tmp_path / "nowhere")
 
 
 def test_the_producer_imports_no_torch() -> None:

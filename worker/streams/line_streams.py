@@ -198,8 +198,7 @@ class LineStreams:
 
     def publish(self, answers: Iterable[Answer], scores_max: int, dead_max: int, review: ReviewCaps) -> list[bool]:
         """Send each answer through the gate; False where the entry was no longer pending (somebody published it)."""
-        keys = [self.images, self.scores, self.dead, self.review, self.state_key]
-        calls = list[tuple[str, Call]]()
+        keys, calls = [self.images, self.scores, self.dead, self.review, self.state_key], list[tuple[str, Call]]()
         for entry, results, dead, for_review in answers:
             letters = [field for letter in dead for field in letter]
             parts = [field for part in for_review for field in part]
@@ -207,9 +206,8 @@ class LineStreams:
             args = [ANSWERING, entry, *counts, *results, *parts, *letters]
             calls.append((self.images, partial(self._gate, keys, args)))
         replies = together(self.client, calls)
-        for error in replies:
-            if isinstance(error, redis.ResponseError):
-                raise error
+        if refused := [reply for reply in replies if isinstance(reply, redis.ResponseError)]:
+            raise refused[0]
         return [bool(published) for published in replies]
 
     # -- keeping -----------------------------------------------------------------------------------------------------
@@ -281,10 +279,12 @@ class LineStreams:
 
 
 def newest_id(client: Any, key: str) -> str:
-    """Id of the newest entry ever added to a stream; 0-0 for none."""
+    """Id of the newest entry ever added to a stream; 0-0 where there is none."""
     try:
         return str(client.xinfo_stream(key)["last-generated-id"].decode())
-    except redis.ResponseError:  # no such key
+    except redis.ResponseError as error:
+        if "no such key" not in str(error):
+            raise
         return FROM_START
 
 

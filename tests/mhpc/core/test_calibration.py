@@ -283,8 +283,7 @@ def test_where_the_bound_holds_the_interval_is_of_the_value_that_is_used() -> No
 @pytest.mark.parametrize("share", [0.05, 0.4])
 def test_an_epidemic_of_defects_does_not_take_the_threshold_along(share: float) -> None:
     calibrated = fit_threshold(texture(500, seed=0), 0.01)
-    bad = int(500 * share)
-    recent = np.concatenate([texture(500 - bad, seed=1), 1.5 * defects(bad, seed=2)])
+    recent = np.concatenate([texture(500 - int(500 * share), seed=1), 1.5 * defects(int(500 * share), seed=2)])
     tracked = track_threshold(calibrated, recent, 0.01, bound=0.1)
     assert tracked.value <= 1.1 * calibrated.value
     assert (1.5 * defects(1000, seed=3) > tracked.value).mean() > 0.85
@@ -296,7 +295,6 @@ def test_a_bound_that_is_no_share_is_refused(bound: float) -> None:
         track_threshold(fit_threshold(texture(50, 0), 0.01), texture(50, 1), 0.01, bound)
 
 
-@pytest.mark.parametrize("wanted", [(0.5, TRACKED[0]), (0.005, 2000), (1e-6, TRACKED[1])])
-def test_as_many_scores_are_kept_as_the_rate_needs_within_limits(wanted: tuple[float, int]) -> None:
-    rate, n = wanted
+@pytest.mark.parametrize(("rate", "n"), [(0.5, TRACKED[0]), (0.005, 2000), (1e-6, TRACKED[1])])
+def test_as_many_scores_are_kept_as_the_rate_needs_within_limits(rate: float, n: int) -> None:
     assert tracked_scores(rate) == n

@@ -1,5 +1,6 @@
 """Which of a line's versions is loaded."""
 
+import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
@@ -134,13 +135,20 @@ def _scored_before(store: Store, present: str) -> str:
 
 
 def learned_in(stores: Iterable[Store], seconds: float) -> torch.dtype | None:
-    """The backbone's precision when the newest version was made, of the first line that has one.
+    """The backbone's precision when the newest version was made, of the first line that has one and can tell.
 
-    Raises:
-        StoreError: a store cannot be asked, or not within so many seconds.
+    A line whose store cannot be asked, or not within so many seconds for all together, waits for it later on; it does
+    not keep the others from starting.
     """
+    ends = time.monotonic() + seconds
     for store in stores:
-        about = waited(store.about_newest, store.remote, seconds, store.place)
+        try:
+            about = waited(store.about_newest, store.remote, max(0.0, ends - time.monotonic()), store.place)
+        except StoreError as error:
+            log.warning(
+                "what precision a line was learned in cannot be asked: another tells, or a trial", error=str(error)
+            )
+            continue
         if (name := about.get("precision")) in ("float32", "bfloat16"):
             return torch.bfloat16 if name == "bfloat16" else torch.float32
     return None

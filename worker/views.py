@@ -109,7 +109,12 @@ def _age(client: Any, entry: str) -> float:
 
 
 def _backlog(streams: LineStreams) -> Backlog:
-    return streams.backlog(ANSWERING) if _exists(streams) else UNREAD
+    """What waits; where no worker ever kept the line, all that came."""
+    if not _exists(streams):
+        return UNREAD
+    if any(info["name"] == ANSWERING.encode() for info in streams.client.xinfo_groups(streams.images)):
+        return streams.backlog(ANSWERING)
+    return Backlog(streams.client.xlen(streams.images), 0, None)
 
 
 def _exists(streams: LineStreams) -> bool:

@@ -100,10 +100,9 @@ def test_who_starts_while_the_store_is_away_answers_by_what_its_machine_has(
 
 
 def test_a_line_whose_version_cannot_be_had_waits_and_the_worker_says_why(
-    run: Run, stored: Any, client: redis.Redis, line: str, faults: Faults, monkeypatch: pytest.MonkeyPatch
+    run: Run, stored: Any, client: redis.Redis, line: str, faults: Faults
 ) -> None:
     client.hset(LineStreams(client, line).state_key, mapping={"model": "0000000001-0000000001", "epoch": "1"})
-    monkeypatch.setattr("worker.daemon.learned_in", lambda *_: None)  # a machine that asks for its precision says so
     faults.away = True
     worker = run(stored(line, "c"))
     send(client, line, 1, 4)

@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from tests.worker.commanding import replies
+from tests.worker.faulty import Faults
 from tests.worker.keeping import ENTRIES, MakeKeeper, add, assert_same, extract, learn_all, opened
 from worker.keeper import Keeper
 from worker.line import Line
+from worker.object_store import ObjectStore
 from worker.resync import Resync, lost_meanwhile
 from worker.snapshots import SnapshotStore, stem_of
 from worker.streams.control import send
@@ -28,6 +30,14 @@ def test_the_newest_version_of_the_first_line_that_has_one_tells_what_was_learne
     stores[3].write(stem_of(1, 1), {}, {"precision": "neither"})
     assert learned_in(stores, 1) is getattr(torch, precision)
     assert learned_in(stores[:2], 1) is None
+
+
+def test_a_line_whose_store_cannot_be_asked_leaves_it_to_the_next_to_tell(tmp_path: Path, faults: Faults) -> None:
+    away, old = ObjectStore("faulty://lines", "new", tmp_path / "cache"), SnapshotStore(tmp_path, "old")
+    old.write(stem_of(1, 1), {}, {"precision": "bfloat16"})
+    faults.away = True
+    assert learned_in([away, old], 30) is torch.bfloat16
+    assert learned_in([away], 30) is None
 
 
 @pytest.fixture

@@ -54,6 +54,14 @@ def test_a_status_tells_what_a_line_is_doing(client: redis.Redis, line: str) -> 
     json.dumps(status)
 
 
+def test_all_pictures_of_a_line_that_no_worker_keeps_wait(client: redis.Redis, line: str) -> None:
+    streams = LineStreams(client, line)
+    for _ in range(2):
+        client.xadd(streams.images, {"batch": b""})
+    client.xgroup_create(streams.images, "another-program", "$")
+    assert views.line_status(client, line)["lag"] == 2
+
+
 def test_a_status_before_the_first_model_has_none_and_no_threshold(client: redis.Redis, line: str) -> None:
     streams = LineStreams(client, line)
     streams.ensure_groups()

@@ -14,8 +14,8 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils import check_random_state
 from torch import Tensor
 
-from mhpc.linalg import Array, all_or_nothing, as_rows, check_rows, check_state, like, nearest, nearest_index
-from mhpc.sampler import farthest_first
+from mhpc.linalg import Array, all_or_nothing, as_rows, check_rows, check_state, like, nearest_index
+from mhpc.sampler import weighted_farthest
 
 SEEDING_SAMPLE = 3  # times the larger of batch_size and n_clusters: rows that k-means++ looks at, as in scikit-learn
 
@@ -94,7 +94,7 @@ class MiniBatchKMeans(
             sample_weight: [N] how often each row counts.
 
         Raises:
-            ValueError: a wrong shape, values not finite, or fewer rows than clusters (with k-center: distinct ones).
+            ValueError: a wrong shape, values not finite or too large to square, fewer (distinct) rows than clusters.
         """
         x, weights = self._checked(X, sample_weight, first=True)
         N, _ = x.shape
@@ -110,13 +110,14 @@ class MiniBatchKMeans(
                 self._step(x[rows], None if weights is None else weights[rows])[1]
                 for rows in order.split(self.batch_size)
             ]
-            inertia = float(torch.stack(inertias).sum())  # GPU sync
+            inertia = _finite(torch.stack(inertias).sum(), x)
             self.n_iter_ = epoch + 1
             if inertia >= last * (1 - self.tol):
                 break
             last = inertia
-        distances, labels = nearest(x, self.cluster_centers_)
-        return self._note(X, labels, _inertia(distances, weights))
+        labels = self._labels(x)
+        self.labels_, self.inertia_ = like(X, labels), _finite(self._inertia(x, labels, weights), x)
+        return self
 
     @all_or_nothing
     def partial_fit(self, X: Array, y: object = None, sample_weight: Array | None = None) -> "MiniBatchKMeans":
@@ -126,17 +127,19 @@ class MiniBatchKMeans(
             sample_weight: [N] how often each row counts.
 
         Raises:
-            ValueError: a wrong shape, values not finite, or a first batch with fewer rows than clusters, as by `fit`.
+            ValueError: as by `fit`; fewer rows than clusters in the first batch alone.
         """
         first = not self._begun
         x, weights = self._checked(X, sample_weight, first)
         if first:
             self._seed(x, weights, check_random_state(self.random_state))
-        return self._note(X, *self._step(x, weights))
+        labels, inertia = self._step(x, weights)
+        self.labels_, self.inertia_ = like(X, labels), _finite(inertia, x)
+        return self
 
     def predict(self, X: Array) -> Any:
         """Index [N] of each row's nearest centre."""
-        return like(X, nearest_index(self._rows(X), self.cluster_centers_))
+        return like(X, self._labels(self._rows(X)))
 
     def transform(self, X: Array) -> Any:
         """Distances [N, K] to every centre, by difference."""
@@ -147,7 +150,7 @@ class MiniBatchKMeans(
         """Minus the sum of squared distances to the nearest centres."""
         x = self._rows(X)
         weights = None if sample_weight is None else _weights(sample_weight, x)
-        return -float(_inertia(nearest(x, self.cluster_centers_)[0], weights))  # GPU sync
+        return -float(self._inertia(x, self._labels(x), weights))  # GPU sync
 
     def to(self, device: torch.device | str) -> "MiniBatchKMeans":
         """Keep the centres on that device from now on, and labels that are a tensor."""
@@ -183,17 +186,23 @@ class MiniBatchKMeans(
 
     def _step(self, x: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
         """Labels [N] and inertia of rows x [N, D], before they move the centres."""
-        distances, labels = nearest(x, self.cluster_centers_)
+        labels = self._labels(x)
+        inertia = self._inertia(x, labels, weights)
         exact = None if weights is None else weights.double()
         self.counts_ = self.counts_ + torch.bincount(labels, exact, minlength=len(self.counts_))
         self.cluster_centers_ = self.cluster_centers_.clone()
         move_centers_(self.cluster_centers_, self.counts_, x, labels, weights)
-        return labels, _inertia(distances, weights)
+        return labels, inertia
 
-    def _note(self, X: Array, labels: Tensor, inertia: Tensor) -> "MiniBatchKMeans":
-        self.labels_ = like(X, labels)
-        self.inertia_ = float(inertia)  # GPU sync
-        return self
+    def _labels(self, x: Tensor) -> Tensor:
+        """Index [N] of the centre nearest to each row of x [N, D]."""
+        mean = self.cluster_centers_.mean(0)  # seen from afar, squares would leave no digits to what sets them apart
+        return nearest_index(x - mean, self.cluster_centers_ - mean)
+
+    def _inertia(self, x: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+        squares = (x - self.cluster_centers_[labels]).norm(dim=1).square()
+        inertia: Tensor = (squares if weights is None else squares * weights).sum(dtype=torch.float64)
+        return inertia
 
     def _checked(self, X: Array, sample_weight: Array | None, first: bool) -> tuple[Tensor, Tensor | None]:
         """Rows and weights [N], of the centres' type and device unless these are yet to be seeded."""
@@ -255,7 +264,7 @@ class MiniBatchKMeans(
         """Indices [K] of the rows x [N, D] at which centres begin; fewer if fewer are distinct."""
         N, K = len(x), self.n_clusters
         if self.init == "k-center":
-            return _farthest(x, K, weights)
+            return weighted_farthest(x, K, weights)
         share = None if weights is None else (weights.double() / weights.double().sum()).cpu().numpy()
         if self.init == "random":
             return torch.from_numpy(draw.choice(N, K, replace=False, p=share))
@@ -266,18 +275,11 @@ class MiniBatchKMeans(
         raise ValueError(self._unknown_init(x.shape[1]))
 
 
-def _farthest(x: Tensor, n: int, weights: Tensor | None) -> Tensor:
-    """Farthest-first selection; with weights [N] it begins at the row farthest from the weighted mean."""
-    if weights is None:
-        return farthest_first(x, n).indices
-    mean = (x * weights[:, None]).sum(0) / weights.sum()
-    first = (x - mean).norm(dim=1).argmax()[None]
-    return torch.cat([first, farthest_first(x, n - 1, (x - x[first]).norm(dim=1)).indices])
-
-
-def _inertia(distances: Tensor, weights: Tensor | None) -> Tensor:
-    squares = distances.square()
-    return (squares if weights is None else squares * weights).sum(dtype=torch.float64)
+def _finite(inertia: Tensor, x: Tensor) -> float:
+    """The inertia, unless squared distances of rows x [N, D] overflow: ValueError then."""
+    if not bool(torch.isfinite(inertia)):  # GPU sync
+        raise ValueError(f"rows {list(x.shape)} {x.dtype} reach {float(x.abs().max()):.1e}, whose square overflows")
+    return float(inertia)
 
 
 def _weights(sample_weight: Array, x: Tensor) -> Tensor:

@@ -276,9 +276,9 @@ def count_components(
 ) -> int:
     """How many of the eigenvalues [D], largest first, n_components asks for; of a `total` where these are not all.
 
-    An int asks for just so many. A share asks for the fewest components that explain at least it (scikit-learn's
-    rule), None for all; both leave out directions in which rows of the dtype vary by no more than rounding, but for
-    the first, since whitening would divide by zero.
+    An int asks for just so many. A share asks for the fewest components that explain at least it (scikit-learn takes
+    one more where they explain just that), None for all; both leave out directions in which rows of the dtype vary by
+    no more than rounding, but for the first, since whitening would divide by zero.
     """
     if isinstance(n_components, Integral):
         return int(n_components)

@@ -61,13 +61,9 @@ class OnlineCovariance:
         """`update` for rows [N, num_features] that were checked already."""
         # Half a float's products overflow from 256^2 on, and a mean of such rows has three digits.
         x = rows.detach().to(self.moments_.mean.device, torch.promote_types(self.dtype, torch.float32))
+        wider = "" if x.dtype is torch.float64 else ", or choose dtype=torch.float64"
         moments = merge_moments(self.moments_, batch_moments(x))
-        if not bool(torch.isfinite(moments.scatter.trace())):  # GPU sync; no other entry overflows before the diagonal
-            wider = "" if x.dtype is torch.float64 else ", or choose dtype=torch.float64"
-            raise ValueError(
-                f"rows {list(x.shape)} of up to {float(x.abs().max()):.3g} have squares whose sum overflows {x.dtype}: "
-                f"scale them down{wider}"
-            )
+        check_trace(moments.scatter.trace(), x, f"scale them down{wider}")
         self.moments_ = moments
         return self
 
@@ -122,6 +118,15 @@ class OnlineCovariance:
         return (self.moments_.scatter / divisor).to(self.dtype)
 
 
+def check_trace(trace: Tensor, x: Tensor, remedy: str) -> None:
+    """Raise ValueError where squares of finite rows x [N, D] overflowed, by the trace of a scatter that holds them."""
+    if not bool(torch.isfinite(trace)):  # GPU sync; no other entry overflows before the diagonal
+        raise ValueError(
+            f"rows {list(x.shape)} of up to {float(x.abs().max()):.3g} have squares whose sum overflows {x.dtype}: "
+            f"{remedy}"
+        )
+
+
 def _check_num_features(num_features: object) -> None:
     if not isinstance(num_features, Integral) or isinstance(num_features, bool) or int(num_features) < 1:
         raise ValueError(f"num_features is {num_features!r}, expected an int of 1 or more")
@@ -152,10 +157,11 @@ def oas(covariance: Tensor, n: int) -> Tensor:
     D, _ = covariance.shape
     if D == 1:
         return covariance.clone()
-    square = covariance.square().mean()  # trace(S S) / D^2
-    mu = covariance.diagonal().mean()
-    surplus = (n + 1) * (square - mu.square() / D)  # 0 for a multiple of I, which is its own target
-    rho = torch.where(surplus == 0, 1.0, (square + mu.square()) / surplus).clamp(max=1)
+    wide = covariance.double()  # squares of float32 variances beyond 1e19, or below 1e-19, leave its range
+    square = wide.square().mean()  # trace(S S) / D^2
+    mu = wide.diagonal().mean()
+    surplus = (n + 1) * (square - mu.square() / D)  # 0, or rounding, for a multiple of I, which is its own target
+    rho = torch.where(surplus <= 0, 1.0, (square + mu.square()) / surplus).clamp(max=1)
     return (1 - rho) * covariance + rho * mu * torch.eye(D, dtype=covariance.dtype, device=covariance.device)
 
 

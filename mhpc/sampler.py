@@ -226,6 +226,15 @@ def _check_percentage(percentage: float) -> None:
         raise ValueError("Percentage value not in (0, 1).")
 
 
+def weighted_farthest(x: Tensor, n: int, weights: Tensor | None) -> Tensor:
+    """Farthest-first indices [n] of rows x [N, D], of which with weights [N] the first is farthest from their mean."""
+    if weights is None:
+        return farthest_first(x, n).indices
+    mean = (x * weights[:, None]).sum(0) / weights.sum()
+    first = (x - mean).norm(dim=1).argmax()[None]
+    return torch.cat([first, farthest_first(x, n - 1, (x - x[first]).norm(dim=1)).indices])
+
+
 def share(N: int, percentage: float) -> int:
     """How many of N rows a percentage in (0, 1) keeps: rounded down, but one at least."""
     return max(1, int(N * percentage + 1e-9))  # 1000 / N * N may fall a hair short of 1000

@@ -116,6 +116,14 @@ class Bank:
         """Squared distance [K] that doubt adds to each row in scoring."""
         return torch.zeros(len(self), dtype=torch.float32, device=self.images.device)
 
+    @property
+    def free_number(self) -> int:
+        """For pictures to come: above the numbers of all that it tells apart."""
+        return 0
+
+    def vouch(self, number: int) -> None:
+        """A person says that a picture belongs: no doubt is to be found in what it has brought."""
+
     def scorer(self, top_k: int) -> Scorer:
         """What scores by the bank as it is; it shares the bank's tensors, which are replaced and never changed.
 
@@ -174,6 +182,10 @@ class Reservoir(Bank):
         self.anchors, self.images = torch.cat([self.anchors, x]), torch.cat([self.images, known.z])
         self.keys = torch.cat([self.keys, torch.from_numpy(drawn).to(x.device)])
         self.reduce()
+
+    def settle(self) -> Tensor:
+        """As a MemoryBank does: a sample is never larger than it may be, and nothing in it is in doubt."""
+        return torch.empty(0, dtype=torch.int64)
 
     def forget(self, share: float) -> None:
         """Keep a share of each row's weight."""

@@ -30,7 +30,7 @@ class BatchLearner:
     """The memory bank of VANILLA: from the patch features of all images, which are held in memory once.
 
     1. Collect the features of all images on the CPU, [N, D].
-    2. Find the space: scikit-learn's PCA, or the covariance of all rows.
+    2. Find the space, by centred rows: scikit-learn's PCA, or the covariance of all of them.
     3. Take the rows there; whitened rows of full width take the place of the features, narrower ones replace them.
     4. Aggregate: a coreset, scikit-learn's MiniBatchKMeans on all rows at once, or all rows.
 
@@ -67,13 +67,14 @@ class BatchLearner:
         """
         rows, images = collect(batches)
         whitening = self._find_whitening(rows)
-        z = _whitened(rows, whitening)
+        z = _projected(rows, whitening.projection)
         del rows  # where z is narrower, the features end here
         self.bank_ = self._aggregate(z).to(self.device)
         self.whitening_, self.images_learned_ = whitening.to(self.device), images
         return self
 
     def _find_whitening(self, rows: NDArray[np.float32]) -> Whitening:
+        """Of rows [N, D], which it centres in place by the mean that it finds."""
         _, D = rows.shape
         if not self.space.needs_moments:
             return self.space.identity(D)
@@ -82,7 +83,9 @@ class BatchLearner:
         covariance = OnlineCovariance(D)
         for block in blocks(torch.from_numpy(rows)):
             covariance.update(block)
-        return self.space.of_moments(covariance.moments_)
+        whitening = self.space.of_moments(covariance.moments_)
+        rows -= whitening.mean.numpy()
+        return whitening
 
     def _aggregate(self, z: Tensor) -> Tensor:
         if self.aggregation is PatchCoreAggregation.GREEDY:
@@ -114,7 +117,7 @@ class BatchLearner:
         state = {"images_learned": torch.tensor(self.images_learned_)}
         if self.bank_ is not None and self.whitening_ is not None:
             state |= {"bank": self.bank_} | self.whitening_.state_dict()
-        return {name: value.detach().cpu().contiguous() for name, value in state.items()}
+        return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in state.items()}
 
     @all_or_nothing
     def load_state_dict(self, state: Mapping[str, Tensor]) -> "BatchLearner":
@@ -127,8 +130,8 @@ class BatchLearner:
             self.bank_ = self.whitening_ = None
             self.images_learned_ = int(state["images_learned"])
             if self.images_learned_:
-                self.bank_ = state["bank"].to(self.device)
-                self.whitening_ = Whitening.of_state(state).to(self.device)
+                own = {name: value.to(self.device, copy=True) for name, value in state.items()}
+                self.bank_, self.whitening_ = own["bank"], Whitening.of_state(own)
                 self.whitening_.check(self.bank_)
         except KeyError as error:
             raise ValueError(f"the state has no tensor {error}; it holds {', '.join(sorted(state))}") from None
@@ -153,13 +156,13 @@ def collect(batches: Iterable[Tensor]) -> tuple[NDArray[np.float32], int]:
     return rows, images
 
 
-def _whitened(rows: NDArray[np.float32], whitening: Whitening) -> Tensor:
-    """Rows [N, d] in Z-space, block by block; in place of the features where their width stays."""
+def _projected(rows: NDArray[np.float32], projection: Tensor | None) -> Tensor:
+    """Centred rows [N, d] in Z-space, block by block; in place of the features where their width stays."""
     x = torch.from_numpy(rows)
-    if whitening.projection is None:
+    if projection is None:
         return x
-    d, D = whitening.projection.shape
+    d, D = projection.shape
     z = x if d == D else torch.empty(len(x), d, dtype=x.dtype)
     for into, block in zip(blocks(z), blocks(x), strict=True):
-        into.copy_(whitening(block))
+        into.copy_(block @ projection.T)
     return z

@@ -55,6 +55,7 @@ CHOICES: dict[str, type[Enum]] = {
 }
 
 LEAST = {"bank_size": 1, "anomaly_score_num_nn": 1, "top_k": 1, "reweighting_num_nn": 0, "seed": 0}
+SEEDS = 2**32  # as many as scikit-learn takes
 
 
 def _whole(value: Any) -> bool:
@@ -90,6 +91,8 @@ def check_choices(given: Mapping[str, Any]) -> None:
     for name, least in LEAST.items():
         if name in given and (not _whole(given[name]) or given[name] < least):
             raise ValueError(f"{name} is {given[name]!r}, expected a whole number >= {least}")
+    if given.get("seed", 0) >= SEEDS:
+        raise ValueError(f"seed is {given['seed']}, expected a whole number below {SEEDS} (2**32)")
 
 
 def check_config(config: Mapping[str, Any]) -> None:

@@ -54,14 +54,7 @@ def gather_rows(x: Tensor) -> list[Tensor]:
 
 def learn_numbered(learner: OnePassLearner, features: Tensor, first: int, guard: bool = True) -> Step:
     """`partial_fit` of images [B, P, D] that are numbered from `first` on: numbers are to differ between ranks."""
-    learned, quarantined = learner.images_learned_, learner.images_quarantined_
-    learner.images_learned_, learner.images_quarantined_ = first, 0  # a learner numbers by what it has seen
-    try:
-        step = learner.partial_fit(features, guard)
-        learned, quarantined = learned + int(step.learned.sum()), quarantined + int((~step.learned).sum())
-    finally:
-        learner.images_learned_, learner.images_quarantined_ = learned, quarantined
-    return step
+    return learner.partial_fit(features, guard, first)
 
 
 def merged(learner: OnePassLearner) -> OnePassLearner | None:

@@ -12,7 +12,7 @@ from mhpc.core.memory_bank import MemoryBank
 from mhpc.core.recent import Convergence, Recent
 from mhpc.core.scorer import Scorer
 from mhpc.core.scoring import image_scores
-from mhpc.core.whitening import ZSpace, check_features, checked_share, sampled_moments
+from mhpc.core.whitening import ZSpace, check_features, checked_share, faded_moments, sampled_moments
 from mhpc.decomposition import IncrementalPCA
 from mhpc.linalg import Moments, all_or_nothing, unchanged_on_error
 
@@ -97,33 +97,41 @@ class OnePassLearner:
     def _new_pca(self) -> IncrementalPCA:
         return IncrementalPCA(self.space.pca_variance_ratio if self.space.reduces else None, torch.float32, self.device)
 
-    def partial_fit(self, features: Tensor, guard: bool = True) -> Step:
+    def partial_fit(self, features: Tensor, guard: bool = True, first: int | None = None) -> Step:
         """Learn from patch features [B, P, D], in the order given.
 
         Args:
             guard: whether images far outside the recent ones are set aside.
+            first: number of the first image, those of the others follow; by default the next that is free.
 
         Raises:
-            ValueError: not [B, P, D], another D than before, or values that are not finite.
+            ValueError: not [B, P, D], another D than before, or values that are not finite or whose squares overflow.
         """
         x, steps = self.checked(features), list[Step]()
-        inner = (self.pca_, self.recent_, self.bank_, vars(self.pca_).get("covariance_"))
-        with unchanged_on_error(self, *(each for each in inner if each is not None)):
-            while len(x) or not steps:
+        if self.bank_ is None and len(x) * x.shape[1] < 2:
+            raise ValueError(f"features {list(x.shape)} hold a single patch, expected at least 2 to begin with")
+        first = max(self.images_seen_, self.bank_.free_number if self.bank_ else 0) if first is None else first
+        with unchanged_on_error(*self.holders()):
+            while len(x):
                 part, x = x[: self.step], x[self.step :]
-                steps.append(self._step(part, guard))
+                steps.append(self._step(part, guard, first))
+                first += len(part)
         return Step(torch.cat([s.scores for s in steps]), torch.cat([s.learned for s in steps]))
+
+    def holders(self) -> list[object]:
+        """The objects of which `partial_fit` sets attributes; it changes none of their values in place."""
+        inner = (self.pca_, self.recent_, self.bank_, vars(self.pca_).get("covariance_"))
+        return [self, *(each for each in inner if each is not None)]
 
     def freeze(self) -> Tensor:
         """Refresh the basis, reduce the bank to bank_size and judge it: what calibration and scoring use.
 
         Returns:
-            Numbers of the pictures whose anchors are in full doubt, as if they had not been learned; `images_seen_`
-            counts from 0, since construction or since `begin_again`.
+            Numbers of the pictures whose anchors are in full doubt, as if they had not been learned. They count from 0,
+            since construction or since `begin_again`, where `partial_fit` was told no others.
         """
         self._refresh(exact=True)
-        bank = self._bank()
-        return bank.settle() if isinstance(bank, MemoryBank) else torch.empty(0, dtype=torch.int64)
+        return self._bank().settle()
 
     def begin_again(self) -> None:
         """Go on from the statistics and the bank as they are, but count images from 0 and forget recent scores."""
@@ -141,9 +149,7 @@ class OnePassLearner:
         if checked_share(share) == 1 or self.bank_ is None:
             return
         if self.space.needs_moments:
-            n, mean, scatter = self.pca_.moments_
-            kept = max(2, round(n * share))
-            self.pca_.restore(Moments(kept, mean, scatter * (kept / n)))
+            self.pca_.restore(faded_moments(self.pca_.moments_, share))
         self.rows_seen_, self.rows_at_refresh_ = round(self.rows_seen_ * share), round(self.rows_at_refresh_ * share)
         self.bank_.forget(share)
 
@@ -188,12 +194,12 @@ class OnePassLearner:
         """Image scores [B] of patch features [B, P, D]."""
         return self.scorer().score(features)
 
-    def _step(self, features: Tensor, guard: bool) -> Step:
+    def _step(self, features: Tensor, guard: bool, first: int) -> Step:
         B, P, D = features.shape
         x = features.reshape(B * P, D)
         known = self._nearest(x, P, self.top_k)
         scores = image_scores(known.distances.reshape(B, P), self.top_k).cpu()  # GPU sync
-        first, learned = self.images_seen_, torch.ones(B, dtype=torch.bool)
+        learned = torch.ones(B, dtype=torch.bool)
         if self.bank_:
             learned = self.recent_.admit(scores, known.distances.reshape(B, P), self.bank_.radius, guard)
         self.images_learned_ += int(learned.sum())
@@ -238,7 +244,6 @@ class OnePassLearner:
         return MemoryBank(self.bank_size, D, self.device, self.aggregation is PatchCoreAggregation.KMEANS)
 
     def _nearest(self, x: Tensor, P: int, top_k: int = 0) -> Nearest:
-        """As `Bank.find` does, where there is a bank."""
         return nothing_near(x, x) if self.bank_ is None else self.bank_.find(x, P, top_k)
 
     def _bank(self) -> MemoryBank | Reservoir:
@@ -255,15 +260,11 @@ class OnePassLearner:
     def checked(self, features: Tensor) -> Tensor:
         """Features [B, P, D] as they are learned from: finite float32, on the device."""
         D = None if self.bank_ is None else self.bank_.anchors.shape[1]
-        x = check_features(features, D).detach().to(self.device, torch.float32)
-        if self.bank_ is None and len(x) * x.shape[1] < 2:
-            raise ValueError(f"features {list(x.shape)} hold a single patch, expected at least 2 to begin with")
-        return x
+        return check_features(features, D).detach().to(self.device, torch.float32)
 
     def to(self, device: torch.device | str) -> "OnePassLearner":
         """Move all that was learned."""
         state, self.device = self.state_dict(), torch.device(device)
-        self.pca_ = self._new_pca()
         return self.load_state_dict(state)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -292,9 +293,8 @@ class OnePassLearner:
                 on = {name: value.to(self.device, copy=True) for name, value in state.items()}
                 if self.space.needs_moments:
                     self.pca_.restore(Moments(n, on["mean"], on["scatter"]))
-                bank = self._new_bank(on["anchors"].shape[1])
-                bank.load_state_dict(on)
-                self.bank_ = bank
+                self.bank_ = self._new_bank(on["anchors"].shape[1])
+                self.bank_.load_state_dict(on)
         except KeyError as error:
             raise ValueError(f"the state has no tensor {error}; it holds {', '.join(sorted(state))}") from None
         return self

@@ -31,7 +31,8 @@ class MemoryBank(Bank):
         mass [K]: rows an anchor stands for; sums to the rows seen, less what was forgotten.
         moves [K]: rows it has moved by; its step size is 1 / moves.
         support [K]: distinct pictures with a patch nearest to it.
-        picture [K]: number of the picture that it was born from; -1 for one of earlier days, or that was pinned.
+        picture [K]: number of the picture that it was born from; -1 for one of earlier days, or that a person vouches
+            for, by a pin or otherwise.
         lift [K]: squared distance that doubt adds to it in scoring; 0 until `judge` has been asked.
         pinned [K]: whether it was put there by a person: it is neither moved nor dropped.
         radius: tau, beyond which a row becomes an anchor; 0 until the bank has been full.
@@ -67,6 +68,10 @@ class MemoryBank(Bank):
     @property
     def lifts(self) -> Tensor:
         return self.lift
+
+    @property
+    def free_number(self) -> int:
+        return int(self.numbers.max()) + 1 if len(self.numbers) else 0  # GPU sync
 
     def refresh(self, whitening: Whitening) -> None:
         """See the anchors through a new basis, and scale the radius as the distances between them scaled."""
@@ -221,11 +226,15 @@ class MemoryBank(Bank):
         """Find doubt in the anchors born of late, `lift`; returns the numbers of pictures that are in full doubt."""
         own = torch.zeros_like(self.lift)
         of = self.picture >= 0
-        mean_of = torch.searchsorted(self.numbers, self.picture[of])  # numbers ascend
+        ascending, order = self.numbers.sort()  # pictures may come in any order of their numbers
+        mean_of = order[torch.searchsorted(ascending, self.picture[of])]
         own[of] = (self.images[of] - self.whiten(self.means)[mean_of]).norm(dim=1)
         doubt = find_doubt(self.images, self.picture, own, self.support, self.radius)
         self.lift = torch.where(self.picture >= 0, doubt.lift, self.lift)
         return doubt.set_aside
+
+    def vouch(self, number: int) -> None:
+        self.picture = self.picture.masked_fill(self.picture == number, -1)
 
     def grow_old(self) -> None:
         """The anchors become ones of earlier days: what doubt there is in them stays, no more is found."""
@@ -273,6 +282,5 @@ def check_pinned(n: int, bank_size: int) -> None:
     most = int(MAX_PINNED * bank_size)
     if n > most:
         raise ValueError(
-            f"{n} anchors would be pinned, at most {most} may be of a bank of {bank_size}: raise bank_size, "
-            "or relearn, so that what is normal is learned from the stream"
+            f"{n} anchors would be pinned, at most {most} may be of a bank of {bank_size}: raise bank_size"
         )

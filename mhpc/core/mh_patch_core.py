@@ -25,6 +25,7 @@ from mhpc.core.patch_features import PatchFeatures, check_images
 from mhpc.core.scoring import anomaly_maps, image_scores, patch_scores, reweighted_scores
 from mhpc.core.three_passes import fit_three_passes
 from mhpc.core.whitening import ZSpace
+from mhpc.linalg import unchanged_on_error
 
 __all__ = [
     "LabelledPrediction",
@@ -55,6 +56,8 @@ class LabelledPrediction(NamedTuple):
 
 class MHPatchCore:
     """PatchCore (Roth et al., 2022, arXiv:2106.08265) with Mahalanobis distance, learned at once or online.
+
+    Several threads may `predict` and `extract`; while one learns (`fit`, `partial_fit`, `freeze`) no other may call.
 
     Args:
         backbone: a BackboneName, its value, "package.module:function", or a module in which the weights are already,
@@ -186,13 +189,14 @@ class MHPatchCore:
         `predict` scores by what was learned so far; once that is all, `freeze` makes it what `fit` would have left.
 
         Raises:
-            ValueError: another shape than [B, 3, *input_shape], or VANILLA.
+            ValueError: another shape than [B, 3, *input_shape], or VANILLA. Whatever is raised, nothing was learned.
         """
         if isinstance(self.learner_, BatchLearner):
             raise ValueError("VANILLA learns from all images at once: call fit, or choose algorithm=ONLINE")
-        check_images(images, finite=True)  # all of them: what is refused has not been learned in part
-        for part in images.split(BATCH):
-            self.learner_.partial_fit(self.extract(part)[0])
+        check_images(images, finite=True)
+        with unchanged_on_error(*self.learner_.holders()):  # whatever fails, nothing has been learned in part
+            for part in images.split(BATCH):
+                self.learner_.partial_fit(self.extract(part)[0])
         return self
 
     def freeze(self) -> "MHPatchCore":
@@ -216,7 +220,7 @@ class MHPatchCore:
         """
         predictions, labels, masks = [], [], []
         for batch in batches(images):
-            predictions.append(self._predict(batch.images))
+            predictions.append(self.predict_features(*self.extract(batch.images)))
             labels.append(batch.labels)
             masks.append(batch.masks)
         if not predictions:
@@ -280,9 +284,6 @@ class MHPatchCore:
             scores = image_scores(patches, config["top_k"])
         H, W = self.input_shape
         return Prediction(scores.cpu(), anomaly_maps(patches, grid, (H, W)).cpu())  # GPU sync
-
-    def _predict(self, images: Tensor) -> Prediction:
-        return self.predict_features(*self.extract(images))
 
 
 def make_learner(config: Mapping[str, Any], device: torch.device) -> BatchLearner | OnePassLearner:

@@ -48,9 +48,11 @@ def read_model(path: str | Path) -> ModelFile:
     try:
         with safe_open(path, framework="pt") as file:
             config = json.loads((file.metadata() or {})["mhpc"])
+            if not isinstance(config, dict) or not isinstance(config.get("backbone"), str):
+                raise TypeError("no backbone is named")
             backbone_hash = config.pop("backbone_hash")
             config |= {name: choice[config[name]] for name, choice in CHOICES.items()}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a model that MHPatchCore.save wrote: {error!r}") from None
     return ModelFile(config, backbone_hash, state)

@@ -5,6 +5,8 @@ from copy import deepcopy
 from difflib import get_close_matches
 from functools import partial
 from itertools import chain
+from threading import Lock
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,10 @@ from mhpc.linalg import all_finite
 
 MIN_SIDE = 32  # pixels
 UNFOLD_BYTES = 64 * 1024 * 1024  # of neighbourhoods that are cut out at once
+
+# By backbone and not in the extractor: extractors that share one wait for each other, and a lock cannot be copied.
+_locks: WeakKeyDictionary[nn.Module, Lock] = WeakKeyDictionary()
+_locks_lock = Lock()
 
 
 class _LastLayerReached(Exception):  # noqa: N818 - control flow, not an error: it ends the forward pass early
@@ -40,8 +46,9 @@ class PatchFeatures:
     of wide_resnet50_2 at 224 x 224), and as much again for a copy in the order that pooling reads; images are taken in
     groups that need at most 64 MiB of it, or singly, whatever the batch.
 
-    The backbone carries hooks for the length of a call: calls of extractors that share one must not overlap. Those of a
-    `replica` may.
+    Several threads may call it. The backbone carries hooks for the length of a pass, by which one call would be given
+    another's maps: passes through one backbone wait for each other, whichever extractors they are of. Those of a
+    `replica` run beside them.
 
     Args:
         backbone: in eval mode; moved to device, channels last. Its floating dtype may be another than float32.
@@ -165,17 +172,23 @@ class PatchFeatures:
             if len(maps) == len(self.layers):
                 raise _LastLayerReached
 
-        hooks = [module.register_forward_hook(partial(keep, name)) for name, module in self._modules.items()]
-        try:
-            self.backbone(x)
-        except _LastLayerReached:
-            pass
-        finally:
-            for hook in hooks:
-                hook.remove()
+        with _lock_of(self.backbone):
+            hooks = [module.register_forward_hook(partial(keep, name)) for name, module in self._modules.items()]
+            try:
+                self.backbone(x)
+            except _LastLayerReached:
+                pass
+            finally:
+                for hook in hooks:
+                    hook.remove()
         if len(maps) < len(self.layers):
             raise ValueError(f"layers {sorted(set(self.layers) - set(maps))} took no part in the forward pass")
         return [maps[name] for name in self.layers]
+
+
+def _lock_of(backbone: nn.Module) -> Lock:
+    with _locks_lock:
+        return _locks.setdefault(backbone, Lock())
 
 
 def check_images(images: Tensor, finite: bool = False) -> None:

@@ -9,8 +9,6 @@ from mhpc.core.learner import STEP, OnePassLearner
 from mhpc.core.whitening import Whitening
 from mhpc.mahalanobis import OnlineCovariance
 
-NO_BATCH = "the loader gave no batch, expected at least one"
-
 
 def fit_three_passes(learner: OnePassLearner, batches: Callable[[], Iterable[Tensor]]) -> None:
     """Let a new learner learn from features [B, P, D] that can be gone through again and again.
@@ -27,8 +25,8 @@ def fit_three_passes(learner: OnePassLearner, batches: Callable[[], Iterable[Ten
     """
     for features in batches() if learner.space.needs_moments else ():
         learner.pca_.partial_fit(learner.checked(features).flatten(0, 1))
-    if learner.space.needs_moments and not learner.pca_.n_samples_seen_:
-        raise ValueError(NO_BATCH)
+    if learner.space.needs_moments:
+        _check_count(learner.pca_.n_samples_seen_)
     whitening = _whitening(learner, batches)
     for features in batches():
         for part in learner.checked(features).split(STEP):
@@ -38,10 +36,16 @@ def fit_three_passes(learner: OnePassLearner, batches: Callable[[], Iterable[Ten
             f"the last pass gave {learner.rows_seen_} patches, the first {learner.pca_.n_samples_seen_}: the loader "
             "cannot be gone through again, or is another each time"
         )
+    _check_count(learner.rows_seen_)
     learner.rows_at_refresh_ = learner.rows_seen_
-    if learner.bank_ is None:
-        raise ValueError(NO_BATCH)
-    learner.bank_.reduce()
+    learner._bank().reduce()
+
+
+def _check_count(rows: int) -> None:
+    if not rows:
+        raise ValueError("the loader gave no batch, expected at least one")
+    if rows < 2:
+        raise ValueError("the loader gave a single patch, expected at least 2")
 
 
 def _fill_bank(learner: OnePassLearner, features: Tensor, whitening: Whitening | None) -> None:

@@ -13,7 +13,9 @@ from mhpc.core.choices import PatchCoreDistance, PatchCoreFeatureReduction
 from mhpc.core.subspace import leading_eigh
 from mhpc.decomposition import IncrementalPCA, count_components, deviations
 from mhpc.linalg import Moments, all_finite, batch_moments
-from mhpc.mahalanobis import CovarianceCholesky, oas
+from mhpc.mahalanobis import CovarianceCholesky, check_trace, oas
+
+UNSOUND = "is the backbone's output sound?"
 
 
 @dataclass(frozen=True)
@@ -118,12 +120,21 @@ class ZSpace:
         return self.of_components(mean, rows[:d].float(), deviations(values[:d].float(), mean))
 
     def of_rows(self, x: NDArray[np.float32]) -> Whitening:
-        """By scikit-learn's PCA, from all rows x [N, D] at once."""
+        """By scikit-learn's PCA, from all rows x [N, D] at once, which it centres in place.
+
+        Raises:
+            ValueError: their squares overflow.
+        """
         N, D = x.shape
-        # Both are exact; the covariance needs D x D beside the rows, the SVD a copy of them.
+        centre = x.mean(0, dtype=np.float64).astype(x.dtype)
+        x -= centre
+        flat = torch.from_numpy(x).flatten()
+        check_trace(flat @ flat, torch.from_numpy(x), UNSOUND)
+        # Of centred rows both are exact: the covariance is X^T X less N mean mean^T, which in float32 cancels where
+        # features have a mean. It needs D x D beside the rows, the SVD a copy of them.
         pca = PCA(self.pca_variance_ratio, svd_solver="covariance_eigh" if N >= D else "full").fit(x)
         mean, components, variance = (
-            torch.from_numpy(learned).float() for learned in (pca.mean_, pca.components_, pca.explained_variance_)
+            torch.from_numpy(learned).float() for learned in (centre, pca.components_, pca.explained_variance_)
         )
         return self.of_components(mean, components, deviations(variance, mean))
 
@@ -161,13 +172,24 @@ def sampled_moments(x: Tensor, share: float, draw: list[int]) -> Moments:
 
     Args:
         draw: seeds of which rows those are.
+
+    Raises:
+        ValueError: their squares overflow.
     """
     N, _ = x.shape
-    if (n := min(N, max(2, round(N * share)))) == N:
-        return batch_moments(x)
-    rows = np.sort(np.random.default_rng(draw).choice(N, n, replace=False))
-    _, mean, scatter = batch_moments(x[torch.from_numpy(rows).to(x.device)])
-    return Moments(N, mean, scatter.mul_(N / n))
+    if (n := min(N, max(2, round(N * share)))) < N:
+        rows = np.sort(np.random.default_rng(draw).choice(N, n, replace=False))
+        x = x[torch.from_numpy(rows).to(x.device)]
+    _, mean, scatter = batch_moments(x)
+    check_trace(scatter.trace(), x, UNSOUND)
+    return Moments(N, mean, scatter if n == N else scatter.mul_(N / n))
+
+
+def faded_moments(moments: Moments, share: float) -> Moments:
+    """As of a share of the rows: mean and covariance stay."""
+    n, mean, scatter = moments
+    kept = max(2, round(n * share))
+    return Moments(kept, mean, scatter * (kept / n))
 
 
 def checked_share(share: float, name: str = "share") -> float:
@@ -190,7 +212,5 @@ def check_features(features: Tensor, D: int | None = None) -> Tensor:
     if features.ndim != 3 or 0 in features.shape or (D is not None and features.shape[2] != D):
         raise ValueError(f"features have shape {list(features.shape)}, expected [B, P, {D or 'D'}] with B, P >= 1")
     if not all_finite(features):
-        raise ValueError(
-            f"features {list(features.shape)} hold NaN or infinite values; is the backbone's output sound?"
-        )
+        raise ValueError(f"features {list(features.shape)} hold NaN or infinite values; {UNSOUND}")
     return features

@@ -233,3 +233,31 @@ def test_a_state_of_another_number_of_clusters_is_refused() -> None:
     state = MiniBatchKMeans(5).fit(blobs()).state_dict()
     with pytest.raises(ValueError, match=r"the state's cluster_centers has shape \[5, 4\], expected \[6, D\]"):
         MiniBatchKMeans(6).load_state_dict(state)
+
+
+@pytest.mark.parametrize("row", [[1e39, 0, 0, 0], [2e19, 0, 0, 0]])
+def test_rows_whose_squares_overflow_are_refused_and_not_learned(row: list[float]) -> None:
+    """The first is finite in its own type, but not in the centres'."""
+    kmeans = MiniBatchKMeans(3).partial_fit(blobs().float())
+    before = kmeans.state_dict()
+    with pytest.raises(ValueError, match=r"rows \[1, 4\] torch.float32 reach .*, whose square overflows"):
+        kmeans.partial_fit(torch.tensor([row], dtype=torch.float64))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in kmeans.state_dict().items())
+
+
+@pytest.mark.parametrize("init", ["k-center", "random", blobs()[:3] * 1e20])
+def test_first_rows_whose_squares_overflow_are_refused_however_centers_begin(init: Any) -> None:
+    for learn in ("fit", "partial_fit"):
+        with pytest.raises(ValueError, match=r"rows \[600, 4\] torch.float32 reach .*e\+2\d, whose square overflows"):
+            getattr(MiniBatchKMeans(3, init=init), learn)(blobs().float() * 1e20)
+
+
+def test_far_from_the_origin_labels_and_inertia_are_those_of_the_distances() -> None:
+    x = (blobs(2000) + 1e4).float()
+    kmeans = MiniBatchKMeans(50, max_iter=3).fit(x)
+    distances = torch.cdist(x.double(), kmeans.cluster_centers_.double())
+    assert kmeans.inertia_ == pytest.approx(float(distances.amin(1).square().sum()), rel=1e-4)
+    assert kmeans.score(x) == pytest.approx(-kmeans.inertia_)
+    for labels in (kmeans.predict(x), kmeans.labels_):
+        chosen = distances.gather(1, labels[:, None])[:, 0]
+        torch.testing.assert_close(chosen, distances.amin(1), rtol=0, atol=1e-2)  # float32 has steps of 0.001 there

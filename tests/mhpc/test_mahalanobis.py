@@ -263,6 +263,13 @@ def test_shrinkage_is_scikit_learns(N: int, D: int) -> None:
     np.testing.assert_allclose(shrunk, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("scale", [1e-22, 1e-19, 1e19, 1e30])
+def test_shrinkage_of_float32_knows_no_scale(scale: float) -> None:
+    S = OnlineCovariance(9).update(correlated(12, 9).float()).covariance(unbiased=False)
+    S /= S.diagonal().mean()
+    torch.testing.assert_close(oas(S * scale, 12) / scale, oas(S, 12))
+
+
 @pytest.mark.parametrize("S", [torch.eye(4, dtype=torch.float64), torch.zeros(4, 4, dtype=torch.float64)])
 def test_a_multiple_of_the_identity_shrinks_to_itself(S: Tensor) -> None:
     torch.testing.assert_close(oas(S, 20), S)

@@ -72,7 +72,13 @@ def test_a_sampler_is_repeatable_by_its_seed(sampler: str) -> None:
     assert not torch.equal(first.memory_, other.memory_)
 
 
-@pytest.mark.parametrize("space", [RAW, WHITE])
+@pytest.mark.parametrize("space", [WHITE, ZSpace(), ZSpace(pca_variance_ratio=0.9)])
+def test_rows_are_whitened_as_features_are_later(space: ZSpace) -> None:
+    learner = fitted(space, PatchCoreAggregation.NONE)
+    torch.testing.assert_close(learner.memory_, learner.whiten(features()).flatten(0, 1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("space", [RAW, WHITE, ZSpace()])
 def test_what_is_learned_from_stays_as_it_was(space: ZSpace) -> None:
     x = features()
     fitting = BatchLearner(space=space, aggregation=PatchCoreAggregation.NONE).fit([x])
@@ -95,6 +101,19 @@ def test_state_goes_round(space: ZSpace) -> None:
     with pytest.raises(ValueError, match="the state has no tensor 'bank'"):
         again.load_state_dict({"images_learned": torch.tensor(3)})
     assert torch.equal(again.memory_, learner.memory_)
+
+
+@pytest.mark.parametrize("space", [RAW, ZSpace()])
+def test_a_state_shares_nothing_with_the_learner_or_with_who_loads_it(space: ZSpace) -> None:
+    learner = fitted(space, PatchCoreAggregation.GREEDY)
+    expected = learner.memory_.clone(), learner.whiten(features(2, 3))
+    state = learner.state_dict()
+    again = BatchLearner(space=space).load_state_dict(state)
+    for tensor in state.values():
+        tensor.zero_()
+    for each in (learner, again):
+        assert torch.equal(each.memory_, expected[0])
+        assert torch.equal(each.whiten(features(2, 3)), expected[1])
 
 
 @pytest.mark.parametrize("ask", [lambda learner: learner.memory_, lambda learner: learner.whiten(features())])

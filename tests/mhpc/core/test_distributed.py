@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mhpc.core import distributed
 from mhpc.core.choices import PatchCoreAggregation, PatchCoreDistance, PatchCoreFeatureReduction
-from mhpc.core.distributed import MERGE, _union, gather_rows, merged, reduce_moments
+from mhpc.core.distributed import MERGE, _union, gather_rows, learn_numbered, merged, reduce_moments
 from mhpc.core.learner import STEP, OnePassLearner
 from mhpc.core.memory_bank import MemoryBank
 from mhpc.core.recent import RECENT
@@ -222,3 +222,30 @@ def learned_tiles(path: Path) -> list[dict[str, Tensor]]:
 
 def of_tiles() -> OnePassLearner:
     return OnePassLearner(BANK_SIZE, ZSpace(pca_variance_ratio=0.9), TOP_K)
+
+
+@pytest.mark.parametrize("order", [[3, 0, 7, 1, 5, 2, 6, 4], [7, 6, 5, 4, 3, 2, 1, 0]])
+def test_pictures_may_come_in_any_order_of_their_numbers(order: list[int]) -> None:
+    in_turn, as_numbered = learner(60), learner(60)
+    for step, number in enumerate(order):
+        images = pictures(STEP, seed=step)
+        if step == 5:
+            images[3, 2:4] += 9 * torch.tensor([1.0, -1.0]).repeat(4)
+        in_turn.partial_fit(images, guard=False)
+        learn_numbered(as_numbered, images, STEP * number, guard=False)
+    assert as_numbered.images_learned_ == in_turn.images_learned_ == STEP * len(order)
+    for each in (in_turn, as_numbered):
+        each.freeze()
+    assert bool((in_turn._memory_bank().lift > 0).any())
+    assert torch.equal(as_numbered._memory_bank().lift, in_turn._memory_bank().lift)
+
+
+def test_pictures_without_a_number_get_one_that_is_free() -> None:
+    whole = learner(60)
+    learn_numbered(whole, pictures(STEP), 20)
+    whole.partial_fit(pictures(3 * STEP, seed=1))
+    bank = whole._memory_bank()
+    assert len(bank.numbers) == len(bank.numbers.unique()) > STEP
+    assert bank.numbers.max() >= 28
+    assert bank.numbers.min() >= 20
+    whole.freeze()

@@ -107,6 +107,23 @@ def test_a_later_step_that_is_refused_leaves_what_was_learned_before() -> None:
     assert_same(model, expected)
 
 
+@pytest.mark.filterwarnings("ignore:the reservoir")
+@pytest.mark.parametrize("share", [1.0, 0.5])
+@pytest.mark.parametrize("aggregation", list(PatchCoreAggregation))
+def test_features_whose_squares_overflow_are_refused_and_change_nothing(
+    aggregation: PatchCoreAggregation, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learner_module, "FIRST_ROWS", 0)
+    model, expected = (OnePassLearner(K, aggregation=aggregation, moments_share=share) for _ in range(2))
+    for each in (model, expected):
+        each.partial_fit(pictures(16))
+    with pytest.raises(
+        ValueError, match=r"rows \[\d+, 8\] of up to .*e\+19 have squares whose sum overflows .* backbone"
+    ):
+        model.partial_fit(pictures(8, seed=1) * 3e18)
+    assert_same(model, expected)
+
+
 # -- moments of a share of the rows ------------------------------------------------------------------------------------
 
 
@@ -160,6 +177,16 @@ def test_a_bank_of_three_passes_is_judged_like_any_other() -> None:
 
 
 @pytest.mark.parametrize("space", SPACES, ids=lambda space: f"{space.feature_reduction.name}-{space.distance.name}")
+def test_a_batch_of_three_passes_may_be_a_single_patch_but_not_all_that_there_is(space: ZSpace) -> None:
+    patches = pictures(3).reshape(-1, 1, D)  # images of one patch each
+    model = OnePassLearner(K, space)
+    fit_three_passes(model, lambda: [patches[:1], patches[1:47], patches[47:]])
+    assert model.rows_seen_ == 48
+    with pytest.raises(ValueError, match="the loader gave a single patch, expected at least 2"):
+        fit_three_passes(OnePassLearner(K, space), lambda: [patches[:1]])
+
+
+@pytest.mark.parametrize("space", SPACES, ids=lambda space: f"{space.feature_reduction.name}-{space.distance.name}")
 def test_three_passes_over_nothing_are_refused(space: ZSpace) -> None:
     with pytest.raises(ValueError, match="the loader gave no batch"):
         fit_three_passes(OnePassLearner(K, space), list)
@@ -172,6 +199,7 @@ def test_three_passes_over_nothing_are_refused(space: ZSpace) -> None:
         ({"top_k": 0}, "top_k is 0, expected a whole number >= 1"),
         ({"aggregation": "kmeans"}, "aggregation is 'kmeans', expected one of PatchCoreAggregation.GREEDY"),
         ({"seed": -1}, "seed is -1, expected a whole number >= 0"),
+        ({"seed": 2**32}, r"seed is 4294967296, expected a whole number below 4294967296 \(2\*\*32\)"),
     ],
 )
 def test_an_argument_out_of_range_is_refused(arguments: dict[str, Any], refusal: str) -> None:

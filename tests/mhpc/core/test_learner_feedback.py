@@ -46,6 +46,18 @@ def test_pinned_anchors_leave_at_least_half_of_the_bank() -> None:
     assert not bool(bank(model).pinned.any())
 
 
+@pytest.mark.parametrize("vouched", [False, True])
+def test_a_picture_that_a_person_vouches_for_is_not_set_aside_when_learning_ends(vouched: bool) -> None:
+    model = learner()
+    model.partial_fit(pictures(40))
+    model.partial_fit(STRANGE, guard=False)
+    if vouched:
+        bank(model).vouch(40)
+    model.partial_fit(pictures(40, seed=1))
+    assert (40 in model.freeze()) is not vouched
+    assert (float(model.score(STRANGE)) < float(model.score(pictures(20, seed=2)).max())) is vouched
+
+
 def test_what_one_picture_alone_has_brought_can_be_removed_and_mass_still_sums_to_the_rows() -> None:
     model = learner()
     model.partial_fit(pictures(24))

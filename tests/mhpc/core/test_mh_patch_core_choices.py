@@ -1,4 +1,5 @@
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from mhpc.core.mh_patch_core import (
     PatchCoreDistance,
     PatchCoreFeatureReduction,
 )
-from tests.mhpc.core.modelling import SIDE, VANILLA, defective, made, parts, predicted
+from tests.mhpc.core.modelling import SIDE, VANILLA, defective, made, online, parts, predicted
+from tests.mhpc.core.patches import assert_same
 
 COMBINATIONS = list(
     itertools.product(PatchCoreAlgorithm, PatchCoreAggregation, PatchCoreFeatureReduction, PatchCoreDistance)
@@ -173,6 +175,7 @@ def test_a_file_that_cannot_be_written_leaves_the_one_that_was_there(
         ({"jitter": "a"}, "jitter is 'a'"),
         ({"bank_size": True}, "bank_size is True"),
         ({"seed": None}, "seed is None"),
+        ({"seed": 2**33}, r"seed is 8589934592, expected a whole number below 4294967296 \(2\*\*32\)"),
         ({"input_shape": 64}, r"input_shape is 64, expected \(H, W\)"),
         ({"input_shape": (64, 64, 3)}, "expected \\(H, W\\)"),
         ({"sampler": ["random"]}, "sampler is \\['random'\\]"),
@@ -194,3 +197,28 @@ def test_constant_images_are_learned_by_every_distance() -> None:
         for reduction in PatchCoreFeatureReduction:
             model = made(distance=distance, feature_reduction=reduction).fit(torch.zeros(4, 3, SIDE, SIDE))
             assert predicted(model, parts(2)).scores.isfinite().all()
+
+
+def test_several_threads_may_predict(trained: MHPatchCore) -> None:
+    images = [parts(1, seed=seed) for seed in range(24)]
+    expected = [predicted(trained, x) for x in images]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda x: predicted(trained, x), images))
+    for ours, alone in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours.scores, alone.scores)
+        torch.testing.assert_close(ours.masks, alone.masks)
+
+
+@pytest.mark.parametrize("before", [0, 8])
+def test_images_that_fail_after_others_of_their_call_leave_nothing_learned(before: int) -> None:
+    """Images are taken through the backbone 32 at a time."""
+    model, expected = made(), made()
+    for each in (model, expected) if before else ():
+        each.partial_fit(parts(before))
+    images = parts(40, seed=1)
+    images[39] = 3e38  # finite, but its features are not
+    with pytest.raises(ValueError, match="NaN or infinite values; is the backbone's output sound"):
+        model.partial_fit(images)
+    assert_same(online(model), online(expected))
+    model.partial_fit(parts(40, seed=1))
+    assert online(model).images_learned_ == before + 40

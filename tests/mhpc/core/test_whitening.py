@@ -130,15 +130,31 @@ def test_fewer_rows_than_features_are_shrunk() -> None:
 
 def test_from_all_rows_it_is_scikit_learns_pca() -> None:
     x = rows()
-    expected = PCA(0.95, whiten=True, svd_solver="covariance_eigh").fit(x.numpy())
-    z = ZSpace(pca_variance_ratio=0.95).of_rows(x.numpy())(x)
+    expected = PCA(0.95, whiten=True, svd_solver="full").fit(x.numpy())
+    z = ZSpace(pca_variance_ratio=0.95).of_rows(x.numpy().copy())(x)
     np.testing.assert_allclose(z, expected.transform(x.numpy()), atol=1e-4)
+
+
+@pytest.mark.parametrize("N", [N, D - 4])  # by the covariance, by the SVD
+def test_from_all_rows_far_from_the_origin_it_keeps_its_digits(N: int) -> None:
+    x = rows(N) + 1000
+    whitening = ZSpace(pca_variance_ratio=0.95).of_rows(x.numpy().copy())
+    exact = PCA(0.95, whiten=True, svd_solver="full").fit_transform(x.double().numpy())
+    found = torch.pdist(whitening(x).double())
+    torch.testing.assert_close(found, torch.pdist(torch.from_numpy(exact)), rtol=1e-4, atol=1e-4)
+
+
+def test_rows_whose_squares_overflow_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"rows \[600, 12\] of up to .* have squares whose sum overflows torch\.float32"
+    ):
+        ZSpace().of_rows((rows() * 1e19).numpy())
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered in divide:RuntimeWarning")  # scikit-learn's
 def test_rows_that_are_all_equal_stay_finite() -> None:
     x = torch.full((20, D), 7.0)
-    for whitening in (ZSpace().of_moments(batch_moments(x)), ZSpace().of_rows(x.numpy())):
+    for whitening in (ZSpace().of_moments(batch_moments(x)), ZSpace().of_rows(x.numpy().copy())):
         assert whitening(rows()).isfinite().all()
 
 

@@ -32,12 +32,12 @@ class Alike:
     def look(self, keeper: Keeper) -> None:
         """Now and then; each difference is told once, and shown for as long as it is there."""
         name, now = keeper.line.name, time.monotonic()
-        if now < self._look_at.get(name, 0.0):
-            return
+        if not keeper.loaded or now < self._look_at.get(name, 0.0):
+            return  # before it is loaded nobody has tried for its lease: that of this worker's last process stands
         self._look_at[name] = now + LOOK_SECONDS
-        state = {} if keeper.epoch else keeper.streams.state()
+        holder = _other_holder(keeper)
         own = self.digests.get(name)
-        shown = state.get(FIELD, own)  # a release before this shows none
+        shown = keeper.streams.state().get(FIELD, own) if holder else own  # a release before this shows none
         differs = shown != own
         self.metrics.line_settings_differ.labels(name).set(differs)
         if not differs:
@@ -48,10 +48,17 @@ class Alike:
                 "a line is kept by other settings than this worker's, or by another release: it is as its keeper is "
                 "told; let all have the same",
                 line=name,
-                keeper=state.get("holder", "").partition("#")[0],
+                keeper=holder.rpartition("#")[0],
             )
 
     def forget(self, name: str) -> None:
         """The line is served no more."""
         self._look_at.pop(name, None)
         self._told.pop(name, None)
+
+
+def _other_holder(keeper: Keeper) -> str:
+    """Who else holds the line's lease; "" where nobody does: what its state shows is of a keeper that is gone."""
+    held = None if keeper.epoch else keeper.streams.client.get(keeper.streams.lease)
+    holder = held.decode(errors="replace") if held else ""
+    return "" if holder == keeper.streams.holder else holder

@@ -1,6 +1,6 @@
 """An entry by itself, image by image, each marked before it is tried: what took the process down is found again."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import redis
 import structlog
@@ -23,8 +23,10 @@ class GivesUpLaterError(Exception):
     """An entry failed as a whole, and is to be tried again."""
 
 
-def judge_alone(opening: Opening, part: Opened, judge: Judge) -> None:
-    """Judge an entry's images one by one; what failed ATTEMPTS times goes to its `rejected`.
+def judged_alone(opening: Opening, part: Opened, judge: Judge) -> Iterator[None]:
+    """Judge an entry's images one by one, by a step each; what failed ATTEMPTS times goes to its `rejected`.
+
+    Between two steps no image is marked but those that are given up: what ends the process then is not theirs.
 
     Raises:
         GivesUpLaterError: it could not be split into images.
@@ -53,6 +55,7 @@ def judge_alone(opening: Opening, part: Opened, judge: Judge) -> None:
             part.rejected.append(Rejected(image.id, "failed", error, image.data))
             given_up.append(mark)
             streams.disown(image.id, part.entry.id, place)
+        yield
     streams.unmark(*given_up)
 
 

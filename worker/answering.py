@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -11,7 +12,7 @@ import redis
 import structlog
 import torch
 
-from worker.alone import GivesUpLaterError, judge_alone
+from worker.alone import GivesUpLaterError, judged_alone
 from worker.answers import Opened
 from worker.batching import Batcher
 from worker.decoding import decoding_threads
@@ -31,6 +32,7 @@ from worker.streams.client import CONNECTION_ERRORS
 from worker.streams.line_streams import LineStreams, entry_key
 from worker.streams.review import review_caps
 
+ALONE_SECONDS = 0.1  # of a turn, for images that are tried one by one, beyond the one in hand
 READ_AHEAD = {"cuda": 2}  # batches of a line that wait at least, if it has as many: decoding 64 pictures takes a while
 
 log = structlog.get_logger()
@@ -42,6 +44,8 @@ class Answering:
     A turn 1. reads, 2. has images decoded ahead, 3. begins to judge one batch, 4. takes the verdicts of that batch, or
     of those before where a GPU computes meanwhile, 5. sends what is finished by it, which goes on while the next turn
     judges. What is in hand is pending in Redis: who drops it reads it again.
+
+    An entry that is tried alone is in hand beside the others, a few of its images a turn, while no batch is under way.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class Answering:
         self.stands_still = False  # whether the last turn but waited for threads
         self.refused: dict[str, str] = {}  # what Redis said to the last turn, by line
         self._hand: list[Opened] = []  # entries in hand that are not sent yet, in the order that they were read
+        self._alone: deque[tuple[Opened, Iterator[None]]] = deque()  # those of them that are tried alone, by turns
         self.judging = Judging(self.opening, self.cache, self._blamed_on)
 
     def turn(self, client: Any, keepers: Mapping[str, Keeper], block_ms: int | None) -> int:
@@ -89,20 +94,21 @@ class Answering:
         failpoint("read")
         self.refused |= read.refused
         parts = [Opened(name, entry) for name, entry in read.entries]
-        if read.alone:
-            self.stands_still = False
-            return self._turn_alone(client, keepers, parts[0])
         self._hand += parts
         in_hand = len(self._hand)
+        if read.alone:
+            self._begin_alone(parts.pop(), keepers)
         with self.metrics.stage("decode"):
             self._open(parts)
+        tried = self._go_on_alone()
+        with self.metrics.stage("decode"):
             waits = block_ms is not None and self.batcher.patience() > 0
             room = self.judging.room
             batch = [] if waits or not room else self.batcher.take(room == 1, busy=room <= self.engine.passes)
         self.judging.launch(batch, keepers, self.batcher.was_early)
         stay = self.judging.may_stay_under_way(keepers, bool(batch), busy=block_ms is None)
         landed = self.judging.land(self._hand, stay)
-        self.stands_still = self.judging.under_way and not (batch or landed)
+        self.stands_still = self.judging.under_way and not (batch or landed or tried)
         self._publish(client, keepers)
         return in_hand
 
@@ -111,6 +117,7 @@ class Answering:
         for name in lines:
             self.batcher.drop(name)
         self._hand[:] = [part for part in self._hand if part.name not in lines]  # in place: batches are landed by it
+        self._alone = deque(each for each in self._alone if each[0].name not in lines)
         self.intake.rewind(lines)
 
     def forget(self, line: str) -> None:
@@ -125,6 +132,7 @@ class Answering:
         deadline = time.monotonic() + seconds
         self.rewind([part.name for part in self._hand if part.name not in keepers])
         while self._hand and time.monotonic() < deadline:
+            self._go_on_alone()
             batch = self.batcher.take()
             self.judging.launch(batch, keepers)
             self.judging.land(self._hand, self.engine.passes - 1 if batch else 0)
@@ -155,7 +163,7 @@ class Answering:
         ahead = READ_AHEAD.get(self.engine.device.type, 1) * self.engine.max_batch
         enough = {name for name in held if self.batcher.waiting(name) >= ahead}
         if block_ms is not None and self._hand:  # results that are under way wait for no batch to fill up
-            block_ms = 0 if self.judging.under_way else math.ceil(1000 * self.batcher.patience())
+            block_ms = 0 if self.judging.under_way or self._alone else math.ceil(1000 * self.batcher.patience())
         return self.intake.read(client, keepers, held, enough, block_ms or 0)
 
     def _open(self, parts: list[Opened]) -> None:
@@ -196,20 +204,38 @@ class Answering:
         self.rewind([line])
         self.intake.rewind([line], alone=True)
 
-    def _turn_alone(self, client: Any, keepers: Mapping[str, Keeper], part: Opened) -> int:
+    def _begin_alone(self, part: Opened, keepers: Mapping[str, Keeper]) -> None:
+        part.left = 1  # as a whole
+        judge = partial(self.judging.judge, keepers[part.name])
+        self._alone.append((part, judged_alone(self.opening, part, judge)))
+
+    def _go_on_alone(self) -> bool:
+        """Try images of an entry one by one, for a while; whether there was one.
+
+        Nothing else is judged or sent meanwhile: what ends the process is an image's that is marked.
+        """
+        if not self._alone:
+            return False
         self.judging.land(self._hand)
         self.settle()
+        if not self._alone:  # what was landed failed
+            return True
+        part, steps = self._alone.popleft()
+        self._hand.remove(part)  # what fails is let go of
+        until = time.monotonic() + ALONE_SECONDS
         try:
-            judge_alone(self.opening, part, partial(self.judging.judge, keepers[part.name]))
+            for _ in steps:
+                if time.monotonic() >= until:
+                    self._alone.append((part, steps))
+                    break
+            else:
+                part.left = 0
+            self._hand.append(part)
         except redis.ResponseError as error:  # the mark is refused: it stays pending
             self.refused[part.name] = str(error)
         except GivesUpLaterError:  # it comes again, with one more mark
             pass
-        else:
-            self._leave(part, keepers)  # else learning would decode by itself what hangs, or takes the process down
-            self.publisher.send(client, [part])
-            self.settle()
-        return 1
+        return True
 
     def _publish(self, client: Any, keepers: Mapping[str, Keeper]) -> None:
         """Send what is finished, once what was sent before is settled."""

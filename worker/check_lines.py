@@ -12,17 +12,13 @@ from worker.errors import ModelError, SnapshotError, WorkerError
 from worker.settings import LineConfig, Settings, line_configs
 from worker.stores import Store, open_store
 from worker.streams.line_streams import ANSWERING, FROM_START, LEARNING, LineStreams, entry_key
+from worker.streams.state import learn_anew, read_state
 from worker.versions import gone_back
 
 OK, NOTE = "ok", "note"
 MB = 1e6
 
 Told = tuple[str, str | WorkerError]  # OK or NOTE, and what was found; an error is a failure whatever stands before it
-
-
-def learn_anew(settings: Settings, streams: LineStreams) -> str:
-    """How a person has a line begin again."""
-    return f"move {open_store(settings.snapshots, streams.line).place} away and DEL {streams.state_key}"
 
 
 # -- keys --------------------------------------------------------------------------------------------------------------
@@ -56,19 +52,24 @@ def _keys(settings: Settings, streams: LineStreams) -> tuple[str, str]:
             f"{', '.join(wrong)}: another program's, or another version's; rename them (redis-cli RENAME), or give the "
             "line another name"
         )
-    state = streams.state()
+    state, last = read_state(streams), streams.last_id()
+    anew = learn_anew(open_store(settings.snapshots, streams.line).place, streams)
     if problem := state.get("problem") or gone_back(
-        streams.line, streams.last_id(), state.get("applied_through") or "0-0", learn_anew(settings, streams)
+        streams.line, last, state.get("applied_through") or FROM_START, anew
     ):
         raise WorkerError(f"line {streams.line}: {problem}")
     try:
-        groups = {info["name"].decode() for info in streams.client.xinfo_groups(streams.images)}
+        groups = {info["name"]: info["last-delivered-id"] for info in streams.client.xinfo_groups(streams.images)}
     except redis.ResponseError:  # no such key; EXISTS is no right of a worker's
         return OK, f"{streams.line} (new: a worker makes its stream)"
     lag, pending, oldest = streams.backlog(ANSWERING)
-    if missing := {ANSWERING, LEARNING} - groups:
-        where = state.get("done_through", "the beginning")
+    done = state.get("done_through", FROM_START)
+    where = done if entry_key(FROM_START) < entry_key(done) <= entry_key(last) else "the beginning"
+    if missing := {group for group in (ANSWERING, LEARNING) if group.encode() not in groups}:
         return NOTE, f"{streams.line}: no group {' and '.join(sorted(missing))}; a worker makes it again at {where}"
+    if entry_key(at := groups[ANSWERING.encode()].decode()) > entry_key(last):
+        told = f"the group {ANSWERING} lies at {at}, beyond the stream's end at {last}, and reads nothing new"
+        return NOTE, f"{streams.line}: {told}; a worker sets it back to {where} when it starts"
     age = time.time() - entry_key(oldest)[0] / 1000 if oldest else 0.0
     if age > settings.streams.claim_seconds:
         return NOTE, f"{streams.line}: {pending} entries are unanswered, the oldest for {age:.0f} s: is a worker stuck?"
@@ -112,7 +113,7 @@ def look_at_versions(settings: Settings, client: Any, fingerprint: str) -> Itera
         store, streams = open_store(settings.snapshots, name), LineStreams(client, name)
         kept = waited(store.kept, store.remote, settings.snapshots.timeout_seconds, store.place)
         found = {version.stem: version.about for version in kept if not version.bad}
-        return _version(store, found, streams, fingerprint, top_k[name], learn_anew(settings, streams))
+        return _version(store, found, streams, fingerprint, top_k[name], learn_anew(store.place, streams))
 
     return _each(settings, look)
 
@@ -120,7 +121,7 @@ def look_at_versions(settings: Settings, client: Any, fingerprint: str) -> Itera
 def _version(
     store: Store, found: Mapping[str, Mapping[str, Any]], streams: LineStreams, fingerprint: str, top_k: int, anew: str
 ) -> tuple[str, str]:
-    name, state = streams.line, streams.state()
+    name, state = streams.line, read_state(streams)
     committed = state.get("model", "")
     if committed and not found:
         raise ModelError(

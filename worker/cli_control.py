@@ -41,12 +41,18 @@ def control(
     rate RATE              another false-positive rate, such as 0.001
     pause, resume          neither learn nor calibrate; go on
     normal ENTRY ID        this part is fine: learn it
-    anomalous ENTRY ID     this part is bad: what it taught is taken back
-    release ENTRY ID       a part that was set aside is fine
-    drop ENTRY ID          a part that was set aside is bad
+    anomalous ENTRY ID     this part is bad: what it alone taught is taken
+                           back; one that was set aside leaves review
+    release ENTRY ID       a part that was set aside is fine: learn it if it
+                           was not learned, and is still learned from; else
+                           as normal does
+    drop ENTRY ID          take a part out of review; what it taught stays
     rollback [VERSION]     go on with the content of an earlier version; without
                            VERSION, of the one before the last change
     resync                 go on where the stream lost entries
+
+    ENTRY and ID are of a part that mhpc-worker review list shows: one that
+    was flagged or set aside. What review does not hold is refused.
 
     Exit code 1 where the keeper refuses, or does not answer in time. Who no
     longer waits (Ctrl-C) takes nothing back: the command is sent by then.

@@ -50,10 +50,12 @@ def list_parts(
     """List the parts, the newest last; times are this machine's.
 
     anomalous     scored above the threshold; both are shown
-    quarantined   set aside while the line learned
+    quarantined   set aside: while the line learned, and so not learned, or
+                  when learning ended, after it was learned from
 
     ENTRY and ID are for mhpc-worker control LINE normal ENTRY ID (it is fine),
-    anomalous, release or drop; drop takes it off this list.
+    anomalous, release or drop; drop takes it off this list. --json and show
+    tell the two kinds of quarantined parts apart by "learned".
     """
     from worker.streams.review import WHYS, parts
 
@@ -146,6 +148,7 @@ def _row(key: str, part: "ReviewPart") -> dict[str, Any]:
         "score": _number(part.score),
         "threshold": _number(part.threshold),
         "model": part.model or None,
+        "learned": bool(part.learned) if part.why == "quarantined" else None,
         "when": entry_time(key),
     }
 

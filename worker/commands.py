@@ -9,9 +9,10 @@ from torch import Tensor
 from mhpc.core.scorer import Scorer
 from worker.errors import RefusedError
 from worker.line import CALIBRATING, LEARNING, PAUSED, SCORING, Line
-from worker.records import Source
 from worker.snapshots import Snapshot
 from worker.streams.control import Command
+from worker.streams.line_streams import ReviewPart
+from worker.streams.review import never_learned
 
 CALLED_NORMAL = 1000  # parts that are known by name
 PIN_RADIUS = 0.5  # of the threshold: so near to the bank are all patches of a part that was called normal
@@ -23,15 +24,15 @@ class Means(NamedTuple):
     Attributes:
         features: [1, P, D] of the part of an entry and an id, from the bytes that review has kept.
         forget_part: remove a part from review.
-        was_set_aside: whether a part is in review because it was set aside.
+        in_review: what review holds of a part, or is to hold with the next commit; refuses where that is nothing.
         load: a version by its name, or the one that stood before the last change.
         present: the committed version.
         last_entry: the newest in the stream.
     """
 
     features: Callable[[str, str], Tensor]
-    forget_part: Callable[[str, str], int]
-    was_set_aside: Callable[[str, str], bool]
+    forget_part: Callable[[str, str], None]
+    in_review: Callable[[str, str], list[ReviewPart]]
     load: Callable[[str | None], Snapshot]
     last_entry: Callable[[], str]
     present: str
@@ -55,11 +56,22 @@ def _relearn(line: Line, means: Means, forgetting: Any = None) -> str:
     _mark_before(line, means)
     _keep_answering(line)
     line.phase, line.forgetting, line.applied_through = LEARNING, forgetting, last
-    line.learner.begin_again()
+    _begin_again(line)
     line.forget_calibration()
     line.forget_recent()
-    line.sources, line.threshold, line.monitor = [], None, None
-    return f"learns again from the next part on, {line.config.learning.images} at most; {_meanwhile(line)}"
+    line.threshold, line.monitor = None, None
+    return f"learns again {_from(line)}, {line.config.learning.images} at most; {_meanwhile(line)}"
+
+
+def _begin_again(line: Line) -> None:
+    """Learn from here on: what is counted by parts is of those to come."""
+    line.learner.begin_again()
+    line.sources, line.doubted = [], 0
+
+
+def _from(line: Line) -> str:
+    """When what begins with the next part does."""
+    return "once the line is resumed" if line.paused else "from the next part on"
 
 
 def _mark_before(line: Line, means: Means) -> None:
@@ -89,7 +101,9 @@ def _calibrate(line: Line, means: Means) -> str:
         line.forget_calibration()
         line.forget_recent()
         line.applied_through = last
-    return f"calibrates on the next {line.config.calibration.images} parts; {_meanwhile(line)}"
+    images = line.config.calibration.images
+    which = f"{_from(line)}, on {images} parts" if line.paused else f"on the next {images} parts"
+    return f"calibrates {which}; {_meanwhile(line)}"
 
 
 def _meanwhile(line: Line) -> str:
@@ -115,11 +129,12 @@ def _resume(line: Line, means: Means) -> str:
 
 
 def _rate(line: Line, means: Means, rate: Any) -> str:
-    line.rate = _share(rate, "rate")
+    wanted = _share(rate, "rate")
+    line.rate = wanted if wanted != line.config.calibration.false_positive_rate else None  # that, whatever it will be
     if line.phase != SCORING:
-        return f"false-positive rate {line.rate:g} from the next calibration on"
+        return f"false-positive rate {wanted:g} from the next calibration on"
     line.threshold = line.fitted()
-    return f"false-positive rate {line.rate:g}, threshold {line.threshold.value:.4g}"
+    return f"false-positive rate {wanted:g}, threshold {line.threshold.value:.4g}"
 
 
 def _normal(line: Line, means: Means, entry: Any, id: Any) -> str:  # noqa: A002 - the name of the argument on the wire
@@ -127,66 +142,78 @@ def _normal(line: Line, means: Means, entry: Any, id: Any) -> str:  # noqa: A002
     threshold, bank = line.serving.threshold, line.learner.bank_
     if bank is None:
         raise RefusedError("nothing was learned yet: there is no bank for it to join")
-    before = line.learner.scorer().score(features)
+    before = _shown_score(line, features)
     radius = PIN_RADIUS * threshold if threshold is not None else bank.radius
     try:
         added = line.learner.pin(features, radius)
     except ValueError as error:
         raise RefusedError(str(error)) from None
-    _pin_to_standing(line, features, radius)
+    there = _pin_to_standing(line, features, radius)
     if added:
         _mark_before(line, means)
         line.called_normal = [*line.called_normal, (entry, id)][-CALLED_NORMAL:]
         line.forget_recent()
-    after = line.learner.scorer().score(features)
-    return f"{added} anchors pinned; its score was {float(before):.4g} and is {float(after):.4g}"
+    after = _shown_score(line, features)
+    where = f", {there} in the version that answers; its score there" if line.relearning else "; its score"
+    return f"{added} anchors pinned{where} was {before:.4g} and is {after:.4g}"
 
 
-def _pin_to_standing(line: Line, features: Tensor, radius: float) -> None:
-    """What answers meanwhile is to know the part, too: a copy of it, that the commit puts in its place."""
+def _shown_score(line: Line, features: Tensor) -> float:
+    """As results show it: by the version that answers while another is learned."""
     standing = line.standing
+    scorer = line.learner.scorer() if standing is None or standing.scorer is None else standing.scorer
+    return float(scorer.score(features))
+
+
+def _pin_to_standing(line: Line, features: Tensor, radius: float) -> int:
+    """What answers meanwhile is to know the part, too: a copy of it, that the commit puts in its place."""
+    standing, added = line.standing, 0
     if standing is not None and standing.scorer is not None:
         scorer = Scorer(standing.scorer.whitening, standing.scorer.memory, standing.scorer.top_k)
-        if scorer.pin(features, radius):
+        if added := scorer.pin(features, radius):
             line.standing = standing._replace(model=None, scorer=scorer)
+    return added
 
 
 def _release(line: Line, means: Means, entry: Any, id: Any) -> str:  # noqa: A002 - the same
-    if line.phase != LEARNING:
+    if line.phase != LEARNING or not never_learned(means.in_review(entry, id)):
         return _normal(line, means, entry, id)
     features, first = means.features(entry, id), line.learner.images_seen_
     means.forget_part(entry, id)
-    line.learner.partial_fit(features, guard=False)
-    line.sources.append(Source(entry, first, id))
+    line.learner.partial_fit(features, guard=False, first=first)
+    if line.learner.bank_ is not None:
+        line.learner.bank_.vouch(first)  # what a person has said stands when learning ends, too
     return "learned after all"
 
 
 def _anomalous(line: Line, means: Means, entry: Any, id: Any) -> str:  # noqa: A002 - the same
-    aside, part = means.was_set_aside(entry, id), (entry, id)
-    if aside and part not in line.called_normal:
-        return _drop(line, means, entry, id)  # it was never learned: what is near it was taught by others
+    kept, part = means.in_review(entry, id), (entry, id)
+    if (held_back := never_learned(kept)) and part not in line.called_normal:
+        return _drop(line, means, entry, id)  # what is near it was taught by others
     features = means.features(entry, id)
     if line.learner.bank_ is None:
         raise RefusedError("nothing was learned yet that could be removed")
     before = line.learner.scorer().score(features)
-    removed = line.learner.unlearn(features, pinned_alone=aside)
+    removed = line.learner.unlearn(features, pinned_alone=held_back)
     line.called_normal = [each for each in line.called_normal if each != part]
-    if aside:
+    also = "; the version that answers keeps its anchors until the next one is calibrated" if line.relearning else ""
+    if any(each.why == "quarantined" for each in kept):
         means.forget_part(entry, id)
+        also += "; it is removed from review"
     if not removed:
-        return f"nothing removed: no anchor stands for it alone; its score is {float(before):.4g}"
+        return f"nothing removed: no anchor stands for it alone; its score is {float(before):.4g}{also}"
     _mark_before(line, means)
     line.forget_recent()
     after = line.learner.scorer().score(features)
     return (
         f"{removed} anchors removed that stood for it alone; its score was {float(before):.4g} and is "
-        f"{float(after):.4g}; mean and covariance stay as they are"
+        f"{float(after):.4g}; mean and covariance stay as they are{also}"
     )
 
 
 def _drop(line: Line, means: Means, entry: Any, id: Any) -> str:  # noqa: A002 - the same
-    if not means.forget_part(entry, id):
-        raise RefusedError(f"too old: review does not hold part {id!r} of entry {entry} any more")
+    means.in_review(entry, id)
+    means.forget_part(entry, id)
     return "removed from review"
 
 
@@ -203,8 +230,8 @@ def _rollback(line: Line, means: Means, version: Any = None) -> str:
     if line.phase != SCORING:
         _keep_answering(line)
     if line.phase == LEARNING:
-        line.learner.begin_again()
-        line.sources = []
+        line.gather()  # of a hot line each rank has its own share again
+        _begin_again(line)
     if line.phase != SCORING:
         line.applied_through = last
     return f"a new version has the content of {snapshot.stem}, in phase {line.phase}"

@@ -1,5 +1,6 @@
 """Worker: startup -> run -> shutdown."""
 
+import gc
 import secrets
 import threading
 import time
@@ -9,10 +10,11 @@ from contextlib import suppress
 import redis
 import structlog
 
+from worker import leases
 from worker.answering import Answering
 from worker.crashes import CrashFile
 from worker.engine import Engine, pick_device
-from worker.errors import AbsentError, ConfigurationError, FencedError, ModelError, StoreError
+from worker.errors import AbsentError, ConfigurationError, FencedError, ModelError, StateError, StoreError
 from worker.fleet import Fleet, configured
 from worker.http import HttpServer, make_app
 from worker.keeper import Keeper
@@ -156,11 +158,9 @@ class Worker:
         """After each batch: a turn may take longer than a lease."""
         self.beat()
         with suppress(redis.RedisError):
-            self.fleet.announce()
-        for keeper in self.keepers.values():
-            if keeper.epoch:
-                with suppress(FencedError, redis.RedisError):  # its own part of the turn finds out
-                    keeper.lease.renew(keeper.epoch, self.holder)
+            with suppress(redis.ResponseError):
+                self.fleet.announce()
+            leases.renew(self.keepers.values(), self.holder)
 
     def _recover(self) -> None:
         """Groups first, then own pending entries: a lost reply may have left some behind what is read next."""
@@ -176,16 +176,19 @@ class Worker:
         if lost := lost_meanwhile(keeper):
             log.error(lost, line=keeper.line.name)
             keeper.lose("Redis lost writes; the line is loaded again as Redis has it")
+        elif keeper.epoch and keeper.lease.lapsed:  # by a server that is gone another may have had it meanwhile
+            log.warning("the lease lapsed meanwhile; the line is opened anew", line=keeper.line.name)
+            keeper.lose("the lease lapsed")
         keeper.reading.rewind()
 
     def _reload(self) -> None:
         """Lines come, go and change as the configuration says now; what cannot be read leaves all as it is."""
+        self.reloading.clear()  # first: a signal that comes from here on is for what is written by then
         try:
             settings = self.reread()
             self.fleet.take_over(settings)
         except ConfigurationError as error:
             log.error("the configuration is not taken over", error=str(error))
-            self.reloading.clear()
             return
         if keys := needing_a_restart(self.settings, settings):
             log.warning("changed, and taken over by a restart only", keys=keys)
@@ -194,12 +197,13 @@ class Worker:
     def _change_lines(self) -> None:
         gone, come = self.lines.changes(self.fleet.wanted())
         self.answering.finish(self.client, self._usable(), FINISH_SECONDS)
-        self.reloading.clear()  # nothing below fails for all lines but what _recover does again
-        self.fleet.changed = False
+        self.fleet.changed = False  # until here it is tried again; below nothing fails but what _recover does again
         self._refuse_all()
+        reached = True
         for name in gone:
-            self._in_a_turn()  # each may want a snapshot, on a slow disk
-            self._let_go(name)
+            if reached:
+                self._in_a_turn()  # each may want a snapshot, on a slow disk
+            reached = leases.let_go(self.keepers[name], self.holder, reached)
             self.answering.forget(name)
             self.lines.close(name)
             self.refusals.forget(name)
@@ -207,6 +211,7 @@ class Worker:
         opened = [self.lines.open(config) for config in come]
         for keeper in opened:
             self._guarded(keeper, self._rewind)
+        gc.collect()  # keepers that are gone are few objects, and much memory: it would not come for long
         log.info("configuration", closed=gone, opened=[config.name for config in come])
 
     def _turn(self) -> None:
@@ -217,7 +222,7 @@ class Worker:
         for name in self.refusals.tried_again():
             self._guarded(self.keepers[name], self._rewind)
         for name in self.fleet.surplus(self._usable()):
-            self._let_go(name)
+            leases.let_go(self.keepers[name], self.holder)
         self.fleet.keep(self._usable(), self._guarded)
         for keeper in self.keepers.values():
             if keeper.stopped and keeper.line.name not in self.refusals:
@@ -245,7 +250,7 @@ class Worker:
             self.answering.cache.drop(keeper.line.name)
         except AbsentError as error:  # its keeper was faster: a newer version is committed
             log.info("a version went while it was loaded; the next one is", line=keeper.line.name, version=str(error))
-        except redis.ResponseError as error:
+        except (redis.ResponseError, StateError) as error:
             self.refusals.add(keeper.line.name, str(error))
         except StoreError as error:
             self.refusals.add(keeper.line.name, str(error), STORE)
@@ -274,21 +279,16 @@ class Worker:
 
     def drain(self) -> None:
         """Answer what is in hand, make durable what was learned, and let the lines go."""
-        with suppress(redis.RedisError):  # it comes again
-            self.answering.finish(self.client, self._usable(), FINISH_SECONDS)
-            self.fleet.leave()
-        for name in self.keepers:
+        reached = True
+        try:  # what fails comes again
+            with suppress(redis.ResponseError):
+                self.answering.finish(self.client, self._usable(), FINISH_SECONDS)
+                self.fleet.leave()
+        except redis.RedisError:
+            reached = False
+        for keeper in self.keepers.values():
             self.pulse.beat(time.monotonic())
-            self._let_go(name)
-
-    def _let_go(self, name: str) -> None:
-        keeper = self.keepers[name]
-        try:
-            if keeper.epoch:
-                keeper.close(self.holder)
-        except (FencedError, redis.RedisError) as error:
-            log.warning("not drained; its entries come again", line=name, error=str(error))
-        keeper.lose("")
+            reached = leases.let_go(keeper, self.holder, reached)
 
     def shutdown(self) -> None:
         """End the threads, and stop answering HTTP."""

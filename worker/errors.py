@@ -49,6 +49,10 @@ class ModelError(WorkerError):
     exit_code = 4
 
 
+class StateError(WorkerError):
+    """A line's state in Redis that somebody else has written to, so that it cannot be gone by."""
+
+
 class DeviceError(WorkerError):
     """The device failed."""
 

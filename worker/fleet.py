@@ -125,7 +125,7 @@ class Fleet:
         model = self.settings.model.model_copy(update={"bank_size": settings.model.bank_size})
         settings = settings.model_copy(update={"worker": self.settings.worker, "model": model})
         configured(settings)
-        self.settings = settings
+        self.settings, self.changed = settings, True
 
     def wanted(self) -> list[LineConfig]:
         """The lines of the worker's own file, and those that are declared; where they differ, the file holds here."""

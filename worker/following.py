@@ -9,6 +9,7 @@ from worker.line import Line
 from worker.loading import Loading
 from worker.stores import Store
 from worker.streams.line_streams import FROM_START, LineStreams, entry_key, newest_id
+from worker.streams.state import learn_anew, read_state
 from worker.versions import gone_back, load_line, not_used
 
 UNKNOWN = "unknown"  # in place of a version: Redis has no state of the line, or none but a lease's
@@ -45,7 +46,7 @@ class Follower:
         Returns:
             False where it is on its way, or a slow store withholds it: the version before answers on, if there is one.
         """
-        state = self.streams.state()
+        state = read_state(self.streams)
         committed, named = state.get("model", ""), state.get("model", UNKNOWN)
         if named == self._loaded_for and (named or not self.model or self.regression()):
             if entry_key(state.get("commands_through", FROM_START)) > entry_key(self.line.commands_through):
@@ -105,9 +106,10 @@ class Follower:
         return gone_back(self.line.name, self.streams.last_id(), self.line.applied_through, self._how_to_learn_anew)
 
     def halt(self) -> str:
-        """The same, or that it did when the line was stopped for it: newer entries bring nothing back that is lost."""
-        return self.regression() or self.streams.state().get(STOPPED, "")
+        """The same, or that it did when the line was stopped for it: newer entries bring nothing back that is lost. A
+        line that begins anew lacks nothing."""
+        return self.regression() or (self.streams.state().get(STOPPED, "") if self.model else "")
 
     @property
     def _how_to_learn_anew(self) -> str:
-        return f"move {self.store.place} away and DEL {self.streams.state_key}"
+        return learn_anew(self.store.place, self.streams)

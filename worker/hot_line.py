@@ -12,13 +12,14 @@ from mhpc.core.distributed import mean_convergence
 from mhpc.core.learner import STEP
 from mhpc.core.recent import Convergence
 from worker.crew import Crew, Step
+from worker.intake import largest_of_late
 from worker.keeper import Extract, Keeper
 from worker.line import LEARNING, Line
 from worker.message import Image
 from worker.opening import Opening
 from worker.owed import Usable, nobody
 from worker.records import Source, Taken
-from worker.settings import LineConfig
+from worker.settings import MIB, LineConfig
 from worker.streams.line_streams import Entry
 
 SHARE = "share."  # what the tensors of the ranks' shares begin with, in a snapshot
@@ -174,21 +175,28 @@ class HotLine(Line):
 
 
 class HotKeeper(Keeper):
-    """Keeps a hot line: so many entries are applied at once that every rank has something to do."""
+    """Keeps a hot line: so many entries are applied at once that every rank has something to do.
+
+    No more than there would be of a single image each, and than may be read ahead: where few of late could be used,
+    many may be usable next.
+    """
 
     line: HotLine
     opening: Opening  # by which entries are opened; it is made after the keepers are
     images_each = 1.0  # of an entry, of late
+    largest = float(MIB)  # bytes of an entry, of late
 
     def learn(self, extract: Extract, count: int, usable: Usable = nobody) -> int:
-        enough = max(count, round(self.line.crew.size * STEP / self.images_each))
-        return super().learn(extract, enough, usable)
+        room = int(self.opening.settings.streams.prefetch_bytes / self.largest)
+        enough = min(room, round(self.line.crew.size * STEP / max(1.0, self.images_each)))
+        return super().learn(extract, max(count, enough), usable)
 
     def _together(self, entries: list[Entry]) -> list[list[Entry]]:
         return super()._together(entries) if self.reading.marks else [entries] if entries else []
 
     def _learned(self, entries: list[Entry], extract: Extract) -> list[Taken]:
         opened = [(entry.id, self.opening.images(entry, [])) for entry in entries]
+        self.largest = largest_of_late(self.largest, entries)
         if images := sum(len(found) for _, found in opened):
             self.images_each = images / len(opened)
 

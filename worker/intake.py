@@ -11,7 +11,7 @@ import structlog
 from worker.keeper import Keeper
 from worker.metrics import Metrics
 from worker.settings import MIB, StreamSettings
-from worker.streams.line_streams import Entry
+from worker.streams.line_streams import ANSWERING, CLAIM_ENTRIES, Entry
 from worker.streams.reads import read_new, wait_and_read
 
 READ_ENTRIES = 8  # per line in a turn's first call: so many may come that are far larger than those before
@@ -71,7 +71,7 @@ class Intake:
             held: bytes of the entries in hand, by line; of others none is.
             enough: lines that want no more for now.
         """
-        self._claim(keepers)
+        self._claim(keepers, held)
         recovering = [name for name in self._pending if name in keepers and name not in held]
         alone = [name for name in recovering if self._pending[name]]
         read, others_first = Read(), self._was_alone
@@ -150,27 +150,46 @@ class Intake:
         return _power_of_two(count) if count else 0
 
     def _see(self, line: str, entries: list[Entry]) -> None:
-        for entry in entries:
-            size = float(max(1, len(entry.batch or b"")))
-            self._largest[line] = max(size, FADING * self._largest.get(line, size))
+        if entries:
+            self._largest[line] = largest_of_late(self._largest.get(line, 1.0), entries)
 
-    def _claim(self, keepers: Mapping[str, Keeper]) -> None:
-        """Take over entries whose consumer has left them; an early claim costs work alone, the gate lets one answer."""
+    def _claim(self, keepers: Mapping[str, Keeper], held: Container[str]) -> None:
+        """Take over entries whose consumer has left them; an early claim costs work alone, the gate lets one answer.
+
+        Own ones have been left, by another process of this name, where the line has none in hand that they could be.
+        """
         if time.monotonic() < self._claim_at:
             return
         self._claim_at = time.monotonic() + CLAIM_SECONDS
         idle_ms = int(self.settings.claim_seconds * 1000)
         for name, keeper in keepers.items():
             try:
+                own = 0 if name in held or name in self._pending else self._left(keeper, idle_ms)
                 claimed, lost = keeper.streams.claim(self.consumer, idle_ms, self.settings.dead_max)
             except redis.ResponseError:  # the line's next read or answer is refused for the same reason, and says so
                 continue
             self.metrics.images.labels(name, "dead").inc(lost)
             self.metrics.dead_letters.labels(name, "lost").inc(lost)
             self.metrics.entries_lost.labels(name).inc(lost)
-            if claimed:
-                log.warning("entries that their consumer left are taken over", line=name, entries=claimed, lost=lost)
+            if claimed or own:
+                told = {"line": name, "entries": claimed + own, "lost": lost}
+                log.warning("entries that their consumer left are taken over", **told)
                 self.rewind([name], alone=True)
+
+    def _left(self, keeper: Keeper, idle_ms: int) -> int:
+        """Own entries that have been pending for so long, up to a page."""
+        streams = keeper.streams
+        found = streams.client.xpending_range(
+            streams.images, ANSWERING, "-", "+", CLAIM_ENTRIES, consumername=self.consumer, idle=idle_ms
+        )
+        return len(found)
+
+
+def largest_of_late(before: float, entries: Iterable[Entry]) -> float:
+    """Bytes of the largest entry, what came `before` counting for less with each one."""
+    for entry in entries:
+        before = max(float(len(entry.batch or b"")), FADING * before, 1.0)
+    return before
 
 
 def _power_of_two(count: int) -> int:

@@ -25,7 +25,7 @@ from worker.stores import Store
 from worker.streams.line_streams import ANSWERING, LEARNING, REVIEW_CAPS, Entry, LineStreams, ReviewCaps, entry_key
 from worker.taking import book, skip
 from worker.upkeep import Upkeep
-from worker.watching import committed, set_gauges
+from worker.watching import committed, set_gauges, tell_opened
 
 ACQUIRE_SECONDS = 2.0  # between attempts while another holds the lease
 SOON_SECONDS = 0.1  # while a version is on its way
@@ -121,8 +121,7 @@ class Keeper(Follower):
             self.changed()  # versions only grow: old content comes back as a new version
         if self.line.phase == SCORING:
             self.reading.acknowledge_rest()
-        done, wanted = self.line.progress
-        log.info("line opened", line=self.line.name, epoch=epoch, phase=self.line.phase, images=done, of=wanted)
+        tell_opened(self.line, epoch)
 
     def lose(self, problem: str) -> None:
         """Stop keeping; what was not committed comes again to the next keeper, commands and all."""

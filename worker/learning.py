@@ -33,6 +33,7 @@ class Learning:
         Where answering but waits for threads nothing has come to learn from; it looks again within milliseconds.
         """
         if self.answering.stands_still and not self._waits:
+            self.renew()  # a batch may take its thread longer than a lease
             return False
         self._waits, self._snapshots = False, 1
         self._until = time.monotonic() + LEARN_SECONDS

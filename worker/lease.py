@@ -2,12 +2,15 @@
 
 import time
 
-from worker.errors import FencedError
+import structlog
+
 from worker.streams.line_streams import LEASE_MS, LineStreams
 
 RENEW_SECONDS = LEASE_MS / 1000 / 3
-LAPSE_SECONDS = 0.9 * LEASE_MS / 1000  # not renewed for so long, a keeper stops before its lease ends
+LAPSE_SECONDS = 0.9 * LEASE_MS / 1000  # not renewed for so long, it counts as held no more, before it ends
 LOST_EPOCHS = 1000  # more than a master gives that its replica is not told of
+
+log = structlog.get_logger()
 
 
 class Lease:
@@ -16,7 +19,7 @@ class Lease:
     def __init__(self, streams: LineStreams) -> None:
         self.streams = streams
         self.highest_epoch = 0  # ever held by this process
-        self._attempted = self._doubted = False
+        self._attempted = self._doubted = self._lapsed = False
         self._renew_at = self._lapses_at = 0.0
 
     def acquire(self, holder: str, epoch_on_disk: int, take_over: str) -> tuple[int, str, float]:
@@ -31,7 +34,7 @@ class Lease:
         epoch, other, ends_in = self.streams.acquire(holder, floor, "" if self._attempted else take_over)
         self._attempted = True
         if epoch:
-            self.highest_epoch, self._doubted = epoch, False
+            self.highest_epoch, self._doubted, self._lapsed = epoch, False, False
             self._renew_at, self._lapses_at = asked_at + RENEW_SECONDS, asked_at + LAPSE_SECONDS
         return epoch, other, ends_in
 
@@ -47,15 +50,28 @@ class Lease:
         """Whether its time is not up yet; what others did since, `renew` finds out."""
         return time.monotonic() < self._lapses_at
 
+    @property
+    def lapsed(self) -> bool:
+        """Whether its time was up at some moment of this epoch. Another may have had it since, and committed: whoever
+        connects anew may find a server that was not told of that, and so cannot fence this epoch."""
+        return self._lapsed or not self.held
+
     def renew(self, epoch: int, holder: str) -> None:
-        """Keep it alive, where it is time.
+        """Keep it alive, where it is time; where its time is up, too, as long as nobody took it: Redis knows.
 
         Raises:
-            FencedError: another keeper took over, or may have: it could not be renewed in time.
+            FencedError: another keeper took over.
         """
         now = time.monotonic()
-        if not self.held:
-            raise FencedError(f"line {self.streams.line}: the lease was not renewed for {LAPSE_SECONDS:.0f} s")
-        if now >= self._renew_at:
-            self.streams.renew(epoch, holder)
-            self._renew_at, self._lapses_at = now + RENEW_SECONDS, now + LAPSE_SECONDS
+        if now < self._renew_at:
+            return
+        self.streams.renew(epoch, holder)
+        if now >= self._lapses_at:
+            self._lapsed = True
+            log.warning(
+                "the lease lapsed, and nobody took it: the line is kept on; where a batch takes so long, lower "
+                "model.max_batch",
+                line=self.streams.line,
+                not_renewed_seconds=round(now - self._lapses_at + LAPSE_SECONDS),
+            )
+        self._renew_at, self._lapses_at = now + RENEW_SECONDS, now + LAPSE_SECONDS

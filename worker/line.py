@@ -52,6 +52,7 @@ class Line:
         self.standing: Serving | None = None  # answers until the next version is calibrated; its name may be to come
         self.sources: list[Source] = []  # since learning began, oldest first
         self.set_aside: list[SetAside] = []  # when learning ended, for the keeper to take
+        self.doubted = 0  # how many those were: learned from, and set aside
         self.monitor: DriftMonitor | None = None
         self.calibration_scores, self.calibration_means = torch.empty(0, dtype=torch.float64), torch.empty(0, 0)
         self.forget_recent()
@@ -170,9 +171,9 @@ class Line:
     def end_learning(self) -> None:
         """Freeze the bank and go on to calibration; parts that turn out not to belong go to `set_aside`."""
         for number in self.learner.freeze().tolist():
-            entry, first, identity = max((s for s in self.sources if s.first <= number), key=lambda s: s.first)
-            self.set_aside.append(SetAside(entry, number - first, identity))
-        self.sources = []
+            entry, first = max((s for s in self.sources if s.first <= number), key=lambda s: s.first)
+            self.set_aside.append(SetAside(entry, number - first))
+        self.sources, self.doubted = [], len(self.set_aside)
         self.phase = CALIBRATING
         self.forget_calibration()
 
@@ -240,6 +241,7 @@ class Line:
             "scores_through": self.scores_through,
             "images_learned": self.learner.images_learned_,
             "images_quarantined": self.learner.images_quarantined_,
+            "images_doubted": self.doubted,
             "images_calibrated": len(self.calibration_scores),
             "rows": self.learner.rows_seen_,
             "bank_size": self.config.bank_size,
@@ -280,6 +282,7 @@ class Line:
         self.calibration_scores = tensors[CALIBRATION_SCORES].clone()
         self.calibration_means = tensors[CALIBRATION_MEANS].clone()
         self.phase, self.rate = metadata["phase"], metadata["rate"]
+        self.doubted = metadata.get("images_doubted", 0)  # the same
         self.sources = [Source(*source) for source in metadata["sources"]]
         self.called_normal = [(entry, id_) for entry, id_ in metadata.get("called_normal", [])]  # no older release's
         self.threshold = Threshold(**metadata["threshold"]) if metadata["threshold"] else None

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 
 import redis
 import structlog
@@ -118,21 +118,29 @@ def _carried_out(keeper: Keeper, command: Command, features: Features, usable: U
 
 
 def _means(keeper: Keeper, features: Features, dropped: list[str]) -> Means:
+    @cache  # each reads all that review holds
     def find(entry: str, identity: str) -> list[tuple[str, ReviewPart]]:
         return review.find(keeper.streams, entry, identity)
 
+    def in_review(entry: str, identity: str) -> list[ReviewPart]:
+        if found := [part for _, part in find(entry, identity)] + keeper.owed.of_part(entry, identity):
+            return found
+        raise RefusedError(
+            f"review does not hold part {identity!r} of entry {entry}: it was neither flagged nor set aside, or is too "
+            "old; mhpc-worker review list shows what it holds"
+        )
+
     def of_part(entry: str, identity: str) -> Tensor:
-        image = next((part.image for _, part in find(entry, identity) if part.image), b"")
-        if not image:
-            raise RefusedError(f"too old: review does not hold part {identity!r} of entry {entry} with its bytes")
-        return features(image)
+        if image := next((part.image for part in in_review(entry, identity) if part.image), b""):
+            return features(image)
+        raise RefusedError(
+            f"review holds part {identity!r} of entry {entry} without its picture, which was gone by then or larger "
+            "than streams.review_bytes: drop takes it out"
+        )
 
-    def forget_part(entry: str, identity: str) -> int:
+    def forget_part(entry: str, identity: str) -> None:
         dropped.extend(key for key, _ in find(entry, identity))
-        return len(dropped)
-
-    def was_set_aside(entry: str, identity: str) -> bool:
-        return any(part.why == "quarantined" for _, part in find(entry, identity))
+        keeper.owed.forget_part(entry, identity)
 
     def load(version: str | None) -> Snapshot:
         store, aside = keeper.store, keeper.store.remote
@@ -143,4 +151,4 @@ def _means(keeper: Keeper, features: Features, dropped: list[str]) -> Means:
         except StoreError as error:
             raise RefusedError(str(error)) from None
 
-    return Means(of_part, forget_part, was_set_aside, load, keeper.streams.last_id, keeper.model)
+    return Means(of_part, forget_part, in_review, load, keeper.streams.last_id, keeper.model)

@@ -42,12 +42,19 @@ class Owed:
         for name, of_entry in groupby(sorted(parts, key=lambda part: entry_key(part.entry)), lambda part: part.entry):
             entry = streams.entry(name)
             images = [] if entry.batch is None else usable(entry)
-            for _, place, identity in of_entry:
-                found = [x for x in images if x.id == identity] if identity else images[place : place + 1]
-                self._put_up(name, found[:1], identity or f"#{place}")
+            for part in of_entry:
+                self._put_up(name, images[part.place : part.place + 1], f"#{part.place}", learned="1")
 
-    def _put_up(self, entry: str, image: list[Image], name: str) -> None:
+    def _put_up(self, entry: str, image: list[Image], name: str, learned: str = "") -> None:
         if image:
-            self.review.append(review_part(entry, image[0], "quarantined", None, None, ""))
+            self.review.append(review_part(entry, image[0], "quarantined", None, None, "", learned))
         else:  # trimmed by now
-            self.review.append(ReviewPart(entry, name, "quarantined", "", "", "", b""))
+            self.review.append(ReviewPart(entry, name, "quarantined", "", "", "", b"", learned))
+
+    def of_part(self, entry: str, identity: str) -> list[ReviewPart]:
+        """What is to come to review of one part."""
+        return [part for part in self.review if (part.entry, part.id) == (entry, identity)]
+
+    def forget_part(self, entry: str, identity: str) -> None:
+        """Let one part not come to review."""
+        self.review = [part for part in self.review if (part.entry, part.id) != (entry, identity)]

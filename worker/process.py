@@ -25,6 +25,8 @@ def serve(worker: Worker) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     signal.signal(signal.SIGHUP, lambda _signal, _frame: worker.reloading.set())
+    # One that came since `run` began was held back there: the configuration may have been read before it.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGHUP])
     device = worker.settings.worker.device
     with device_failures(device):
         worker.startup()

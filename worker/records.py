@@ -53,19 +53,14 @@ class Taken(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Where parts that were learned from came from: all of an entry, or of it the one part `id`.
-
-    `first` is the number of the first, as the learner counts them.
-    """
+    """The entry that parts were learned from, and the number of the first, as the learner counts them."""
 
     entry: str
     first: int
-    id: str = ""
 
 
 class SetAside(NamedTuple):
-    """A part that turned out not to belong when learning ended: by its place among its entry's, or by its id."""
+    """A part that turned out not to belong when learning ended, by its place among its entry's."""
 
     entry: str
     place: int
-    id: str = ""

@@ -8,6 +8,7 @@ from worker.errors import FencedError
 from worker.keeper import Keeper
 from worker.streams.control import Command, Reply, encode_reply, read_commands
 from worker.streams.line_streams import LEARNING, entry_key
+from worker.streams.state import read_state
 
 LOOK_SECONDS = 1.0
 
@@ -22,7 +23,7 @@ def lost_meanwhile(keeper: Keeper) -> str:
     """
     keeper.lease.doubt()
     keeper.doubt()
-    state = keeper.streams.state()
+    state = read_state(keeper.streams)
     keeper.stay_within(state)
     if not keeper.epoch:
         return ""
@@ -90,6 +91,7 @@ def _up_to_resync(keeper: Keeper) -> list[Command]:
 
 
 def _go_on(keeper: Keeper, command: Command) -> None:
+    keeper.streams.ensure_groups()  # one beyond the end would read nothing that is new
     line, last = keeper.line, keeper.streams.last_id()
     text = f"goes on behind {last}; what was learned up to {line.applied_through} is kept"
     line.applied_through, line.commands_through = last, command.entry

@@ -10,15 +10,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import structlog
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from worker.errors import AbsentError, ModelError, SnapshotError
+from worker.errors import AbsentError, ModelError, SnapshotError, StoreError
 from worker.failpoints import failpoint
+from worker.folders import fsync_folder, listed, not_listed
 
 VERSION = 2  # 1 knew no commands, no pinned anchors and no recent scores
 STEM = re.compile(r"^(\d{10})-(\d{10})$")
+
+log = structlog.get_logger()
 
 
 class Snapshot(NamedTuple):
@@ -53,7 +57,8 @@ class SnapshotStore:
     """The versions of one line, in a folder of their own.
 
     A version is written as: temporary file in the same folder -> fsync -> rename -> fsync of the folder. So whoever
-    lists the folder sees whole files only, and one that was reported written survives a power cut.
+    lists the folder sees whole files only, and one that was reported written survives a power cut. A folder that cannot
+    be listed is not an empty one: whatever needs to know what is there raises StoreError then.
     """
 
     remote = False  # it answers in a moment
@@ -64,18 +69,19 @@ class SnapshotStore:
     @property
     def place(self) -> str:
         """For people."""
-        return str(self.directory.resolve())
+        return os.path.realpath(self.directory)  # of a link that leads nowhere, too
 
     def stems(self) -> list[str]:
         """All versions on disk, oldest first."""
-        if not self.directory.is_dir():
-            return []
-        return sorted(path.stem for path in self.directory.glob("*.safetensors") if STEM.match(path.stem))
+        return [path.stem for path in self._versions() if path.suffix == ".safetensors"]
 
     def highest_epoch(self) -> int:
         """Of all versions that ever lay here and were not pruned, those that were set aside included."""
-        stems = (path.stem for path in self.directory.glob("*-*.*"))  # a folder that is absent has none
-        return max((epoch_of(stem) for stem in stems if STEM.match(stem)), default=0)
+        return max((epoch_of(path.stem) for path in self._versions()), default=0)
+
+    def _versions(self) -> list[Path]:
+        """Files that bear a version's name, whatever their suffix, oldest first."""
+        return sorted(path for path in listed(self.directory) if STEM.match(path.stem))
 
     def write(self, stem: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
         """Make a version durable.
@@ -92,7 +98,7 @@ class SnapshotStore:
         try:
             if not self.directory.is_dir():
                 self.directory.mkdir(parents=True)
-                _fsync_folder(self.directory.parent)
+                fsync_folder(self.directory.parent)
             failpoint("temporary")
             with temporary.open("wb") as file:
                 file.write(content)
@@ -101,7 +107,7 @@ class SnapshotStore:
                 os.fsync(file.fileno())
             failpoint("rename")
             temporary.rename(path)
-            _fsync_folder(self.directory)
+            fsync_folder(self.directory)
         except OSError as error:
             for leftover in (temporary, path):
                 with suppress(OSError):
@@ -114,10 +120,12 @@ class SnapshotStore:
         Raises:
             SnapshotError: it is cut off, or its checksum does not hold.
             AbsentError: it was pruned, or never there.
+            StoreError: its folder cannot be listed.
             ModelError: it may well be whole, but cannot be read here and now: its rights, the disk, another format.
         """
         path = self.directory / f"{stem}.safetensors"
         try:
+            path.open("rb").close()  # safetensors says of whatever it cannot open that it is absent
             with safe_open(path, framework="pt") as file:
                 manifest = json.loads((file.metadata() or {})["mhpc"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
@@ -125,6 +133,7 @@ class SnapshotStore:
         except FileNotFoundError:
             raise AbsentError(f"snapshot {path} is not there, or not any more") from None
         except OSError as error:
+            listed(self.directory)  # where it is the folder that refuses, this says so
             raise ModelError(f"snapshot {path} cannot be read: {error}; mend its rights or the disk") from None
         except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise SnapshotError(f"snapshot {path} is damaged: {error!r}") from None
@@ -143,33 +152,41 @@ class SnapshotStore:
         path = self.directory / f"{stem}.safetensors"
         with suppress(OSError):  # a folder that cannot be written: it is found damaged again next time
             path.rename(path.with_suffix(".bad"))
-            _fsync_folder(self.directory)
+            fsync_folder(self.directory)
 
     def prune(self, keep: int, current: str, before: str = "") -> None:
         """Remove all but the newest `keep`, `current`, the one that stood `before` the last change and those that are
         pinned, and what a killed writer left."""
         spared = (current, before)
-        old = [self._path(stem) for stem in self.stems()[:-keep] if stem not in spared and not self.pinned(stem)]
-        for path in [*old, *self.directory.glob("*.tmp")]:
-            with suppress(OSError):  # what stays is removed with a later version
+        try:
+            old = [self._path(stem) for stem in self.stems()[:-keep] if stem not in spared and not self.pinned(stem)]
+            old += [path for path in listed(self.directory) if path.suffix == ".tmp"]
+        except StoreError as error:  # what stays is removed with a later version
+            log.warning("old versions are not removed", place=self.place, error=str(error))
+            return
+        for path in old:
+            with suppress(OSError):  # likewise
                 path.unlink(missing_ok=True)
 
     # -- for people --------------------------------------------------------------------------------------------------
 
     def files(self) -> list[Path]:
         """Of all versions, those that were set aside included, oldest first."""
-        paths = self.directory.glob("*-*.*")  # a folder that is absent has none
-        return sorted(path for path in paths if STEM.match(path.stem) and path.suffix in (".safetensors", ".bad"))
+        return [path for path in self._versions() if path.suffix in (".safetensors", ".bad")]
 
     def kept(self) -> list[Kept]:
         """All versions, those that were set aside included, oldest first."""
         found = list[Kept]()
         for path in self.files():
-            with suppress(FileNotFoundError):  # pruned meanwhile
+            try:
                 stat = path.stat()
-                when = datetime.fromtimestamp(stat.st_mtime, UTC)
-                bad = path.suffix == ".bad"
-                found.append(Kept(path.stem, stat.st_size, when, _about(path), self.pinned(path.stem), bad))
+            except FileNotFoundError:  # pruned meanwhile
+                continue
+            except OSError as error:
+                raise not_listed(self.directory, error) from None
+            when = datetime.fromtimestamp(stat.st_mtime, UTC)
+            bad = path.suffix == ".bad"
+            found.append(Kept(path.stem, stat.st_size, when, _about(path), self.pinned(path.stem), bad))
         return found
 
     def about_newest(self) -> dict[str, Any]:
@@ -177,7 +194,7 @@ class SnapshotStore:
         return next((_about(path) for path in self.files()[-1:]), {})
 
     def pinned(self, stem: str) -> bool:
-        return self._path(stem, ".pin").exists()
+        return self._path(stem, ".pin") in listed(self.directory)
 
     def pin(self, stem: str) -> None:
         """Keep a version, however many come after it.
@@ -201,7 +218,7 @@ class SnapshotStore:
             SnapshotError: the folder cannot be written.
         """
         if not STEM.match(stem) or not self.pinned(stem):
-            pins = ", ".join(sorted(path.stem for path in self.directory.glob("*.pin"))) or "none"
+            pins = ", ".join(sorted(path.stem for path in listed(self.directory) if path.suffix == ".pin")) or "none"
             raise AbsentError(f"version {stem!r:.60} is not pinned in {self.directory}; pinned are {pins}")
         self._mark(stem, Path.unlink)
 
@@ -209,7 +226,7 @@ class SnapshotStore:
         path = self._path(stem, ".pin")
         try:
             change(path)
-            _fsync_folder(self.directory)
+            fsync_folder(self.directory)
         except OSError as error:
             raise SnapshotError(f"{path} cannot be changed: {error}; mend the rights of its folder") from None
 
@@ -264,11 +281,3 @@ def _digest(tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> str:
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
         digest.update(tensor.contiguous().numpy().data)
     return digest.hexdigest()
-
-
-def _fsync_folder(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

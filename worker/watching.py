@@ -8,6 +8,7 @@ from typing import Any
 
 import msgpack
 import numpy as np
+import structlog
 from torch import Tensor
 
 from mhpc.core.calibration import Threshold
@@ -22,6 +23,8 @@ REFIT_EVERY = 64  # scores
 BINS = 24  # of calibration's scores at most, as people are shown them; fewer where these are few
 BACKLOG_SECONDS = 2.0  # between looks at what waits
 MOVED = 0.01  # share of the threshold: what is less is no news
+
+log = structlog.get_logger()
 
 
 class ThresholdTracker:
@@ -109,7 +112,7 @@ def shown(line: Line) -> dict[str, str]:
         "progress": "" if line.phase == SCORING else f"{done}/{wanted}",
         "outside_share": f"{outside:.4g}",
         "subspace_change": f"{change:.4g}",
-        "quarantined": str(line.counts[1]),
+        "quarantined": str(line.counts[1] + line.doubted),
         "drift": "" if line.monitor is None else f"{line.monitor.drift_:.4g}",
     }
 
@@ -130,6 +133,20 @@ def set_gauges(metrics: Metrics, line: Line) -> None:
         metrics.bank_anchors.labels(name).set(len(bank))
         metrics.bank_radius.labels(name).set(bank.radius)
         metrics.pca_components.labels(name).set(bank.images.shape[1])
+
+
+def tell_opened(line: Line, epoch: int) -> None:
+    """Log that the line is kept from now on, and where a command's rate stands over the configured one."""
+    (done, wanted), configured = line.progress, line.config.calibration.false_positive_rate
+    log.info("line opened", line=line.name, epoch=epoch, phase=line.phase, images=done, of=wanted)
+    if line.false_positive_rate != configured:
+        log.warning(
+            "the false-positive rate is what a command set, not calibration.false_positive_rate; "
+            f"mhpc-worker control {line.name} rate {configured:g} has the configured one hold again",
+            line=line.name,
+            rate=line.rate,
+            configured=configured,
+        )
 
 
 class Backlogs:

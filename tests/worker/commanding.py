@@ -48,8 +48,13 @@ def replies(streams: LineStreams) -> list[tuple[bool, str]]:
     return [(reply["ok"], reply["text"]) for reply in packed]
 
 
-def put_up_for_review(keeper: Keeper, entry: str = "9-9", why: str = "anomalous") -> None:
-    part = ReviewPart(entry, "part", why, "9.0", "4.0", "m", review.pack_image(Image("part", "png", b"bytes")))
+def in_review(entry: str = "9-9", why: str = "anomalous", learned: str = "") -> ReviewPart:
+    image = review.pack_image(Image("part", "png", b"bytes"))
+    return ReviewPart(entry, "part", why, "9.0", "4.0", "m", image, learned)
+
+
+def put_up_for_review(keeper: Keeper, entry: str = "9-9", why: str = "anomalous", learned: str = "") -> None:
+    part = in_review(entry, why, learned)
     keeper.streams.commit(keeper.epoch, {"phase": keeper.line.phase}, Commit(review=[part]))
 
 

@@ -1,15 +1,21 @@
 """Workers with different settings for one line, of one fleet, of two, or of none."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 import redis
+from structlog.testing import capture_logs
 
+from tests.worker.commanding import features
 from tests.worker.helpers import eventually
+from tests.worker.keeping import MakeKeeper, opened
 from tests.worker.playing import answered, send
 from tests.worker.turning import Run, get
-from worker.alike import digest
+from worker.alike import FIELD, Alike, digest
 from worker.daemon import Worker
+from worker.looking import Look
+from worker.metrics import Metrics
 from worker.settings import CalibrationSettings, LearningSettings, LineConfig, ScoringSettings
 from worker.streams.line_streams import LineStreams
 
@@ -63,3 +69,30 @@ def test_all_that_a_keeper_goes_by_counts_and_a_workers_own_weight_does_not() ->
         {"scoring": ScoringSettings(top_k=7)},
     ]
     assert len({digest(one), *(digest(one.model_copy(update=other)) for other in others)}) == 5
+
+
+def test_a_worker_that_restarts_with_other_settings_does_not_differ_from_itself(
+    make_keeper: MakeKeeper, streams: LineStreams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.alike.LOOK_SECONDS", 0.0)
+    Look(opened(make_keeper()), {FIELD: "before"})(features)  # and is killed
+    again, alike = make_keeper(), Alike(Metrics())
+    alike.digests = {streams.line: "after"}
+    with capture_logs() as logged:
+        alike.look(again)  # it has not tried for the lease yet
+        again.acquire("station-2#b")
+        assert not again.epoch
+        alike.look(again)
+        assert told_of(logged) == ["station-1"]  # that is another
+        logged.clear()
+        alike.look(opened(again := make_keeper(), "station-1#b"))
+        again.lose("Redis is away")
+        alike.look(again)  # the lease is its own, though it has shown nothing yet
+        streams.client.delete(streams.lease)
+        alike.look(again)
+    assert told_of(logged) == []
+    assert alike.metrics.registry.get_sample_value("mhpc_line_settings_differ", {"line": streams.line}) == 0
+
+
+def told_of(logged: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [entry["keeper"] for entry in logged if "other settings" in entry["event"]]

@@ -1,6 +1,7 @@
 """What `check` says of a line's keys and versions; the keys are a real server's, the versions real files."""
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def test_a_stream_that_ends_before_what_was_learned_is_told_with_the_ways_out(
     put(streams, phase="scoring", applied_through="9-0")
     _, error = only(look_at_streams(settings, client))
     assert isinstance(error, WorkerError)
-    for part in ("ends at 5-0, before 9-0", f"mhpc-worker control {line} resync", f"DEL {streams.state_key}"):
+    for part in ("ends at 5-0, before 9-0", f"mhpc-worker control {line} resync", f"HDEL {streams.state_key} model"):
         assert part in str(error)
 
 
@@ -95,6 +96,33 @@ def test_a_group_that_is_gone_and_entries_that_nobody_answers_are_notes(
     client.xreadgroup(ANSWERING, "somebody", {streams.images: ">"})
     outcome, text = only(look_at_streams(settings, client))
     assert (outcome, text.partition(", the oldest")[0]) == (NOTE, f"{line}: 1 entries are unanswered")
+
+
+def test_a_group_beyond_the_end_and_one_that_is_another_programs(
+    settings: Settings, client: redis.Redis, line: str
+) -> None:
+    streams = LineStreams(client, line)
+    streams.ensure_groups()
+    client.xgroup_create(streams.images, b"pr\xfcfer", "0")
+    assert only(look_at_streams(settings, client))[0] == OK
+    client.xadd(streams.images, {"batch": b""}, id="5-0")
+    client.xgroup_setid(streams.images, ANSWERING, "9-0")
+    outcome, text = only(look_at_streams(settings, client))
+    told = "the group mhpc lies at 9-0, beyond the stream's end at 5-0, and reads nothing new"
+    assert (outcome, text) == (NOTE, f"{line}: {told}; a worker sets it back to the beginning when it starts")
+
+
+@pytest.mark.parametrize("look", [look_at_streams, partial(look_at_versions, fingerprint="f")])
+def test_a_state_that_cannot_be_read_is_its_lines_own_error(
+    redis_url: str, tmp_path: Path, client: redis.Redis, line: str, look: Any
+) -> None:
+    names = [f"{line}-{letter}" for letter in "ab"]
+    client.hset(f"mhpc:{{{names[0]}}}:state", mapping={"applied_through": b"\xff", "note": b"gepr\xfcft"})
+    settings = small_settings(*names, redis={"url": redis_url}, snapshots={"directory": tmp_path})
+    (_, error), (outcome, text) = look(settings, client)
+    assert isinstance(error, WorkerError)
+    assert f"mhpc:{{{names[0]}}}:state has applied_through" in str(error)
+    assert (outcome, names[1] in str(text)) == (OK, True)
 
 
 def test_a_line_that_fails_hides_no_other(redis_url: str, tmp_path: Path, client: redis.Redis, line: str) -> None:

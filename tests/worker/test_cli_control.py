@@ -58,7 +58,7 @@ def test_control_prints_the_keepers_answer_and_ends_by_it(
         code, text = control("resume", "--json")
         assert (code, json.loads(text)["ok"]) == (0, True)
         code, text = control("normal", "1-0", "part 7")
-        assert (code, text.partition(":")[0]) == (1, "too old")
+        assert (code, text.partition(":")[0]) == (1, "review does not hold part 'part 7' of entry 1-0")
         assert control("rate", "0.02") == (0, "false-positive rate 0.02 from the next calibration on")
 
 

@@ -187,6 +187,29 @@ def test_a_part_whose_entry_is_gone_is_made_of_what_the_letter_holds(
         assert (image.id, getattr(image, "format", ""), getattr(image, "data", b"")) == (identity, form, data)
 
 
+@pytest.mark.parametrize("gone", [True, False])
+def test_parts_that_came_without_an_id_are_replayed_each_under_one_of_its_own(
+    call: Call, file: Path, bury: Bury, streams: LineStreams, gone: bool
+) -> None:
+    came = message(item(None, data=JPEG, meta={"cam": 1}))
+    for _ in range(2):
+        bury(came, "#0", "wrong_shape", "`id` is nothing, expected a string in UTF-8", JPEG, gone=gone)
+    entries = [fields[b"entry"].decode() for _, fields in streams.client.xrange(streams.dead)]
+    ended = call("dead", "replay", "--all", "--config", file)
+    assert (ended.code, ended.err) == (0, "")
+    sent = [decode_batch(fields[b"batch"], LimitSettings())[0] for _, fields in streams.client.xrange(streams.images)]
+    assert [image.id for image in sent][-2:] == [f"{entry}#0" for entry in entries]
+    assert [getattr(image, "meta", None) for image in sent][-2:] == [None if gone else {"cam": 1}] * 2
+    assert all(f", as '{entry}#0'" in ended.out for entry in entries)
+
+
+def test_a_part_whose_id_looks_like_a_place_keeps_it(call: Call, file: Path, bury: Bury, streams: LineStreams) -> None:
+    bury(message(item("#7", data=JPEG)), "#7", "too_large", "too large", JPEG, gone=True)
+    assert call("dead", "replay", "--all", "--config", file).code == 0
+    (image,) = decode_batch(newest(streams), LimitSettings())
+    assert image.id == "#7"
+
+
 def test_an_entry_is_replayed_as_it_is(call: Call, file: Path, bury: Bury, streams: LineStreams) -> None:
     whole = message(*[item(str(n)) for n in range(3)])
     assert len(whole) > CAP

@@ -31,8 +31,8 @@ def flagged(number: int, image: Image) -> ReviewPart:
     return review_part(f"{1764150000000 + number}-0", image, "anomalous", 12.5 + number, 8.25, "0000000001-0000000002")
 
 
-def set_aside(number: int, image: Image) -> ReviewPart:
-    return review_part(f"{1764150000000 + number}-0", image, "quarantined", None, None, "")
+def set_aside(number: int, image: Image, learned: str = "") -> ReviewPart:
+    return review_part(f"{1764150000000 + number}-0", image, "quarantined", None, None, "", learned)
 
 
 # -- list --------------------------------------------------------------------------------------------------------------
@@ -51,6 +51,7 @@ def test_list_shows_the_newest_parts_last(call: Call, config: Any, streams: Line
         "score": 14.5,
         "threshold": 8.25,
         "model": "0000000001-0000000002",
+        "learned": None,
     }
     assert (rows[9]["why"], rows[9]["score"], rows[9]["threshold"], rows[9]["model"]) == ("quarantined", *[None] * 3)
     text = call("review", "list", "--config", config(), "-n", "2").out.splitlines()
@@ -62,6 +63,9 @@ def test_list_shows_those_of_one_reason_if_asked(call: Call, config: Any, stream
     add(streams, flagged(1, jpeg("a")), set_aside(2, jpeg("b")))
     ended = call("review", "list", "--config", config(), "--why", "quarantined", "--json")
     assert [json.loads(text)["id"] for text in ended.out.splitlines()] == ["b"]
+    add(streams, set_aside(3, jpeg("c"), learned="1"))
+    ended = call("review", "list", "--config", config(), "--why", "quarantined", "--json")
+    assert [json.loads(text)["learned"] for text in ended.out.splitlines()] == [False, True]
     assert call("review", "list", "--config", config(), "--why", "sad").error == (
         "error: --why 'sad' is unknown; expected one of anomalous, quarantined\n"
     )

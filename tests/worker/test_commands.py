@@ -9,6 +9,7 @@ import torch
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from mhpc.core.memory_bank import MemoryBank
 from tests.worker.commanding import limit, look, put_up_for_review, replies, score, told, trained, version
 from tests.worker.helpers import LosesReplies, patches
 from tests.worker.keeping import ENTRIES, HOLDER, MakeKeeper, add, extract, learn_all, opened
@@ -222,10 +223,10 @@ def test_parts_that_the_end_of_learning_sets_aside_are_in_the_commit_of_the_comm
     keeper.learn(extract, 3)
     monkeypatch.setattr(keeper.line.learner, "freeze", lambda: torch.tensor([5]))
     assert told(keeper, "calibrate")[0]
-    assert [part.why for _, part in review.find(streams, "2-0", "#1")] == ["quarantined"]
+    assert [(part.why, part.learned) for _, part in review.find(streams, "2-0", "#1")] == [("quarantined", "1")]
 
 
-def test_a_part_released_while_learning_is_known_by_its_name_when_learning_ends(
+def test_a_part_released_while_learning_is_in_no_doubt_when_learning_ends(
     make_keeper: MakeKeeper, streams: LineStreams, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keeper = opened(make_keeper(every_images=1000))
@@ -234,12 +235,15 @@ def test_a_part_released_while_learning_is_known_by_its_name_when_learning_ends(
     put_up_for_review(keeper, why="quarantined")
     assert told(keeper, "release", entry="9-9", id="part") == (True, "learned after all")
     keeper.learn(extract, 1)
-    assert keeper.line.sources == [Source("1-0", 0), Source("2-0", 4), Source("9-9", 8, "part"), Source("3-0", 9)]
+    assert keeper.line.sources == [Source("1-0", 0), Source("2-0", 4), Source("3-0", 9)]
+    bank = keeper.line.learner.bank_
+    assert isinstance(bank, MemoryBank)
+    assert sorted(set(bank.picture.tolist()) - {-1}) == [0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12]
     again = opened(make_keeper(every_images=1000), "station-1#b")
-    assert again.line.sources == keeper.line.sources[:3]
-    monkeypatch.setattr(keeper.line.learner, "freeze", lambda: torch.tensor([8, 9]))
+    assert again.line.sources == keeper.line.sources[:2]
+    monkeypatch.setattr(keeper.line.learner, "freeze", lambda: torch.tensor([9]))
     keeper.line.end_learning()
-    assert keeper.line.set_aside == [SetAside("9-9", 0, "part"), SetAside("3-0", 0)]
+    assert keeper.line.set_aside == [SetAside("3-0", 0)]
 
 
 def test_a_part_set_aside_late_is_kept_with_its_bytes_while_the_stream_has_them(
@@ -248,13 +252,13 @@ def test_a_part_set_aside_late_is_kept_with_its_bytes_while_the_stream_has_them(
     keeper = opened(make_keeper())
     add(streams, "1-0")
     images = [Image("a", "png", b"of a"), Image("b", "png", b"of b")]
-    parts = [SetAside("1-0", 1), SetAside("1-0", 0, "a"), SetAside("1-0", 5), SetAside("8-0", 0, "gone")]
+    parts = [SetAside("1-0", 1), SetAside("1-0", 0), SetAside("1-0", 5), SetAside("8-0", 0)]
     keeper.owed.set_aside_late(parts, streams, lambda _: images)
-    assert [(part.entry, part.id, bool(part.image)) for part in keeper.owed.review] == [
-        ("1-0", "b", True),
-        ("1-0", "a", True),
-        ("1-0", "#5", False),
-        ("8-0", "gone", False),
+    assert [(part.entry, part.id, bool(part.image), part.learned) for part in keeper.owed.review] == [
+        ("1-0", "b", True, "1"),
+        ("1-0", "a", True, "1"),
+        ("1-0", "#5", False, "1"),
+        ("8-0", "#0", False, "1"),
     ]
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import redis
+from structlog.testing import capture_logs
 
 from tests.worker.helpers import item, message
 from tests.worker.station import Station
@@ -62,6 +63,37 @@ def test_what_was_claimed_is_tried_one_by_one(station: Station, line: str) -> No
     leave_to(station, line, "station-2", 3)
     first = read(intake(), station)
     assert (len(first.entries), first.alone) == (1, True)
+
+
+def test_what_is_in_hand_for_long_is_not_taken_over_from_this_consumer_itself(station: Station, line: str) -> None:
+    sent = [station.send(line, message(item(str(number)))) for number in range(3)]
+    reader = intake()
+    assert [entry.id for _, entry in read(reader, station).entries] == sent
+    left = leave_to(station, line, "station-2", 1)
+    reader._claim_at = 0.0
+    with capture_logs() as logs:
+        read(reader, station, **{line: 1})
+    assert [(entry["line"], entry["entries"]) for entry in logs] == [(line, 1)]
+    (consumer,) = station.client.xpending_range(station.streams(line).images, ANSWERING, left[0], left[0], 1)
+    assert consumer["consumer"] == b"station-1"
+    reader = intake()
+    with capture_logs() as logs:
+        time.sleep(0.01)
+        read(reader, station, **{line: 1})
+    assert (logs, reader.recovering(line)) == ([], False)
+
+
+def test_what_another_process_of_this_name_left_is_taken_over_once_the_line_has_nothing_in_hand(
+    station: Station, line: str
+) -> None:
+    sent = leave_to(station, line, "station-1", 3)
+    reader = intake()
+    assert read(reader, station, **{line: 1}).entries == []
+    reader._claim_at = 0.0
+    first = read(reader, station)
+    assert (len(first.entries), first.alone) == (1, True)
+    assert taken(reader, station) == sent
+    assert station.pending(line) == 0
 
 
 def test_a_dead_consumers_entry_that_was_trimmed_ends_as_one_dead_letter(station: Station, line: str) -> None:

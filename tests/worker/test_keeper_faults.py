@@ -15,7 +15,6 @@ from worker.keeper import Keeper
 from worker.line import CALIBRATING
 from worker.looking import Look
 from worker.owed import Owed
-from worker.streams import review
 from worker.streams.control import send
 from worker.streams.line_streams import Entry, LineStreams
 
@@ -66,11 +65,10 @@ def test_a_command_that_asks_redis_in_vain_changes_nothing_and_is_carried_out_on
     before, answers = keeper.line.learner.images_learned_, len(replies(streams))
     as_it_was = of_line(keeper)
     send(streams, name, args, "ann")
-    looks, find = Look(keeper), review.find
-    asked = iter([find, gone])  # the part is there; when it is to be forgotten Redis is gone
+    looks = Look(keeper)
     with monkeypatch.context() as lost:
         lost.setattr(streams.__class__, "last_id", gone)
-        lost.setattr("worker.looking.review.find", lambda *of: next(asked)(*of))
+        lost.setattr("worker.looking.review.find", gone)
         with pytest.raises(redis.ConnectionError):
             looks(lambda _: patches(70, 1, shift=3.0))
     assert of_line(keeper) == as_it_was

@@ -1,6 +1,7 @@
 import time
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.worker.helpers import eventually
 from tests.worker.keeping import MakeKeeper
@@ -9,7 +10,7 @@ from worker.lease import LAPSE_SECONDS, Lease
 from worker.streams.line_streams import LEASE_ENDS_MS, LineStreams
 
 
-def test_a_keeper_that_could_not_renew_stops_before_its_time_is_up(
+def test_a_lease_counts_as_held_until_shortly_before_it_ends_and_is_renewed_later_if_nobody_took_it(
     streams: LineStreams, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
@@ -20,11 +21,42 @@ def test_a_keeper_that_could_not_renew_stops_before_its_time_is_up(
     now += LAPSE_SECONDS - 1
     assert lease.held
     lease.renew(epoch, "a#1")  # renewed at the last moment
-    now += LAPSE_SECONDS
+    assert not lease.lapsed
+    now += LAPSE_SECONDS + 13
     assert LAPSE_SECONDS < LEASE_ENDS_MS / 1000
-    with pytest.raises(FencedError, match="not renewed for 27 s"):
-        lease.renew(epoch, "a#1")
     assert not lease.held
+    streams.client.delete(streams.lease)  # it has ended
+    with capture_logs() as logs:
+        lease.renew(epoch, "a#1")
+    assert [(entry["line"], entry["not_renewed_seconds"]) for entry in logs] == [(streams.line, 40)]
+    assert lease.held
+    assert streams.client.get(streams.lease) == b"a#1"
+    assert streams.state()["epoch"] == "1"
+    now += LAPSE_SECONDS - 1
+    lease.renew(epoch, "a#1")
+    assert lease.lapsed  # under this epoch
+    lease.acquire("a#1", 0, "")
+    assert not lease.lapsed
+
+
+def test_a_lease_that_lapsed_and_that_another_took_is_not_renewed(
+    streams: LineStreams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    lease = Lease(streams)
+    epoch, *_ = lease.acquire("a#1", 0, "")
+    now += LAPSE_SECONDS + 13
+    other = LineStreams(streams.client, streams.line)
+    for ended in (lambda: streams.client.delete(streams.lease), lambda: other.release(epoch + 1, "b#1")):
+        ended()  # and be it that the other let it go again
+        with capture_logs() as logs:
+            if not other.holder:
+                assert other.acquire("b#1", 0)[0] == epoch + 1
+            with pytest.raises(FencedError, match="no longer"):
+                lease.renew(epoch, "a#1")
+        assert (logs, lease.held) == ([], False)
+    assert streams.state()["holder"] == "b#1"
 
 
 def test_a_clock_of_the_wall_that_jumps_an_hour_moves_no_lease(

@@ -1,6 +1,8 @@
 """Lines that come and go while the worker runs."""
 
 import threading
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,12 +17,24 @@ from worker.settings import Settings
 from worker.streams.line_streams import LineStreams
 
 
+class Reloads(Worker):
+    """Says when a configuration was taken over, or refused."""
+
+    def __init__(self, settings: Settings, reread: Callable[[], Settings]) -> None:
+        super().__init__(settings, reread)
+        self.reloaded = threading.Semaphore(0)
+
+    def _reload(self) -> None:
+        super()._reload()
+        self.reloaded.release()
+
+
 class Configured:
     """A running worker, and what its file says."""
 
     def __init__(self, settings: Settings) -> None:
         self.now: Settings | ConfigurationError = settings
-        self.worker = Worker(settings, self._reread)
+        self.worker = Reloads(settings, self._reread)
         self.worker.startup()
         self._thread = threading.Thread(target=self.worker.run)
         self._thread.start()
@@ -33,7 +47,7 @@ class Configured:
     def reload(self, now: Settings | ConfigurationError) -> None:
         self.now = now
         self.worker.reloading.set()
-        eventually(lambda: not self.worker.reloading.is_set())
+        assert self.worker.reloaded.acquire(timeout=60)
 
     def stop(self) -> None:
         self.worker.stopping.set()
@@ -98,6 +112,28 @@ def test_a_line_that_is_configured_otherwise_goes_on_from_what_it_learned(
 
     eventually(reopened)
     assert configured.worker.keepers[name].line.learner.images_seen_ == 8
+
+
+def test_a_change_that_is_told_while_another_is_carried_out_is_taken_over_too(
+    configured: Configured, settings: Any, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, finish = configured.worker, configured.worker.answering.finish
+
+    def meanwhile(*args: Any) -> None:
+        monkeypatch.undo()
+        configured.now = settings(f"{line}-a", f"{line}-c")
+        worker.reloading.set()
+        finish(*args)
+
+    monkeypatch.setattr(worker.answering, "finish", meanwhile)
+    configured.reload(settings(f"{line}-a"))
+    eventually(lambda: sorted(worker.keepers) == [f"{line}-a", f"{line}-c"])
+
+
+def test_the_memory_of_a_line_that_goes_is_free_at_once(configured: Configured, settings: Any, line: str) -> None:
+    gone = weakref.ref(configured.worker.keepers[f"{line}-b"])
+    configured.reload(settings(f"{line}-a"))
+    eventually(lambda: gone() is None)
 
 
 def test_a_configuration_that_cannot_be_read_leaves_all_as_it_is(

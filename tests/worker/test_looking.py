@@ -118,6 +118,22 @@ def test_a_paused_line_trims_what_was_answered_and_comes_back_though_it_is_gone(
     assert again.line.learner.images_seen_ == 4
 
 
+@pytest.mark.parametrize(("command", "begins"), [("relearn", "learns again"), ("calibrate", "calibrates")])
+def test_what_begins_with_the_next_part_begins_on_a_paused_line_once_it_is_resumed(
+    make_keeper: MakeKeeper, streams: LineStreams, command: str, begins: str
+) -> None:
+    keeper = trained(make_keeper, streams)
+    told(keeper, "pause")
+    ok, text = told(keeper, command)
+    assert ok
+    assert text.startswith(f"{begins} once the line is resumed")
+    add(streams, "101-0")
+    assert keeper.learn(extract, 5) == 0
+    told(keeper, "resume")
+    add(streams, "102-0")
+    assert keeper.learn(extract, 5) == 1
+
+
 def test_a_paused_line_goes_on_scoring_and_watches_nothing(make_keeper: MakeKeeper, streams: LineStreams) -> None:
     keeper = trained(make_keeper, streams)
     before, threshold = score(keeper), limit(keeper)

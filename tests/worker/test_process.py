@@ -21,9 +21,9 @@ from worker.streams.line_streams import LineStreams
 
 
 class Process:
-    """`mhpc-worker run`, with its log."""
+    """`mhpc-worker run`, with its log; `read_from` has it read its configuration there."""
 
-    def __init__(self, folder: Path, url: str, line: str, failpoint: str = "") -> None:
+    def __init__(self, folder: Path, url: str, line: str, failpoint: str = "", read_from: Path | None = None) -> None:
         self.config = folder / "config.toml"
         self.config.write_text(
             f"""
@@ -47,7 +47,7 @@ class Process:
         )
         self.log = folder / "log"
         with self.log.open("wb") as log:
-            command = [sys.executable, "-m", "worker", "run", "--config", str(self.config)]
+            command = [sys.executable, "-m", "worker", "run", "--config", str(read_from or self.config)]
             environment = {**os.environ, **({VARIABLE: failpoint} if failpoint else {})}
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
 
@@ -72,8 +72,8 @@ class Process:
 def start(tmp_path: Path, private_redis: PrivateRedis, line: str) -> Iterator[Callable[..., Process]]:
     started: list[Process] = []
 
-    def start(failpoint: str = "") -> Process:
-        started.append(Process(tmp_path, private_redis.url, line, failpoint))
+    def start(failpoint: str = "", read_from: Path | None = None) -> Process:
+        started.append(Process(tmp_path, private_redis.url, line, failpoint, read_from))
         return started[-1]
 
     yield start
@@ -133,4 +133,28 @@ def test_sighup_has_the_lines_read_anew(start: Callable[..., Process], private_r
     assert process.event("configuration")["opened"] == [more]
     send(client, more, 1, 4)
     assert answered(client, more, 4)
+    assert process.end(signal.SIGTERM) == 0
+
+
+def reader_of(pipe: Path) -> int:
+    """A descriptor to write to whoever reads a named pipe; 0 while nobody does."""
+    try:
+        return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:
+        return 0
+
+
+def test_sighup_while_a_process_starts_has_the_lines_read_anew_once_it_runs(
+    start: Callable[..., Process], line: str, tmp_path: Path
+) -> None:
+    pipe, more = tmp_path / "pipe", f"{line}-more"
+    os.mkfifo(pipe)
+    process = start(read_from=pipe)
+    with os.fdopen(eventually(lambda: reader_of(pipe)), "w") as file:
+        process.process.send_signal(signal.SIGHUP)  # while it waits for its configuration
+        file.write(process.config.read_text())
+    process.event("started")
+    with os.fdopen(eventually(lambda: reader_of(pipe)), "w") as file:
+        file.write(process.config.read_text() + f'[[lines]]\nname = "{more}"\n')
+    assert process.event("configuration")["opened"] == [more]
     assert process.end(signal.SIGTERM) == 0

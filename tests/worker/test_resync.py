@@ -1,13 +1,15 @@
 """Redis was restored, or begun anew: a line that was stopped for it, and the cursors into streams that are gone."""
 
 import pytest
+import redis
 
 from tests.worker.commanding import look, replies, told, trained
-from tests.worker.keeping import ENTRIES, MakeKeeper, add, file_of, learn_all, opened
+from tests.worker.keeping import ENTRIES, HOLDER, MakeKeeper, add, answer_all, file_of, learn_all, opened, pending, take
+from worker.errors import StateError
 from worker.keeper import Keeper
 from worker.resync import Resync, lost_meanwhile
 from worker.streams.control import encode_command, send
-from worker.streams.line_streams import LineStreams
+from worker.streams.line_streams import ANSWERING, LEARNING, LineStreams
 
 OTHER = "station-1#b"
 AHEAD = "9999999999999-0"  # an id by a clock that was far ahead
@@ -70,6 +72,19 @@ def test_a_redis_that_is_restored_starts_the_line(make_keeper: MakeKeeper, strea
     assert (opened(keeper, OTHER).line.applied_through, streams.state()["problem"]) == ("8-0", "")
 
 
+def test_a_state_that_cannot_be_read_is_told_and_no_lease_is_taken(
+    make_keeper: MakeKeeper, streams: LineStreams
+) -> None:
+    keeper = make_keeper()
+    for field, value in (("epoch", "seven"), ("commands_through", b"\xff")):
+        streams.client.hset(streams.state_key, field, value)
+        for attempt in (lambda: keeper.acquire(OTHER), lambda: lost_meanwhile(keeper)):
+            with pytest.raises(StateError, match=f"has {field} "):
+                attempt()
+        streams.client.delete(streams.state_key)
+    assert not streams.client.exists(streams.lease)
+
+
 def backup(streams: LineStreams) -> dict[str, bytes]:
     return {key: streams.client.dump(key) for key in (streams.images, streams.state_key)}
 
@@ -77,6 +92,46 @@ def backup(streams: LineStreams) -> dict[str, bytes]:
 def restore(streams: LineStreams, kept: dict[str, bytes]) -> None:
     for key, value in kept.items():
         streams.client.restore(key, 0, value, replace=True)
+
+
+def test_a_line_that_runs_stops_where_its_stream_was_begun_anew_by_a_slower_clock_until_resync(
+    make_keeper: MakeKeeper, streams: LineStreams
+) -> None:
+    keeper = trained(make_keeper, streams)
+    answer_all(streams)
+    keeper.trim()
+    streams.client.delete(streams.images)
+    streams.ensure_groups()  # as the worker does at the first read
+    keeper.trim()  # it is empty: nothing says that it is behind
+    add(streams, "1-0", "2-0")
+    with pytest.raises(redis.ResponseError, match="ends at 2-0, before 11-0 that was read"):
+        keeper.trim()
+    assert lost_meanwhile(keeper)
+    keeper.lose("lost")
+    keeper.acquire(HOLDER)
+    assert keeper.stopped
+    send(streams, "resync", {}, "ann")
+    Resync()(keeper, HOLDER)
+    assert keeper.epoch
+    assert [entry.id for entry in take(streams, 10)] == ["1-0", "2-0"]
+    keeper.trim()
+
+
+def test_a_resync_sets_back_a_group_beyond_the_end(make_keeper: MakeKeeper, streams: LineStreams) -> None:
+    add(streams, *ENTRIES[:4])
+    learn_all(opened(make_keeper()))
+    streams.client.delete(streams.images, streams.lease)
+    for group in (ANSWERING, LEARNING):
+        streams.client.xgroup_create(streams.images, group, id=AHEAD, mkstream=True)
+    add(streams, "3-0")
+    keeper = make_keeper()
+    assert halted(keeper)
+    streams.client.delete(streams.lease)
+    send(streams, "resync", {}, "ann")
+    Resync()(keeper, OTHER)
+    add(streams, "4-0")
+    assert [entry.id for entry in take(streams, 10)] == ["3-0", "4-0"]
+    assert (learn_all(keeper).line.applied_through, pending(streams)) == ("4-0", ["3-0", "4-0"])
 
 
 # -- streams that were begun anew --------------------------------------------------------------------------------------

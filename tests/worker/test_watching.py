@@ -10,13 +10,13 @@ from redis import Redis
 from structlog.testing import capture_logs
 
 from tests.worker.commanding import limit, look, told, trained
-from tests.worker.keeping import MakeKeeper, opened
+from tests.worker.keeping import ENTRIES, MakeKeeper, add, extract, opened
 from worker.keeper import Keeper
 from worker.line import CALIBRATING, LEARNING, PAUSED, SCORING
 from worker.looking import Look
 from worker.message import Result, encode_result
 from worker.streams.line_streams import LineStreams
-from worker.watching import MOVED, score_bins
+from worker.watching import MOVED, score_bins, shown
 
 RISEN = 1.12  # times calibration's scores
 
@@ -204,3 +204,38 @@ def test_the_log_tells_a_change_of_phase_with_the_threshold_as_a_number(
         (LEARNING, CALIBRATING, None),
         (CALIBRATING, SCORING, keeper.line.threshold.value),
     ]
+
+
+def test_a_rate_that_a_command_set_over_the_configured_one_is_told_when_the_line_is_opened(
+    make_keeper: MakeKeeper, streams: LineStreams
+) -> None:
+    keeper = trained(make_keeper, streams)
+    told(keeper, "rate", rate=0.4)
+    with capture_logs() as logged:
+        opened(make_keeper(), "station-1#b")
+    (said,) = (entry for entry in logged if "false-positive rate" in entry["event"])
+    assert (said["log_level"], said["rate"], said["configured"]) == ("warning", 0.4, 0.05)
+    assert "rate 0.05" in said["event"]
+    again = opened(make_keeper(), "station-1#c")
+    assert told(again, "rate", rate=0.05)[0]
+    assert again.line.rate is None  # the configured one holds again, whatever it will be
+    with capture_logs() as logged:
+        opened(make_keeper(), "station-1#d")
+    assert [entry for entry in logged if "false-positive rate" in entry["event"]] == []
+
+
+def test_parts_set_aside_at_the_end_of_learning_are_counted_with_those_of_the_guard(
+    make_keeper: MakeKeeper, streams: LineStreams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper = opened(make_keeper(every_images=1000))
+    keeper.line.learner.images_quarantined_ = 1
+    add(streams, *ENTRIES[:3])
+    keeper.learn(extract, 3)
+    monkeypatch.setattr(keeper.line.learner, "freeze", lambda: torch.tensor([5, 6]))
+    assert told(keeper, "calibrate")[0]
+    assert keeper.line.phase == CALIBRATING
+    assert streams.state()["quarantined"] == "3"
+    again = opened(make_keeper(), "station-1#b")
+    assert shown(again.line)["quarantined"] == "3"
+    assert told(again, "relearn")[0]
+    assert streams.state()["quarantined"] == "0"

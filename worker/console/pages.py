@@ -66,6 +66,7 @@ def part_values(part: Part, seen: Seen) -> dict[str, Any]:
         "shown_id": shortened(part.id, 48),
         "title": title(part.id),
         "why": why,
+        "learned": kept is not None and kept.learned,
         "verdict": _verdict(why, anomalous),
         "score": number(score),
         "threshold": number(threshold),
@@ -76,7 +77,7 @@ def part_values(part: Part, seen: Seen) -> dict[str, Any]:
         "meta": meta_text(result["meta"]) if result.get("meta") else "",
         "in_review": kept is not None and kept.picture and len(part.id) <= ID_LENGTH,
         "has_map": bool(result.get("map")),
-        "no_map": _no_map(part, why),
+        "no_map": _no_map(part),
         "again": _again(part, seen),
     }
 
@@ -89,9 +90,10 @@ def _verdict(why: str, anomalous: Any) -> str:
     return "normal" if anomalous is False else "no verdict"
 
 
-def _no_map(part: Part, why: str) -> str:
-    if why == "quarantined":
-        return "It was set aside while the line learned: there was no heat map yet."
+def _no_map(part: Part) -> str:
+    if part.in_review and part.in_review.why == "quarantined":
+        when = "when learning ended" if part.in_review.learned else "while the line learned"
+        return f"It was set aside {when}: there was no heat map yet."
     if part.result is None:
         return "Its result is no longer kept, and the heat map with it."
     return "The result carries no heat map."

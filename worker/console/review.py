@@ -15,7 +15,7 @@ FILL_BYTES = 48 * 1024 * 1024  # of pictures passed when a line is first looked 
 
 class Reviewed(NamedTuple):
     """A part in review. `key` is its id there; `picture` says whether its bytes were kept; `title` is its id as shown
-    where there is room."""
+    where there is room; `learned` whether it was set aside after it was learned from."""
 
     key: str
     entry: str
@@ -26,6 +26,7 @@ class Reviewed(NamedTuple):
     model: str
     picture: bool
     title: str
+    learned: bool
 
     @property
     def ms(self) -> int:
@@ -122,6 +123,7 @@ def reviewed(key: str, fields: dict[bytes, bytes]) -> Reviewed:
         text("model"),
         bool(fields.get(b"image")),
         title(text("id")),
+        bool(fields.get(b"learned")),
     )
 
 

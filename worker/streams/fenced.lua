@@ -3,11 +3,11 @@
 --   renew   holder, milliseconds
 --   read    group, consumer, count, id ('>' or where to go on in the pending entries)
 --   commit  reply or '', cap of replies, group to be moved or '', to which entry, cap of review, most bytes in review,
---           number of review fields, number of review entries to remove, review fields (7 a part, by REVIEW), ids of the
---           entries to remove, field, value, ... of the state hash; all of it at once
+--           number of review fields, number of review entries to remove, review fields (8 a part, by REVIEW), ids of
+--           the entries to remove, field, value, ... of the state hash; all of it at once
 --   show    field, value, ...                  of the state hash: what is only to be seen
 --   ack     group, entry, ...
---   trim    lowest id to keep, done_through
+--   trim    lowest id to keep, done_through   refused where the stream ends before what was answered or learned
 --   lost    group                              see lost.lua
 --   consumers  group, idle milliseconds        delete those that have been idle for longer and have nothing pending
 --   release holder
@@ -53,6 +53,13 @@ elseif what == 'show' then
 elseif what == 'ack' then
   return redis.call('XACK', KEYS[2], unpack(ARGV, 3))
 elseif what == 'trim' then
+  local last = field(redis.call('XINFO', 'STREAM', KEYS[2]), 'last-generated-id')
+  local applied = string.match(redis.call('HGET', KEYS[1], 'applied_through') or '', '^%d+%-%d+$') or '0-0'
+  local lacks = is_after(applied, ARGV[4]) and last ~= '0-0' and applied or ARGV[4]  -- one that never had any: none
+  if is_after(lacks, last) then
+    return redis.error_reply('ERR ' .. KEYS[2] .. ' ends at ' .. last .. ', before ' .. lacks .. ' that was read: '
+      .. 'another has taken its place, and nothing of it is trimmed')
+  end
   redis.call('HSET', KEYS[1], 'done_through', ARGV[4])
   return redis.call('XTRIM', KEYS[2], 'MINID', ARGV[3])
 elseif what == 'lost' then

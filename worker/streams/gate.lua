@@ -5,7 +5,7 @@
 -- Where memory is full it goes on all the same: what answers makes room.
 -- Each entry is counted when it is answered, so that those that nobody answers can be told: see lost.lua.
 -- KEYS: images, scores, dead, review, state.  ARGV: group, entry, caps of scores, dead and review, most bytes in review, number
--- of results, number of review fields, results..., review fields (7 a part, by REVIEW), then for each dead letter: id,
+-- of results, number of review fields, results..., review fields (8 a part, by REVIEW), then for each dead letter: id,
 -- reason, error, payload. Returns 1 if it published, 0 if the entry was not pending.
 for i = 2, 4 do
   redis.call('XLEN', KEYS[i])

@@ -38,7 +38,7 @@ class DeadLetter(NamedTuple):
 
 class ReviewPart(NamedTuple):
     """A part for people to look at. `why` is "anomalous" or "quarantined"; `image` is msgpack of the map as it came, or
-    empty where the bytes were gone."""
+    empty where the bytes were gone; `learned` is "1" of one that was learned, and set aside when learning ended."""
 
     entry: str
     id: str
@@ -47,6 +47,7 @@ class ReviewPart(NamedTuple):
     threshold: str
     model: str
     image: bytes
+    learned: str = ""
 
 
 class Answer(NamedTuple):
@@ -136,17 +137,18 @@ class LineStreams:
         self._fenced = self.client.register_script(script("review", "lost", "fenced"))
         self._claim = self.client.register_script(script("claim"))
         self._seen = self.client.register_script(script("seen"))
-        self._groups = self.client.register_script(script("groups"))
+        self._groups = self.client.register_script(script("lost", "groups"))
         self._mark = self.client.register_script(script("mark"))
 
     # -- both groups -------------------------------------------------------------------------------------------------
 
     def ensure_groups(self) -> None:
-        """Make the stream and its groups where they are missing: at done_through, so that nothing unread is passed."""
+        """Make the stream and its groups where they are missing, and set back those beyond the stream's end."""
         self._groups(keys=[self.images, self.state_key], args=[ANSWERING, LEARNING])
 
     def state(self) -> dict[str, str]:
-        return {key.decode(): value.decode() for key, value in self.client.hgetall(self.state_key).items()}
+        found = self.client.hgetall(self.state_key).items()  # anybody may have put other bytes there
+        return {key.decode(errors="replace"): value.decode(errors="replace") for key, value in found}
 
     def last_id(self) -> str:
         return newest_id(self.client, self.images)
@@ -219,7 +221,7 @@ class LineStreams:
         """
         reply = self._acquire(keys=[self.lease, self.state_key], args=[holder, LEASE_ENDS_MS, epoch_on_disk, take_over])
         self.holder = holder if reply[0] else self.holder
-        return int(reply[0]), reply[1].decode(), reply[2] / 1000
+        return int(reply[0]), reply[1].decode(errors="replace"), reply[2] / 1000
 
     def renew(self, epoch: int, holder: str) -> None:
         self.fenced(epoch, "renew", holder, LEASE_ENDS_MS)
@@ -237,9 +239,8 @@ class LineStreams:
     ) -> None:
         """Set the state's fields and all that goes with them, or nothing."""
         parts = [field for part in also.review for field in part]
-        restart = [LEARNING if also.restart else "", also.restart]
         state = [part for item in fields.items() for part in item]
-        counts = [len(parts), len(also.dropped)]
+        restart, counts = (LEARNING if also.restart else "", also.restart), (len(parts), len(also.dropped))
         self.fenced(epoch, "commit", also.reply, REPLIES_MAX, *restart, *review, *counts, *parts, *also.dropped, *state)
 
     def show(self, epoch: int, fields: Mapping[str, str]) -> None:
@@ -251,17 +252,16 @@ class LineStreams:
             self.fenced(epoch, "ack", LEARNING, *entries[start : start + 1000])
 
     def trim(self, epoch: int, groups: Iterable[str]) -> str:
-        """Drop the entries that all the groups in use are done with; returns done_through.
+        """Drop the entries that all the groups in use are done with; returns done_through. Refuses another stream.
 
         MINID up to the lowest of each group's oldest pending and last delivered; MAXLEN would drop unread ones.
         """
-        infos = {info["name"].decode(): info for info in self.client.xinfo_groups(self.images)}
-        bounds = []
+        read, bounds = {info["name"]: info["last-delivered-id"] for info in self.client.xinfo_groups(self.images)}, []
         for group in groups:
-            if group not in infos:
+            if group.encode() not in read:
                 return FROM_START
             oldest = self.backlog(group).oldest_pending
-            bounds.append(entry_before(oldest) if oldest else infos[group]["last-delivered-id"].decode())
+            bounds.append(entry_before(oldest) if oldest else read[group.encode()].decode())
         done = min(bounds, key=entry_key)
         ms, seq = entry_key(done)
         self.fenced(epoch, "trim", f"{ms}-{seq + 1}" if seq < 2**64 - 1 else f"{ms + 1}-0", done)

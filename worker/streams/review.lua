@@ -1,7 +1,8 @@
 -- Keep a part for review, within a number of entries and of the pictures' bytes. Stands before gate.lua and fenced.lua.
 -- `total` is the bytes of all pictures ever kept up to this one: what is kept now is the difference of the two ends. What
 -- a person has dropped from between counts on until the entries before it are gone: too little is kept then, not too much.
-local REVIEW = {'entry', 'id', 'why', 'score', 'threshold', 'model', 'image'}
+local REVIEW = {'entry', 'id', 'why', 'score', 'threshold', 'model', 'image', 'learned'}
+local IMAGE = 7  -- of these
 local function field_of(entry, name)
   for i = 1, entry and #entry[2] or 0, 2 do
     if entry[2][i] == name then
@@ -15,7 +16,7 @@ local function keep_for_review(key, max_entries, max_bytes, argv, first)
   for j, name in ipairs(REVIEW) do
     fields[2 * j - 1], fields[2 * j] = name, argv[first + j - 1]
   end
-  local image = #REVIEW * 2
+  local image = IMAGE * 2
   if #fields[image] > max_bytes then  -- it would push out all others
     fields[image] = ''
   end

@@ -1,6 +1,6 @@
 """Parts that people are to look at, with their bytes: what feedback is given on. Imports no torch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgpack
@@ -20,10 +20,10 @@ def review_caps(settings: Settings) -> ReviewCaps:
 
 
 def review_part(
-    entry: str, image: Image, why: str, score: float | None, threshold: float | None, model: str
+    entry: str, image: Image, why: str, score: float | None, threshold: float | None, model: str, learned: str = ""
 ) -> ReviewPart:
     shown, limit = ("" if number is None else repr(number) for number in (score, threshold))
-    return ReviewPart(entry, image.id, why, shown, limit, model, pack_image(image))
+    return ReviewPart(entry, image.id, why, shown, limit, model, pack_image(image), learned)
 
 
 def pack_image(image: Image) -> bytes:
@@ -44,6 +44,11 @@ def parts(streams: LineStreams) -> Iterator[tuple[str, ReviewPart]]:
 def find(streams: LineStreams, entry: str, identity: str) -> list[tuple[str, ReviewPart]]:
     """The review entries on one part, newest first, with their ids."""
     return [(key, part) for key, part in parts(streams) if (part.entry, part.id) == (entry, identity)]
+
+
+def never_learned(of_part: Iterable[ReviewPart]) -> bool:
+    """Whether a part, by what is known of it, was set aside instead of learned."""
+    return any(part.why == "quarantined" and not part.learned for part in of_part)
 
 
 def image_kept(packed: bytes, limits: LimitSettings) -> Image:

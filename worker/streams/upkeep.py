@@ -34,4 +34,4 @@ def delete_idle_consumers(streams: LineStreams, epoch: int, idle_ms: int = CONSU
         FencedError: another keeper took over.
         redis.ResponseError: there is no such group.
     """
-    return [name.decode() for name in streams.fenced(epoch, "consumers", ANSWERING, idle_ms)]
+    return [name.decode(errors="replace") for name in streams.fenced(epoch, "consumers", ANSWERING, idle_ms)]

@@ -138,8 +138,8 @@ class Filled:
         keys = self.client.eval(AT_ONCE, 2, self.streams.scores, self.streams.review, result, *fields)
         return keys[0].decode(), keys[1].decode()
 
-    def reviewed(self, image: Image, score: float | None, why: str = "anomalous") -> str:
-        part = review_part("7-0", image, why, score, 2.0, MODEL)
+    def reviewed(self, image: Image, score: float | None, why: str = "anomalous", learned: str = "") -> str:
+        part = review_part("7-0", image, why, score, 2.0, MODEL, learned)
         return self.put("review", **part._asdict())
 
     def put(self, stream: str, **fields: Any) -> str:

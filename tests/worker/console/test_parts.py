@@ -174,3 +174,13 @@ def test_a_part_that_was_set_aside_is_learned_after_all(site: Site, filled: Fill
     assert re.search(r'<button id="anomalous" data-command="anomalous"  ', page)
     assert site.get(f"/lines/{filled.line}/review/{key}/thumb.jpg").status_code == 200
     assert "set aside while the line learned" in page
+    assert "It was set aside, not learned: it is taken out of review" in page
+
+
+def test_a_part_that_was_set_aside_when_learning_ended_is_said_to_have_been_learned(site: Site, filled: Filled) -> None:
+    site.log_in()
+    key = filled.reviewed(Image("a", "png", encoded(picture())), None, "quarantined", learned="1")
+    page = site.get(f"/lines/{filled.line}/review/{key}").text
+    assert 'data-verdict="set aside"' in page
+    assert "It was set aside when learning ended: there was no heat map yet." in page
+    assert "It was learned, and set aside when learning ended: what it alone has brought" in page

@@ -1,6 +1,7 @@
 from typing import Any
 
 import pytest
+import redis
 
 from tests.worker.helpers import eventually
 from tests.worker.streams.acting import HOLDER, add, answer, deliver, kept, pending, publish
@@ -207,6 +208,40 @@ def test_trimming_waits_for_a_group_that_is_missing(streams: LineStreams, epoch:
     streams.client.xgroup_destroy(streams.images, LEARNING)
     assert streams.trim(epoch, [ANSWERING, LEARNING]) == FROM_START
     assert kept(streams) == ["1-0"]
+
+
+@pytest.mark.parametrize("applied", [FROM_START, "9-0"])
+def test_trimming_refuses_a_stream_that_ends_before_what_was_answered_or_learned(
+    streams: LineStreams, epoch: int, applied: str
+) -> None:
+    add(streams, "1-0", "2-0")
+    deliver(streams)
+    publish(streams, answer("1-0", b"r"), answer("2-0", b"r"))
+    if applied == FROM_START:
+        streams.client.xgroup_setid(streams.images, ANSWERING, "9-0")
+    streams.commit(epoch, {"applied_through": applied})
+    with pytest.raises(redis.ResponseError, match="ends at 2-0, before 9-0 that was read"):
+        streams.trim(epoch, [ANSWERING])
+    assert kept(streams) == ["1-0", "2-0"]
+    assert "done_through" not in streams.state()
+
+
+def test_an_empty_stream_in_place_of_what_was_learned_is_trimmed(streams: LineStreams, epoch: int) -> None:
+    streams.commit(epoch, {"applied_through": "9-0"})
+    assert streams.trim(epoch, [ANSWERING]) == FROM_START
+
+
+def test_trimming_is_not_kept_from_it_by_a_group_of_another_program(streams: LineStreams, epoch: int) -> None:
+    streams.client.xgroup_create(streams.images, b"pr\xfcfer", "0")
+    add(streams, "1-0")
+    deliver(streams)
+    publish(streams, answer("1-0", b"r"))
+    assert streams.trim(epoch, [ANSWERING]) == "1-0"
+
+
+def test_who_holds_the_lease_under_a_name_that_is_no_text_is_told(streams: LineStreams) -> None:
+    streams.client.set(streams.lease, b"pr\xfcfer")
+    assert streams.acquire("station-1#aa", 0)[:2] == (0, "pr\ufffdfer")
 
 
 def test_trimming_stops_right_before_the_first_entry_of_a_millisecond(streams: LineStreams, epoch: int) -> None:

@@ -1,3 +1,5 @@
+import time
+
 import pytest
 import redis
 
@@ -191,6 +193,23 @@ def test_what_was_delivered_and_not_answered_comes_again_to_its_consumer_alone(s
     assert streams.own_pending("station-1", 1) == [Entry("1-0", b"of 1-0")]
     assert streams.own_pending("station-2", 10) == []
     assert deliver(streams) == []
+
+
+def test_a_claim_takes_what_others_hold_and_leaves_alone_what_the_consumer_has(streams: LineStreams) -> None:
+    entries = add(streams, *[f"{number}-0" for number in range(1, 451)])
+    holders = ["station-1", "station-2", "station-1", "station-3", "station-1"]
+    for holder in [holders[number % 5] for number in range(45)]:  # in turn, over several pages
+        deliver(streams, holder, 10)
+    found = streams.client.xpending_range(streams.images, ANSWERING, "-", "+", 1000)
+    own = {each["message_id"].decode() for each in found if each["consumer"] == b"station-1"}
+    time.sleep(0.1)
+    assert streams.claim("station-1", 60_000, 100) == (0, 0)
+    assert streams.claim("station-1", 50, 100) == (180, 0)
+    found = streams.client.xpending_range(streams.images, ANSWERING, "-", "+", 1000)
+    assert [each["message_id"].decode() for each in found] == entries
+    assert {each["consumer"] for each in found} == {b"station-1"}
+    fresh = [each["time_since_delivered"] for each in found if each["message_id"].decode() not in own]
+    assert max(fresh) < min(each["time_since_delivered"] for each in found if each["message_id"].decode() in own)
 
 
 def test_a_pending_entry_that_was_trimmed_comes_back_as_lost(streams: LineStreams, epoch: int) -> None:

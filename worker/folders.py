@@ -1,0 +1,36 @@
+"""A folder whose files are whole or not there: what lies in it, and its durability."""
+
+import os
+from pathlib import Path
+
+from worker.errors import StoreError
+
+
+def listed(directory: Path) -> list[Path]:
+    """What lies in a folder; one that is absent has nothing.
+
+    Raises:
+        StoreError: it cannot be told, which is not the same: who took it for empty would give epochs a second time.
+    """
+    try:
+        return list(directory.iterdir())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise not_listed(directory, error) from None
+
+
+def not_listed(directory: Path, error: OSError) -> StoreError:
+    return StoreError(
+        f"{directory} cannot be listed: {error}; expected a folder that this user may read and enter: mend its rights "
+        "or the disk"
+    )
+
+
+def fsync_folder(directory: Path) -> None:
+    """Make durable which names it holds."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,41 @@
+"""The leases of all lines that a worker keeps: renewed together, and let go."""
+
+from collections.abc import Iterable
+from contextlib import suppress
+
+import redis
+import structlog
+
+from worker.errors import FencedError
+from worker.keeper import Keeper
+
+log = structlog.get_logger()
+
+
+def renew(keepers: Iterable[Keeper], holder: str) -> None:
+    """Those for which it is time. What fails, the line's own part of the turn finds out.
+
+    Raises:
+        redis.ConnectionError, redis.TimeoutError: the others are not tried: each would wait as long again.
+    """
+    for keeper in keepers:
+        if keeper.epoch:
+            with suppress(FencedError, redis.ResponseError):
+                keeper.lease.renew(keeper.epoch, holder)
+
+
+def let_go(keeper: Keeper, holder: str, reached: bool = True) -> bool:
+    """Make durable what was learned and release the lease, where Redis was `reached` just now; whether it still is.
+
+    Who has waited for it in vain asks for no further line: a hundred of them would outlast what a stop is given.
+    """
+    kept, problem = bool(keeper.epoch), "" if reached else "Redis has not answered for a line before it"
+    try:
+        if kept and reached:
+            keeper.close(holder)
+    except (FencedError, redis.RedisError) as error:
+        reached, problem = isinstance(error, FencedError | redis.ResponseError), str(error)
+    if kept and problem:
+        log.warning("not drained; its entries come again", line=keeper.line.name, error=problem)
+    keeper.lose("")
+    return reached

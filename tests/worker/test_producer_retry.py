@@ -153,7 +153,7 @@ def test_a_window_that_the_line_does_not_have_is_refused(
 
 def test_what_the_window_would_drop_of_one_entry_is_refused(client: redis.Redis, line: str) -> None:
     producer = Producer(client, line, retry=Retry(2))
-    with pytest.raises(ConfigurationError, match="an id stands twice in one entry"):
+    with pytest.raises(ConfigurationError, match="id '0' stands twice in one entry"):
         producer.send([*images(0, 1), *images(0, 1)])
     with pytest.raises(ConfigurationError, match="3 images in an entry, more than the window of 2"):
         producer.send(images(0, 3))

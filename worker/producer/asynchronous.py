@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import redis
 from redis import asyncio as aio
@@ -85,7 +85,7 @@ class AsyncProducer:
         self.client = client
         self.sent = sent
         self._flow = Flow(line, rate, max_ahead, retry, held)
-        self._collector = Collector(batch, batch_bytes, linger, limits)
+        self._collector = Collector(batch, batch_bytes, linger, limits, distinct=retry is not None)
         self._lingering: asyncio.Task[None] | None = None
         self._failure: Exception | None = None  # of what lingered; the next call raises it
         self._lock = asyncio.Lock()
@@ -106,11 +106,11 @@ class AsyncProducer:
     @property
     def unsent(self) -> list[Image]:
         """Images that `add` took and that are not in Redis, for certain; the next call sends those of full entries."""
-        return self._collector.unsent
+        return self._collector.unsent(self._flow.uncertain)
 
     @property
     def uncertain(self) -> list[Image]:
-        """Images of the entry that went out last, where nobody knows whether it arrived; none otherwise."""
+        """Images of the entry that is going out or went out last, while nobody knows whether it arrived."""
         return list(self._flow.uncertain)
 
     async def add(self, image: Image) -> None:
@@ -134,14 +134,13 @@ class AsyncProducer:
         """As Producer.send; gives the entry's id."""
         check_entry(images, self._collector.limits)
         async with self._lock:
-            entry = await self._send(images)
-            self._tell(entry, images)
+            entry = await self._send(list(images))
+            self._added(entry, images)
             return entry
 
     async def ahead(self) -> int:
         """As Producer.ahead."""
-        async with self._lock:
-            return int(await self._carry_out(self._flow.counting()))
+        return int(await self._carry_out(self._flow.counting()))
 
     async def aclose(self) -> None:
         """As Producer.close."""
@@ -164,7 +163,8 @@ class AsyncProducer:
     async def _send(self, images: Sequence[Image]) -> str:
         return str(await self._carry_out(self._flow.sending(images)))
 
-    def _tell(self, entry: str, images: Sequence[Image]) -> None:
+    def _added(self, entry: str, images: Sequence[Image]) -> None:
+        self._flow.uncertain = ()  # before anyone is told, who may raise
         if self.sent is not None:
             self.sent(entry, list(images))
 
@@ -176,12 +176,10 @@ class AsyncProducer:
             images = self._collector.full[0]
             try:
                 entry = await self._send(images)
-            except BaseException:
-                if self._flow.uncertain:  # it may be there: to send it again is the caller's to decide
+            finally:
+                if self._flow.uncertain is images:  # it is there, or may be, and then it is the caller's to decide
                     del self._collector.full[0]
-                raise
-            del self._collector.full[0]  # before anyone is told, who may raise
-            self._tell(entry, images)
+            self._added(entry, images)
 
     async def _linger(self) -> None:
         await asyncio.sleep(self._collector.linger or 0.0)
@@ -201,7 +199,8 @@ class AsyncProducer:
             await asyncio.wait([lingering])
 
     async def _carry_out(self, steps: Steps) -> Any:
-        answer: Any = None
+        task, answer = cast(asyncio.Task[Any], asyncio.current_task()), None
+        cancels = task.cancelling()
         while True:
             try:
                 step = steps.send(answer)
@@ -212,6 +211,8 @@ class AsyncProducer:
                     answer = await step(self.client)
                 except redis.RedisError as error:
                     answer = error
+                if task.cancelling() > cancels:  # wait_for of Python 3.11, within redis-py, may swallow it
+                    raise asyncio.CancelledError
             else:
                 await asyncio.sleep(step)
                 answer = False  # never stopped, only cancelled

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from threading import Event, RLock, Timer, current_thread
+from threading import Event, RLock, Thread, Timer, current_thread
 from types import TracebackType
 from typing import Any, Self
 
@@ -46,7 +46,7 @@ class Producer:
 
     `add` collects images into entries; `send` makes one of a list, at once. As a context manager it sends what is
     collected at the end of the block, or leaves it in `unsent` where the block ended by an exception. Threads may share
-    it: one sends at a time.
+    it: one sends at a time, and where that waits for room, `stop` ends another one's waiting for its turn.
 
     Args:
         client: from `connect`; one with retries could add an entry twice.
@@ -82,11 +82,12 @@ class Producer:
         self.client = client
         self.sent = sent
         self._flow = Flow(line, rate, max_ahead, retry, held)
-        self._collector = Collector(batch, batch_bytes, linger, limits)
+        self._collector = Collector(batch, batch_bytes, linger, limits, distinct=retry is not None)
         self._timer: Timer | None = None
         self._failure: Exception | None = None  # of the timer's thread; the next call raises it
-        self._lock = RLock()
-        self._lingered: Event | None = None  # ends the waiting of the timer's thread, while that is sending
+        self._lock = RLock()  # of who sends, while it waits for room, too
+        self._collecting = RLock()  # of who takes an image or looks, and never waits
+        self._lingered: tuple[Thread, Event] | None = None  # the timer's thread, while that is sending, and its `stop`
 
     @property
     def line(self) -> str:
@@ -104,36 +105,39 @@ class Producer:
     @property
     def unsent(self) -> list[Image]:
         """Images that `add` took and that are not in Redis, for certain; the next call sends those of full entries."""
-        return self._collector.unsent
+        with self._collecting:
+            return self._collector.unsent(self._flow.uncertain)
 
     @property
     def uncertain(self) -> list[Image]:
-        """Images of the entry that went out last, where nobody knows whether it arrived; none otherwise."""
+        """Images of the entry that is going out or went out last, while nobody knows whether it arrived."""
         return list(self._flow.uncertain)
 
     def add(self, image: Image, stop: Event | None = None) -> None:
         """Put an image into the entry that is being collected, and send what is full, as `send` does.
 
-        After an error `unsent` says what waits for the next call. Setting `stop` ends the waiting, and no more.
+        After an error `unsent` says what waits for the next call. Setting `stop` ends the waiting, and no more: the
+        image is taken.
 
         Raises:
             RejectedError: a worker would refuse this image; it was not taken.
+            ConfigurationError: `retry`, and its id stands in the entry already; it was not taken.
             WorkerError: as `send`, also of an entry that went out since the call before, because it had lingered.
         """
         beside = check(image, self._collector.limits)
-        with self._alone(stop):
-            self._send_full(stop)  # of an earlier call that failed: what cannot be sent does not pile up
-            if self._collector.add(image, beside, timed=self._timer is not None):
-                if self._timer is not None:
-                    self._timer.cancel()
-                self._linger()
-            self._send_full(stop)
+        with self._alone(stop) as alone:
+            if alone:
+                self._send_full(stop)  # of an earlier call that failed: what cannot be sent does not pile up
+            self._take(image, beside)
+            if alone:
+                self._send_full(stop)
 
     def flush(self, stop: Event | None = None) -> None:
         """Send all that is collected; raises as `send` does."""
-        with self._alone(stop):
-            self._collector.close()
-            self._send_full(stop)
+        with self._alone(stop) as alone:
+            self._close_entry()
+            if alone:
+                self._send_full(stop)
 
     def send(self, images: Sequence[Image], stop: Event | None = None) -> str | None:
         """Wait for the camera's pace and for room, then add one entry, ahead of what `add` has collected.
@@ -149,18 +153,18 @@ class Producer:
             WorkerError: Redis refused it; nothing was added.
         """
         check_entry(images, self._collector.limits)
-        with self._alone(stop):
-            entry = self._send(images, stop)
-            self._tell(entry, images)
+        with self._alone(stop) as alone:
+            entry = self._send(list(images), stop) if alone else None
+            if entry is not None:
+                self._added(entry, images)
         return entry
 
     def ahead(self) -> int:
         """Entries that wait for an answer: own ones that are not read, and all that are read but not answered.
 
-        With `max_ahead=None` the last 10,000 of its own are known.
+        With `max_ahead=None` the last 10,000 of its own are known. It waits for no thread that sends.
         """
-        with self._lock:
-            return int(self._carry_out(self._flow.counting(), None))
+        return int(self._carry_out(self._flow.counting(), None))
 
     def close(self) -> None:
         """Send what is collected; raises as `send` does, and what is `unsent` stays so. The client stays open."""
@@ -180,33 +184,48 @@ class Producer:
 
     def _end_lingering(self) -> None:
         """What lingers stays unsent: no thread sends it later, behind the back of one who reads `unsent`."""
-        timer, self._timer = self._timer, None
+        with self._collecting:
+            timer, self._timer = self._timer, None
         if timer is not None:
             timer.cancel()
-        self._end_waiting()
-
-    def _end_waiting(self) -> None:
-        """Of the timer's thread, if it waits."""
         if (lingered := self._lingered) is not None:
-            lingered.set()
+            thread, stop = lingered
+            stop.set()
+            if thread is not current_thread():
+                thread.join()  # what is on its way arrives, or is lost
 
     @contextmanager
-    def _alone(self, stop: Event | None) -> Iterator[None]:
-        """The thread that sends what lingered may wait for room for as long as there is none; `stop` ends that, too."""
-        while not self._lock.acquire(timeout=STOP_SECONDS):
+    def _alone(self, stop: Event | None) -> Iterator[bool]:
+        """Whether this thread may send: not where `stop` was set while another one did, or waited for room."""
+        while not (alone := self._lock.acquire(timeout=STOP_SECONDS)):
             if stop is not None and stop.is_set():
-                self._end_waiting()
+                break
         try:
-            yield
+            yield alone
         finally:
-            self._lock.release()
+            if alone:
+                self._lock.release()
+
+    def _take(self, image: Image, beside: int) -> None:
+        with self._collecting:
+            if self._collector.add(image, beside, timed=self._timer is not None):
+                if self._timer is not None:
+                    self._timer.cancel()
+                self._timer = Timer(self._collector.linger or 0.0, self._linger_over)
+                self._timer.daemon = True
+                self._timer.start()
+
+    def _close_entry(self) -> None:
+        with self._collecting:
+            self._collector.close()
 
     def _send(self, images: Sequence[Image], stop: Event | None) -> str | None:
         entry: str | None = self._carry_out(self._flow.sending(images), stop)
         return entry
 
-    def _tell(self, entry: str | None, images: Sequence[Image]) -> None:
-        if entry is not None and self.sent is not None:
+    def _added(self, entry: str, images: Sequence[Image]) -> None:
+        self._flow.uncertain = ()  # before anyone is told, who may raise
+        if self.sent is not None:
             self.sent(entry, list(images))
 
     def _send_full(self, stop: Event | None) -> None:
@@ -217,30 +236,22 @@ class Producer:
             images = self._collector.full[0]
             try:
                 entry = self._send(images, stop)
-            except BaseException:
-                if self._flow.uncertain:  # it may be there: to send it again is the caller's to decide
+            finally:
+                if self._flow.uncertain is images:  # it is there, or may be, and then it is the caller's to decide
                     del self._collector.full[0]
-                raise
             if entry is None:
                 return
-            del self._collector.full[0]  # before anyone is told, who may raise
-            self._tell(entry, images)
-
-    def _linger(self) -> None:
-        self._timer = Timer(self._collector.linger or 0.0, self._linger_over)
-        self._timer.daemon = True
-        self._timer.start()
+            self._added(entry, images)
 
     def _linger_over(self) -> None:
+        thread, stop = current_thread(), Event()
         with self._lock:
-            self._lingered = Event()  # before the look: who ends lingering looks at both the other way round
+            self._lingered = thread, stop  # before the look: who ends lingering looks at both the other way round
             try:
-                if self._timer is current_thread():  # else its entry was filled meanwhile, and another one is collected
-                    self.flush(self._lingered)
+                if self._timer is thread:  # else its entry was filled meanwhile, and another one is collected
+                    self.flush(stop)
             except Exception as error:  # also of `sent`: this thread has nobody to tell
                 self._failure = error
-            if self._collector.full and self._lingered.is_set() and self._timer is current_thread():
-                self._linger()  # another thread had its turn: the rest is tried again
             self._lingered = None
 
     def _carry_out(self, steps: Steps, stop: Event | None) -> Any:

@@ -1,5 +1,6 @@
 """Images on their way into entries."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
@@ -18,9 +19,17 @@ class Collector:
         full: entries that wait for being sent, oldest first.
         held: the images of the entry that is not full yet.
         linger: seconds that the first of them may wait for the others; None: for as long as it takes.
+        distinct: whether an id may stand in an entry but once.
     """
 
-    def __init__(self, count: int, size: int, linger: float | None = None, limits: LimitSettings | None = None) -> None:
+    def __init__(
+        self,
+        count: int,
+        size: int,
+        linger: float | None = None,
+        limits: LimitSettings | None = None,
+        distinct: bool = False,
+    ) -> None:
         self.limits = limits or LimitSettings()
         if not 1 <= count <= self.limits.images_per_entry:
             raise ConfigurationError(f"{count} images in an entry: expected 1 to {self.limits.images_per_entry}")
@@ -31,19 +40,22 @@ class Collector:
         self.count = count
         self.size = size
         self.linger = linger
+        self.distinct = distinct
         self.full: list[list[Image]] = []
         self.held: list[Image] = []
         self._pictures = self._beside = 0  # bytes of what is held, and of what goes along with it
 
-    @property
-    def unsent(self) -> list[Image]:
-        return [image for images in (*self.full, self.held) for image in images]
+    def unsent(self, going: Sequence[Image]) -> list[Image]:
+        """All images but those of the entry `going`, which may have arrived."""
+        return [image for images in (*self.full, self.held) if images is not going for image in images]
 
     def add(self, image: Image, beside: int, timed: bool = False) -> bool:
         """Take an image, of which `check` told the bytes beside its data; whether a time begins that its entry may
         linger: it is the first, or none has begun."""
         if self.held and not self._has_room(len(image.data), beside):
             self.close()
+        if self.distinct:  # looked at before it is taken: such an entry could never be sent, nor what follows it
+            check_distinct([*self.held, image])
         self.held.append(image)
         self._pictures, self._beside = self._pictures + len(image.data), self._beside + beside
         if len(self.held) == self.count or self._pictures >= self.size:
@@ -53,7 +65,7 @@ class Collector:
     def close(self) -> None:
         """What is held becomes an entry, if anything is."""
         if self.held:
-            self.full.append(self.held)
+            self.full += [self.held]  # no call, after which an interrupt would leave it in both
             self.held, self._pictures, self._beside = [], 0, 0
 
     def _has_room(self, data: int, beside: int) -> bool:
@@ -71,6 +83,16 @@ def batches(images: Iterable[Image], size: int, batch_bytes: int = BATCH_BYTES) 
             yield collector.full.pop(0)
     if collector.held:
         yield collector.held
+
+
+def check_distinct(images: Sequence[Image]) -> None:
+    """Refuse what the worker would drop, where an entry may be sent again."""
+    if len({image.id for image in images}) < len(images):
+        ((twice, _),) = Counter(image.id for image in images).most_common(1)
+        raise ConfigurationError(
+            f"id {twice!r:.40} stands twice in one entry, so that the worker would drop the second image as a repeat "
+            "of the first; give each image an id of its own"
+        )
 
 
 def check_entry(images: Sequence[Image], limits: LimitSettings) -> None:

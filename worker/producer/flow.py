@@ -9,12 +9,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import redis
 
 from worker.errors import ConfigurationError, FateUnknownError, RedisUnreachableError, WorkerError
 from worker.message import Image, encode_batch
+from worker.producer.collecting import check_distinct
 from worker.settings import LINE_NAME
 from worker.streams.line_streams import ANSWERING, entry_key
 
@@ -51,7 +53,8 @@ class Flow:
 
     Attributes:
         rate: images per second; it may be set at any time.
-        uncertain: images of the entry that went out last, where nobody knows whether it arrived.
+        uncertain: the images of `sending`, as they were given, from when they may have arrived on; who carries it out
+            clears it once it has taken note that they did.
     """
 
     def __init__(
@@ -77,18 +80,19 @@ class Flow:
         self.rate = rate
         self.max_ahead = max_ahead
         self.retry = retry
-        self.uncertain: list[Image] = []
+        self.uncertain: Sequence[Image] = ()
         self._held = held or log.warning
         self._prefix = f"mhpc:{{{line}}}:"
         self._key = self._prefix + "images"
         # Ids of own entries that the group has not read; without max_ahead only `ahead` drops those that it has.
         self._unread: deque[tuple[int, int]] = deque(maxlen=COUNTED if max_ahead is None else None)
+        self._dropping = Lock()  # of those: one thread may count while another sends
         self._due = 0.0  # monotonic seconds at which the next batch may go
         self._window_is_known = retry is None
 
     def sending(self, images: Sequence[Image]) -> Steps:
         """Wait for pace and room, then add one entry; gives its id, or None where it was stopped before."""
-        self.uncertain = []
+        self.uncertain = ()
         payload = self._packed(images)
         if not self._window_is_known:
             yield from self._compare_window()
@@ -106,11 +110,8 @@ class Flow:
     def _packed(self, images: Sequence[Image]) -> bytes:
         if not images:
             raise ConfigurationError("an entry of no images; expected at least one")
-        if self.retry and len({image.id for image in images}) < len(images):
-            raise ConfigurationError(
-                "an id stands twice in one entry, so that the worker would drop the second image as a repeat of the "
-                "first; give each image an id of its own"
-            )
+        if self.retry:
+            check_distinct(images)
         if self.retry and len(images) > self.retry.window:
             raise ConfigurationError(f"{len(images)} images in an entry, more than the window of {self.retry.window}")
         return encode_batch(list(images))
@@ -143,8 +144,9 @@ class Flow:
         groups = (yield from self._asked(lambda client: client.xinfo_groups(self._key))) if length else []
         group = next((group for group in groups if group["name"] == ANSWERING.encode()), None)
         last_read = entry_key(group["last-delivered-id"].decode()) if group else (0, 0)
-        while self._unread and self._unread[0] <= last_read:
-            self._unread.popleft()
+        with self._dropping:
+            while self._unread and self._unread[0] <= last_read:
+                self._unread.popleft()
         # A stream that was wiped holds fewer than were added.
         return min(len(self._unread), length) + (int(group["pending"]) if group else 0)
 
@@ -182,24 +184,26 @@ class Flow:
     def _adding(self, images: Sequence[Image], payload: bytes) -> Steps:
         lost: redis.RedisError | None = None
         pauses, tell = self._pauses(), self._patience()
-        self.uncertain = list(images)  # also where the next line is left by an interrupt
-        while not isinstance(reply := (yield lambda client: client.xadd(self._key, {"batch": payload})), bytes | str):
+        while True:
+            self.uncertain = images  # also where the next line is left by an interrupt
+            reply = yield lambda client: client.xadd(self._key, {"batch": payload})
+            if isinstance(reply, bytes | str):
+                return reply.decode() if isinstance(reply, bytes) else reply
             pause: float | None = None
             if isinstance(reply, LOST):
                 lost, pause = reply, next(pauses, None)
-            elif isinstance(reply, redis.exceptions.OutOfMemoryError):  # room comes as the worker goes on
+            elif lost is None:  # what was refused was not added, whatever ends the waiting for room
+                self.uncertain = ()
+            if isinstance(reply, redis.exceptions.OutOfMemoryError):  # room comes as the worker goes on
                 tell(f"Redis is full, and takes nothing for line {self.line} ({reply}); does its worker run?")
                 pause = LONGEST_PAUSE if lost is None else next(pauses, None)  # `retry` bounds it once one was lost
             if pause is None or (yield pause):
                 return self._given_up(images, lost, reply)
-        self.uncertain = []
-        return reply.decode() if isinstance(reply, bytes) else reply
 
     def _given_up(self, images: Sequence[Image], lost: redis.RedisError | None, last: redis.RedisError) -> None:
         """Raise what there is to say; where it was stopped, and nothing was added, there is nothing."""
         if lost is not None:
             raise FateUnknownError([image.id for image in images], lost)
-        self.uncertain = []
         if not isinstance(last, redis.exceptions.OutOfMemoryError):
             raise WorkerError(f"Redis refused an entry for line {self.line}: {last}")
 

@@ -4,10 +4,10 @@ import os
 import sys
 from pathlib import Path
 
-from worker.producer import Producer, Retry, connect, folder_images
+from worker.producer import Producer, connect, folder_images
 
 line, folder = sys.argv[1], Path(sys.argv[2])
 client = connect(os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/0"))
-with Producer(client, line, rate=10, batch=4, linger=0.2, retry=Retry(window=1000), sent=print) as producer:
+with Producer(client, line, rate=10, batch=4, linger=0.2, sent=print) as producer:
     for image in folder_images(folder, skipped=print):
         producer.add(image)

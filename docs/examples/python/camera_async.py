@@ -5,12 +5,12 @@ import os
 import sys
 from pathlib import Path
 
-from worker.producer import AsyncProducer, Retry, connect_async, folder_images
+from worker.producer import AsyncProducer, connect_async, folder_images
 
 
 async def main(line: str, folder: Path) -> None:
     client = await connect_async(os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/0"))
-    async with AsyncProducer(client, line, rate=10, batch=4, linger=0.2, retry=Retry(window=1000)) as producer:
+    async with AsyncProducer(client, line, rate=10, batch=4, linger=0.2) as producer:
         for image in folder_images(folder, skipped=print):
             await producer.add(image)
     await client.aclose()

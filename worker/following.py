@@ -32,6 +32,7 @@ class Follower:
         self.problem = "the lease is not held yet"
         self.model = ""  # the version that `line` was loaded from or committed as
         self.unused = ""  # the newest in the store, where Redis says that nothing is committed
+        self.missing = 0  # images that the committed version had taken, and the older one that serves has not
         self.loaded = False  # no version was looked for yet: nothing can be answered
         self.loading = Loading(streams.line, store, seconds)
         self._loaded_for: str | None = None  # what Redis said was committed when `line` was loaded
@@ -69,6 +70,9 @@ class Follower:
         self.unused = ""
         if named == "" and self.model and not self.regression():
             self.line, self.model, self.unused = self.make_line(), "", self.model
+        taken = state.get("taken", "")
+        older = self.model < committed and taken.isdecimal()
+        self.missing = max(0, int(taken) - sum(self.line.counts)) if older else 0
         self._loaded_for, self.loaded = named, True
         self.stay_within(state)
         return True

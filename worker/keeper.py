@@ -118,6 +118,7 @@ class Keeper(Follower):
             self._publish(self.model, self.line.serving)
             self.tell_unused(epoch)
         else:
+            self.metrics.images.labels(self.line.name, "skipped").inc(self.missing)
             self.changed()  # versions only grow: old content comes back as a new version
         if self.line.phase == SCORING:
             self.reading.acknowledge_rest()

@@ -85,6 +85,7 @@ def committed(line: Line, model: str, serving: Serving) -> dict[str, str]:
         "model": model,
         "applied_through": line.applied_through,
         "commands_through": line.commands_through,
+        "taken": str(sum(line.counts)),
         "threshold": "" if serving.threshold is None else repr(serving.threshold),
         "provisional": str(int(serving.provisional)),
         "problem": "",

@@ -172,6 +172,8 @@ def test_a_damaged_version_is_set_aside_and_the_one_before_serves(
     flip_a_bit(file_of(keeper, newest))
     again = opened(make_keeper(), holder="station-1#b")
     assert (again.line.applied_through, again.line.serving.model) == ("6-0", stem_of(2, 1))
+    missing = again.metrics.registry.get_sample_value("mhpc_images_total", {"line": streams.line, "outcome": "skipped"})
+    assert missing == sum(keeper.line.counts) - sum(again.line.counts) == 8
     assert streams.state()["model"] == stem_of(2, 1)  # old content, a new version: versions only grow
     assert file_of(again, newest, ".bad").exists()
     add(streams, "9-0", "10-0")

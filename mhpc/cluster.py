@@ -14,7 +14,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils import check_random_state
 from torch import Tensor
 
-from mhpc.linalg import Array, all_or_nothing, as_rows, check_rows, check_state, like, nearest_index
+from mhpc.linalg import Array, all_or_nothing, as_rows, blocks, check_rows, check_state, like, nearest_index
 from mhpc.sampler import weighted_farthest
 
 SEEDING_SAMPLE = 3  # times the larger of batch_size and n_clusters: rows that k-means++ looks at, as in scikit-learn
@@ -197,12 +197,12 @@ class MiniBatchKMeans(
     def _labels(self, x: Tensor) -> Tensor:
         """Index [N] of the centre nearest to each row of x [N, D]."""
         mean = self.cluster_centers_.mean(0)  # seen from afar, squares would leave no digits to what sets them apart
-        return nearest_index(x - mean, self.cluster_centers_ - mean)
+        return torch.cat([nearest_index(block - mean, self.cluster_centers_ - mean) for block in blocks(x)])
 
     def _inertia(self, x: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
-        squares = (x - self.cluster_centers_[labels]).norm(dim=1).square()
-        inertia: Tensor = (squares if weights is None else squares * weights).sum(dtype=torch.float64)
-        return inertia
+        pairs = zip(blocks(x), blocks(labels), strict=True)
+        squares = torch.cat([(rows - self.cluster_centers_[at]).norm(dim=1) for rows, at in pairs]).square()
+        return torch.sum(squares if weights is None else squares * weights, dtype=torch.float64)
 
     def _checked(self, X: Array, sample_weight: Array | None, first: bool) -> tuple[Tensor, Tensor | None]:
         """Rows and weights [N], of the centres' type and device unless these are yet to be seeded."""

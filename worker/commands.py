@@ -139,51 +139,52 @@ def _rate(line: Line, means: Means, rate: Any) -> str:
 
 def _normal(line: Line, means: Means, entry: Any, id: Any) -> str:  # noqa: A002 - the name of the argument on the wire
     features = means.features(entry, id)
-    threshold, bank = line.serving.threshold, line.learner.bank_
+    bank = line.learner.bank_
     if bank is None:
         raise RefusedError("nothing was learned yet: there is no bank for it to join")
-    before = _shown_score(line, features)
-    radius = PIN_RADIUS * threshold if threshold is not None else bank.radius
+    before, radius = line.learner.scorer().score(features), _pin_radius(line, bank.radius)
     try:
         added = line.learner.pin(features, radius)
     except ValueError as error:
         raise RefusedError(str(error)) from None
-    there = _pin_to_standing(line, features, radius)
     if added:
         _mark_before(line, means)
         line.called_normal = [*line.called_normal, (entry, id)][-CALLED_NORMAL:]
         line.forget_recent()
-    after = _shown_score(line, features)
-    where = f", {there} in the version that answers; its score there" if line.relearning else "; its score"
-    return f"{added} anchors pinned{where} was {before:.4g} and is {after:.4g}"
+    if there := _pin_to_standing(line, features, radius):
+        return f"{added} anchors pinned{there}"
+    after = line.learner.scorer().score(features)
+    return f"{added} anchors pinned; its score was {float(before):.4g} and is {float(after):.4g}"
 
 
-def _shown_score(line: Line, features: Tensor) -> float:
-    """As results show it: by the version that answers while another is learned."""
+def _pin_radius(line: Line, otherwise: float) -> float:
+    threshold = line.serving.threshold
+    return otherwise if threshold is None else PIN_RADIUS * threshold
+
+
+def _pin_to_standing(line: Line, features: Tensor, radius: float) -> str:
+    """What answers meanwhile is to know the part, too: a copy of it, that the commit puts in its place. What came of
+    it; "" where nothing answers beside what is learned."""
     standing = line.standing
-    scorer = line.learner.scorer() if standing is None or standing.scorer is None else standing.scorer
-    return float(scorer.score(features))
-
-
-def _pin_to_standing(line: Line, features: Tensor, radius: float) -> int:
-    """What answers meanwhile is to know the part, too: a copy of it, that the commit puts in its place."""
-    standing, added = line.standing, 0
-    if standing is not None and standing.scorer is not None:
-        scorer = Scorer(standing.scorer.whitening, standing.scorer.memory, standing.scorer.top_k)
-        if added := scorer.pin(features, radius):
-            line.standing = standing._replace(model=None, scorer=scorer)
-    return added
+    if standing is None or standing.scorer is None:
+        return ""
+    scorer = Scorer(standing.scorer.whitening, standing.scorer.memory, standing.scorer.top_k)
+    before = float(scorer.score(features))
+    if added := scorer.pin(features, radius):
+        line.standing = standing._replace(model=None, scorer=scorer)
+    after = float(scorer.score(features))
+    return f", {added} in the version that answers; its score there was {before:.4g} and is {after:.4g}"
 
 
 def _release(line: Line, means: Means, entry: Any, id: Any) -> str:  # noqa: A002 - the same
-    if line.phase != LEARNING or not never_learned(means.in_review(entry, id)):
+    bank = line.learner.bank_
+    if line.phase != LEARNING or bank is None or not never_learned(means.in_review(entry, id)):
         return _normal(line, means, entry, id)
     features, first = means.features(entry, id), line.learner.images_seen_
     means.forget_part(entry, id)
     line.learner.partial_fit(features, guard=False, first=first)
-    if line.learner.bank_ is not None:
-        line.learner.bank_.vouch(first)  # what a person has said stands when learning ends, too
-    return "learned after all"
+    bank.vouch(first)  # what a person has said stands when learning ends, too
+    return "learned after all" + _pin_to_standing(line, features, _pin_radius(line, bank.radius))
 
 
 def _anomalous(line: Line, means: Means, entry: Any, id: Any) -> str:  # noqa: A002 - the same

@@ -283,7 +283,8 @@ class Line:
         self.calibration_means = tensors[CALIBRATION_MEANS].clone()
         self.phase, self.rate = metadata["phase"], metadata["rate"]
         self.doubted = metadata.get("images_doubted", 0)  # the same
-        self.sources = [Source(*source) for source in metadata["sources"]]
+        # By builds before this one parts that were released were sources, too, with their ids.
+        self.sources = [Source(entry, first) for entry, first, *id_ in metadata["sources"] if not any(id_)]
         self.called_normal = [(entry, id_) for entry, id_ in metadata.get("called_normal", [])]  # no older release's
         self.threshold = Threshold(**metadata["threshold"]) if metadata["threshold"] else None
         self.standing = self.monitor = None

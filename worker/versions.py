@@ -7,7 +7,7 @@ from contextlib import suppress
 import structlog
 import torch
 
-from worker.errands import waited
+from worker.errands import AT_ONCE, begun
 from worker.errors import AbsentError, ModelError, RefusedError, SnapshotError, StoreError
 from worker.line import SCORING, Line
 from worker.snapshots import STEM, Snapshot
@@ -137,18 +137,19 @@ def _scored_before(store: Store, present: str) -> str:
 def learned_in(stores: Iterable[Store], seconds: float) -> torch.dtype | None:
     """The backbone's precision when the newest version was made, of the first line that has one and can tell.
 
-    A line whose store cannot be asked, or not within so many seconds for all together, waits for it later on; it does
-    not keep the others from starting.
+    A line whose store cannot be asked, or does not answer within so many seconds for all together, waits for it later
+    on; it does not keep the others from starting.
     """
-    ends = time.monotonic() + seconds
-    for store in stores:
-        try:
-            about = waited(store.about_newest, store.remote, max(0.0, ends - time.monotonic()), store.place)
-        except StoreError as error:
-            log.warning(
-                "what precision a line was learned in cannot be asked: another tells, or a trial", error=str(error)
-            )
-            continue
-        if (name := about.get("precision")) in ("float32", "bfloat16"):
-            return torch.bfloat16 if name == "bfloat16" else torch.float32
+    ends, rest = time.monotonic() + seconds, list(stores)
+    while rest and time.monotonic() < ends:
+        asked, rest = [(each.place, begun(each.about_newest, each.remote)) for each in rest[:AT_ONCE]], rest[AT_ONCE:]
+        for place, answer in asked:
+            try:
+                about = answer.result(max(0.0, ends - time.monotonic()))
+            except (StoreError, TimeoutError) as error:
+                why = str(error) or f"{place} has not answered for {seconds:g} s"
+                log.warning("what precision a line was learned in is not known: another tells, or a trial", error=why)
+                continue
+            if (name := about.get("precision")) in ("float32", "bfloat16"):
+                return torch.bfloat16 if name == "bfloat16" else torch.float32
     return None

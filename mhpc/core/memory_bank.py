@@ -266,11 +266,8 @@ class MemoryBank(Bank):
         Those within half a radius of its patches that support no other picture, or that were pinned for it;
         `pinned_alone`: these only. One anchor stays in any case.
         """
-        distances, labels = self.nearest(z)
-        at = labels[distances <= max(self.radius, 1e-3) / 2].unique()
         brought = self.pinned if pinned_alone else self.pinned | (self.support <= 1)
-        gone = torch.zeros(len(self), dtype=torch.bool, device=z.device)
-        gone[at] = brought[at]
+        gone = brought & (nearest(self.images, z)[0] <= max(self.radius, 1e-3) / 2)
         if bool(gone.all()):  # GPU sync
             gone[0] = False
         self._keep((~gone).nonzero()[:, 0])

@@ -9,7 +9,7 @@ from mhpc.core.scoring import image_scores
 from tests.worker.helpers import judge, patches
 from worker.errors import ModelError
 from worker.line import CALIBRATING, LEARNING, SCORING, Line
-from worker.records import Serving, Taken
+from worker.records import Serving, Source, Taken
 from worker.settings import CalibrationSettings, LearningSettings, LineConfig, ScoringSettings
 
 CPU = torch.device("cpu")
@@ -159,6 +159,13 @@ def test_chunks_of_eight_give_what_the_whole_entry_gives() -> None:
 
 
 # -- through a snapshot ------------------------------------------------------------------------------------------------
+
+
+def test_sources_of_builds_that_named_released_parts_are_read() -> None:
+    line, again = play(fresh(), 1, 1), fresh()
+    tensors, metadata = line.state()
+    again.restore(tensors, {**metadata, "sources": [["1-0", 0, ""], ["9-9", 8, "part"]]})
+    assert again.sources == line.sources == [Source("1-0", 0)]
 
 
 @pytest.mark.parametrize("cut", range(12))

@@ -1,5 +1,7 @@
 """What a person says of a part: normal, anomalous, released, dropped."""
 
+import re
+
 import msgpack
 import pytest
 import torch
@@ -190,8 +192,11 @@ def test_a_part_that_is_released_before_it_came_to_review_does_not_come_there(
     keeper = relearning(make_keeper, streams)
     put_up_for_review(keeper)  # the version that answers has flagged it
     keeper.owed.review = [in_review(why="quarantined"), in_review("8-8", why="quarantined")]
-    before = keeper.line.learner.images_learned_
-    assert told(keeper, "release", entry="9-9", id="part") == (True, "learned after all")
+    before, flagged_by = keeper.line.learner.images_learned_, keeper.line.serving.scorer
+    ok, text = told(keeper, "release", entry="9-9", id="part")
+    assert ok
+    assert re.match(r"learned after all, \d+ in the version that answers; its score there was", text)
+    assert keeper.line.serving.scorer is not flagged_by  # by which it, and its like, would be flagged on
     assert keeper.line.learner.images_learned_ == before + 1
     assert review.find(streams, "9-9", "part") == []
     assert len(review.find(streams, "8-8", "part")) == 1

@@ -38,6 +38,10 @@ def test_a_line_whose_store_cannot_be_asked_leaves_it_to_the_next_to_tell(tmp_pa
     faults.away = True
     assert learned_in([away, old], 30) is torch.bfloat16
     assert learned_in([away], 30) is None
+    faults.open.clear()  # it hangs
+    assert learned_in([away, old], 0.2) is torch.bfloat16
+    assert learned_in([away] * 20, 0.2) is None
+    faults.open.set()
 
 
 @pytest.fixture

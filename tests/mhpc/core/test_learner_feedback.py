@@ -58,6 +58,19 @@ def test_a_picture_that_a_person_vouches_for_is_not_set_aside_when_learning_ends
     assert (float(model.score(STRANGE)) < float(model.score(pictures(20, seed=2)).max())) is vouched
 
 
+def test_a_picture_in_doubt_that_was_pinned_is_unlearned_whole() -> None:
+    model = learner()
+    model.partial_fit(pictures(40))
+    model.partial_fit(STRANGE, guard=False)
+    model.partial_fit(pictures(40, seed=1))
+    assert 40 in model.freeze()  # its anchors are lifted, not gone
+    before, pins = float(model.score(STRANGE)), model.pin(STRANGE, 0.1)
+    assert pins > 0
+    assert model.unlearn(STRANGE) > pins
+    assert not bool(bank(model).pinned.any())
+    assert float(model.score(STRANGE)) >= before
+
+
 def test_what_one_picture_alone_has_brought_can_be_removed_and_mass_still_sums_to_the_rows() -> None:
     model = learner()
     model.partial_fit(pictures(24))

@@ -1,6 +1,5 @@
 """Worker: startup -> run -> shutdown."""
 
-import gc
 import secrets
 import threading
 import time
@@ -14,6 +13,7 @@ from worker import leases
 from worker.answering import Answering
 from worker.crashes import CrashFile
 from worker.engine import Engine, pick_device
+from worker.environment import collect
 from worker.errors import AbsentError, ConfigurationError, FencedError, ModelError, StateError, StoreError
 from worker.fleet import Fleet, configured
 from worker.http import HttpServer, make_app
@@ -211,7 +211,7 @@ class Worker:
         opened = [self.lines.open(config) for config in come]
         for keeper in opened:
             self._guarded(keeper, self._rewind)
-        gc.collect()  # keepers that are gone are few objects, and much memory: it would not come for long
+        collect()  # keepers that are gone are few objects, and much memory: they would stay for long
         log.info("configuration", closed=gone, opened=[config.name for config in come])
 
     def _turn(self) -> None:

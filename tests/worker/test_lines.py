@@ -1,5 +1,6 @@
 """Lines that come and go while the worker runs."""
 
+import gc
 import threading
 import weakref
 from collections.abc import Callable
@@ -132,8 +133,10 @@ def test_a_change_that_is_told_while_another_is_carried_out_is_taken_over_too(
 
 def test_the_memory_of_a_line_that_goes_is_free_at_once(configured: Configured, settings: Any, line: str) -> None:
     gone = weakref.ref(configured.worker.keepers[f"{line}-b"])
+    gc.freeze()  # as a process does that serves
     configured.reload(settings(f"{line}-a"))
     eventually(lambda: gone() is None)
+    gc.unfreeze()
 
 
 def test_a_configuration_that_cannot_be_read_leaves_all_as_it_is(

@@ -1,7 +1,8 @@
 -- Make the stream and those of its groups that are missing: at done_through, so that nothing unread is passed. A group
 -- beyond the stream's end, which nothing new would reach, is set back to there.
--- A stream that is missing, or ends before done_through, is not the one that was answered: that was deleted, and had
--- its ids of a clock that was ahead. The groups begin at the start, and what is remembered of the other is dropped.
+-- A stream that is missing, ends before done_through, or has an entry up to it, which would have been trimmed, is not the
+-- one that was answered: that was deleted, and had its ids of a clock that was ahead. The groups begin at the start, and
+-- what is remembered of the other is dropped.
 -- Stands behind lost.lua.  KEYS: images, state.  ARGV: the groups, that which answers first.
 redis.call('HDEL', KEYS[2], '')  -- a full server lets a script go on whose first write takes no memory
 local start, last, delivered = redis.call('HGET', KEYS[2], 'done_through') or '0-0', '0-0', {}
@@ -18,7 +19,8 @@ if not stream.err then
 elseif not string.find(stream.err, 'no such key', 1, true) then
   return stream
 end
-if is_after(start, last) then
+local first = not stream.err and field(stream, 'first-entry')
+if is_after(start, last) or first and not is_after(first[1], start) then
   start = '0-0'
   redis.call('HDEL', KEYS[2], 'done_through')
 end

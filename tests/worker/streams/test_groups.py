@@ -42,6 +42,16 @@ def test_a_stream_that_was_begun_anew_by_a_slower_clock_is_read_whole_and_trimme
     assert (deliver(streams), unread_lost(streams, epoch)) == (["7-0"], 0)
 
 
+@pytest.mark.usefixtures("ahead")
+def test_a_stream_that_has_grown_past_what_was_answered_of_another_is_read_whole(
+    streams: LineStreams, epoch: int
+) -> None:
+    entries = add(streams, "5-0", "6-0", "10000000000000-0")
+    streams.ensure_groups()
+    assert deliver(streams) == entries
+    assert [entry.id for entry in streams.read_learning(epoch, 10)] == entries
+
+
 @pytest.mark.parametrize(("done", "again"), [(AHEAD, ["5-0", "6-0"]), ("5-0", ["6-0"]), ("", ["5-0", "6-0"])])
 def test_a_group_beyond_the_end_goes_back_to_where_all_was_done(
     client: redis.Redis, line: str, done: str, again: list[str]
@@ -53,6 +63,7 @@ def test_a_group_beyond_the_end_goes_back_to_where_all_was_done(
     if done:
         client.hset(streams.state_key, "done_through", done)
     add(streams, "5-0", "6-0")
+    client.xtrim(streams.images, minid=again[0], approximate=False)
     assert deliver(streams) == []
     streams.ensure_groups()
     assert deliver(streams) == again

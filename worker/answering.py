@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -45,7 +44,7 @@ class Answering:
     of those before where a GPU computes meanwhile, 5. sends what is finished by it, which goes on while the next turn
     judges. What is in hand is pending in Redis: who drops it reads it again.
 
-    An entry that is tried alone is in hand beside the others, a few of its images a turn, while no batch is under way.
+    One entry that is tried alone is in hand beside the others, a few of its images a turn, while no batch is under way.
     """
 
     def __init__(
@@ -78,7 +77,7 @@ class Answering:
         self.stands_still = False  # whether the last turn but waited for threads
         self.refused: dict[str, str] = {}  # what Redis said to the last turn, by line
         self._hand: list[Opened] = []  # entries in hand that are not sent yet, in the order that they were read
-        self._alone: deque[tuple[Opened, Iterator[None]]] = deque()  # those of them that are tried alone, by turns
+        self._alone: tuple[Opened, Iterator[None]] | None = None  # that of them which is tried alone
         self.judging = Judging(self.opening, self.cache, self._blamed_on)
 
     def turn(self, client: Any, keepers: Mapping[str, Keeper], block_ms: int | None) -> int:
@@ -117,7 +116,8 @@ class Answering:
         for name in lines:
             self.batcher.drop(name)
         self._hand[:] = [part for part in self._hand if part.name not in lines]  # in place: batches are landed by it
-        self._alone = deque(each for each in self._alone if each[0].name not in lines)
+        if self._alone and self._alone[0].name in lines:
+            self._alone = None
         self.intake.rewind(lines)
 
     def forget(self, line: str) -> None:
@@ -157,9 +157,9 @@ class Answering:
         self.publisher.close()
 
     def _read(self, client: Any, keepers: Mapping[str, Keeper], block_ms: int | None) -> Read:
-        held: dict[str, int] = {}
+        held: dict[str, dict[str, int]] = {}
         for part in self._hand + self.publisher.parts:
-            held[part.name] = held.get(part.name, 0) + len(part.entry.batch or b"")
+            held.setdefault(part.name, {})[part.entry.id] = len(part.entry.batch or b"")
         ahead = READ_AHEAD.get(self.engine.device.type, 1) * self.engine.max_batch
         enough = {name for name in held if self.batcher.waiting(name) >= ahead}
         if block_ms is not None and self._hand:  # results that are under way wait for no batch to fill up
@@ -207,10 +207,10 @@ class Answering:
     def _begin_alone(self, part: Opened, keepers: Mapping[str, Keeper]) -> None:
         part.left = 1  # as a whole
         judge = partial(self.judging.judge, keepers[part.name])
-        self._alone.append((part, judged_alone(self.opening, part, judge)))
+        self._alone = part, judged_alone(self.opening, part, judge)
 
     def _go_on_alone(self) -> bool:
-        """Try images of an entry one by one, for a while; whether there was one.
+        """Try images of the entry one by one, for a while; whether there was one.
 
         Nothing else is judged or sent meanwhile: what ends the process is an image's that is marked.
         """
@@ -220,13 +220,13 @@ class Answering:
         self.settle()
         if not self._alone:  # what was landed failed
             return True
-        part, steps = self._alone.popleft()
+        (part, steps), self._alone = self._alone, None
         self._hand.remove(part)  # what fails is let go of
         until = time.monotonic() + ALONE_SECONDS
         try:
             for _ in steps:
                 if time.monotonic() >= until:
-                    self._alone.append((part, steps))
+                    self._alone = part, steps
                     break
             else:
                 part.left = 0

@@ -14,7 +14,7 @@ from worker.streams.line_streams import LineStreams, entry_key, entry_time, newe
 PAGE = 16  # letters read at once: each may hold streams.payload_bytes
 DELETED = 1000  # letters deleted at once
 ENTRY_ID = re.compile(r"\d{1,20}-\d{1,20}\Z")
-PLACE = re.compile(r"#[0-9]+\Z")  # in place of an id that could not be used; see image_name
+NO_ID = "`id` "  # so begins what a worker says of an image without an id that can be used
 # An image may have an empty id, too: these reasons no image is given, and those no whole entry.
 OF_AN_ENTRY = {"no_batch_field", "not_msgpack", "wrong_version", "empty_batch", "too_many_images", "lost"}
 OF_AN_IMAGE = {"not_an_image", "truncated", "failed"}
@@ -147,10 +147,9 @@ class Replay:
             ReplayError: neither is whole.
         """
         original = self.streams.entry(letter.entry).batch if _is_id(letter.entry) else None
-        own = _own_id(letter)
-        named = f", as {own!r}" if own else ""
-        if original and (batch := _from_entry(original, letter, own)):
-            return batch, f"from the entry as it came{named}"
+        if original and (found := _from_entry(original, letter)):
+            batch, own = found
+            return batch, f"from the entry as it came{_named(own)}"
         payload = letter.payload
         if not payload:
             raise _too_little(letter, "holds no bytes")
@@ -161,14 +160,18 @@ class Replay:
             return payload, "from the letter's bytes"
         if form is None:
             raise _too_little(letter, "holds bytes that are neither JPEG nor PNG, and no shape")
+        own = _own_id(letter) if letter.reason == "wrong_shape" and letter.error.startswith(NO_ID) else ""
         batch = encode_batch([Image(own or letter.id, form, payload)])
-        return batch, f"from the letter's {form}, without ts and meta{named}"
+        return batch, f"from the letter's {form}, without ts and meta{_named(own)}"
 
 
 def _own_id(letter: Letter) -> str:
-    """What an image that came without a usable id is sent as: by its place alone it would be the repeat of another; ""
-    for one that has an id."""
-    return f"{letter.entry}{letter.id}" if letter.reason == "wrong_shape" and PLACE.match(letter.id) else ""
+    """What an image that came without a usable id is sent as: by its place alone it would be the repeat of another."""
+    return f"{letter.entry}{letter.id}"
+
+
+def _named(own: str) -> str:
+    return f", as {own!r}" if own else ""
 
 
 def _too_little(letter: Letter, what: str) -> ReplayError:
@@ -176,9 +179,9 @@ def _too_little(letter: Letter, what: str) -> ReplayError:
     return ReplayError(f"{what}, and {came}: send the part again from its source, then purge the letter")
 
 
-def _from_entry(batch: bytes, letter: Letter, own: str) -> bytes | None:
-    """What the letter is of, as its entry holds it, with an id of its `own` if there is one; None where the entry of
-    that id is another (Redis was wiped)."""
+def _from_entry(batch: bytes, letter: Letter) -> tuple[bytes, str] | None:
+    """What the letter is of, as its entry holds it, and the id of its own that it was given, "" where it came with one;
+    None where the entry of that id is another (Redis was wiped)."""
     of_letter = [item for name, item in _named_images(batch) if name == letter.id and _holds(item, letter.payload)]
     if of_letter:
         if any(item != of_letter[0] for item in of_letter[1:]):
@@ -186,11 +189,14 @@ def _from_entry(batch: bytes, letter: Letter, own: str) -> bytes | None:
                 f"cannot be told from {len(of_letter) - 1} more images {letter.id!r:.60} of entry {letter.entry}: "
                 "send it again from its source under an id of its own, then purge the letter"
             )
-        images = [{**of_letter[0], "id": own}] if own and isinstance(of_letter[0], dict) else of_letter[:1]
-        packed: bytes = msgpack.packb({"v": VERSION, "images": images}, unicode_errors="surrogateescape")
-        return packed
+        image, own = of_letter[0], ""
+        if isinstance(image, dict) and image.get("id") != letter.id:  # it goes by its place
+            own = _own_id(letter)
+            image = {**image, "id": own}
+        packed: bytes = msgpack.packb({"v": VERSION, "images": [image]}, unicode_errors="surrogateescape")
+        return packed, own
     whole = not letter.id and letter.payload and batch.startswith(letter.payload)
-    return batch if whole else None
+    return (batch, "") if whole else None
 
 
 def _named_images(batch: bytes) -> list[tuple[str, Any]]:

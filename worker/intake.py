@@ -1,7 +1,7 @@
 """What is answered next: own pending entries first, then new ones; what dead consumers left is claimed."""
 
 import time
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,7 +44,9 @@ class Intake:
         self.consumer = consumer
         self.metrics = metrics
         self._pending: dict[str, bool] = {}  # lines whose own pending entries come first -> one by one
+        self._unsure: set[str] = set()  # lines that may have none: nobody has looked yet
         self._was_alone = False  # the last read: others come in between
+        self._tried = ("", "")  # line and id of the last entry that was to be tried by itself
         self._claim_at = 0.0
         self._largest: dict[str, float] = {}  # bytes of a line's entries, of late
 
@@ -52,10 +54,12 @@ class Intake:
         """After a start or an error: what was delivered and not answered comes again, before anything new."""
         for name in lines:
             self._pending[name] = alone or self._pending.get(name, False)
+            self._unsure.add(name)
 
     def forget(self, line: str) -> None:
         """The line is read no more."""
         self._pending.pop(line, None)
+        self._unsure.discard(line)
         self._largest.pop(line, None)
 
     def recovering(self, line: str) -> bool:
@@ -63,33 +67,54 @@ class Intake:
         return line in self._pending
 
     def read(
-        self, client: Any, keepers: Mapping[str, Keeper], held: Mapping[str, int], enough: Container[str], block_ms: int
+        self,
+        client: Any,
+        keepers: Mapping[str, Keeper],
+        held: Mapping[str, Mapping[str, int]],
+        enough: Container[str],
+        block_ms: int,
     ) -> Read:
         """Entries of the lines, within the bytes that are read ahead; waits up to block_ms for the first.
 
+        Of all lines a single entry is in hand that is to be tried by itself: it may have been memory that was lacking.
+
         Args:
-            held: bytes of the entries in hand, by line; of others none is.
+            held: bytes of the entries in hand, by line and id; of other lines none is.
             enough: lines that want no more for now.
         """
         self._claim(keepers, held)
         recovering = [name for name in self._pending if name in keepers and name not in held]
-        alone = [name for name in recovering if self._pending[name]]
+        together = [name for name in recovering if not self._pending[name]]
         read, others_first = Read(), self._was_alone
+        alone = self._with_any(keepers, [name for name in recovering if self._pending[name]], read)
+        if self._tried[1] in held.get(self._tried[0], ()):
+            alone = []
         self._was_alone = not others_first and self._read_alone(keepers, alone, read)
         if not self._was_alone:
-            self._read_own(keepers, [name for name in recovering if name not in alone], read)
+            self._read_own(keepers, together, read)
             busy = alone or read.entries or read.refused
             self._read_new(client, keepers, held, enough, 0 if busy else block_ms, read)
         if others_first and not read.entries:
             self._was_alone = self._read_alone(keepers, alone, read)
         return read
 
+    def _with_any(self, keepers: Mapping[str, Keeper], lines: list[str], into: Read) -> list[str]:
+        """Those of lines that have own pending entries; the others need not wait until it is their turn to be tried."""
+        for name in self._unsure.intersection(lines):
+            try:
+                if not self._own(keepers[name], 1):
+                    del self._pending[name]
+                self._unsure.discard(name)
+            except redis.ResponseError as error:
+                into.refused[name] = str(error)
+        return [name for name in lines if name in self._pending and name not in into.refused]
+
     def _read_alone(self, keepers: Mapping[str, Keeper], lines: list[str], into: Read) -> bool:
         """The first own pending entry of these lines, to be tried by itself; whether there is one."""
         for name in lines:
             self._read_own(keepers, [name], into, 1)
             if into.entries:
-                into.alone = True
+                into.alone, self._tried = True, (name, into.entries[0][1].id)
                 self._pending[name] = self._pending.pop(name)  # to the end: the others have their turns
                 return True
         return False
@@ -111,13 +136,13 @@ class Intake:
         self,
         client: Any,
         keepers: Mapping[str, Keeper],
-        held: Mapping[str, int],
+        held: Mapping[str, Mapping[str, int]],
         enough: Container[str],
         block_ms: int,
         into: Read,
     ) -> None:
         lines = [name for name in keepers if name not in self._pending and name not in enough]
-        bytes_held = dict(held)
+        bytes_held = {name: sum(of_line.values()) for name, of_line in held.items()}
         for call in range(self.calls):
             most = self.entries if call else READ_ENTRIES
             counts = {name: self._count(name, bytes_held.get(name, 0), len(keepers), most) for name in lines}
@@ -153,10 +178,10 @@ class Intake:
         if entries:
             self._largest[line] = largest_of_late(self._largest.get(line, 1.0), entries)
 
-    def _claim(self, keepers: Mapping[str, Keeper], held: Container[str]) -> None:
+    def _claim(self, keepers: Mapping[str, Keeper], held: Mapping[str, Collection[str]]) -> None:
         """Take over entries whose consumer has left them; an early claim costs work alone, the gate lets one answer.
 
-        Own ones have been left, by another process of this name, where the line has none in hand that they could be.
+        Own ones that are not in hand have been left, too, by another process of this name.
         """
         if time.monotonic() < self._claim_at:
             return
@@ -164,7 +189,7 @@ class Intake:
         idle_ms = int(self.settings.claim_seconds * 1000)
         for name, keeper in keepers.items():
             try:
-                own = 0 if name in held or name in self._pending else self._left(keeper, idle_ms)
+                own = 0 if name in self._pending else self._left(keeper, idle_ms, held.get(name, ()))
                 claimed, lost = keeper.streams.claim(self.consumer, idle_ms, self.settings.dead_max)
             except redis.ResponseError:  # the line's next read or answer is refused for the same reason, and says so
                 continue
@@ -176,13 +201,18 @@ class Intake:
                 log.warning("entries that their consumer left are taken over", **told)
                 self.rewind([name], alone=True)
 
-    def _left(self, keeper: Keeper, idle_ms: int) -> int:
-        """Own entries that have been pending for so long, up to a page."""
+    def _left(self, keeper: Keeper, idle_ms: int, in_hand: Collection[str]) -> int:
+        """Own entries that have been pending for so long and are not in hand, up to a page or more."""
+        pending = self._own(keeper, CLAIM_ENTRIES + len(in_hand), idle_ms)
+        return sum(entry not in in_hand for entry in pending)
+
+    def _own(self, keeper: Keeper, count: int, idle_ms: int = 0) -> list[str]:
+        """Ids of own pending entries, without what they hold."""
         streams = keeper.streams
         found = streams.client.xpending_range(
-            streams.images, ANSWERING, "-", "+", CLAIM_ENTRIES, consumername=self.consumer, idle=idle_ms
+            streams.images, ANSWERING, "-", "+", count, consumername=self.consumer, idle=idle_ms
         )
-        return len(found)
+        return [each["message_id"].decode() for each in found]
 
 
 def largest_of_late(before: float, entries: Iterable[Entry]) -> float:

@@ -4,9 +4,11 @@ import time
 
 import structlog
 
+from worker.errors import FencedError
 from worker.streams.line_streams import LEASE_MS, LineStreams
 
 RENEW_SECONDS = LEASE_MS / 1000 / 3
+ASK_AGAIN_SECONDS = 1.0  # between attempts that fail: a loop that waits for threads turns every few milliseconds
 LAPSE_SECONDS = 0.9 * LEASE_MS / 1000  # not renewed for so long, it counts as held no more, before it ends
 LOST_EPOCHS = 1000  # more than a master gives that its replica is not told of
 
@@ -20,6 +22,7 @@ class Lease:
         self.streams = streams
         self.highest_epoch = 0  # ever held by this process
         self._attempted = self._doubted = self._lapsed = False
+        self._lost = ""  # to another: what Redis said
         self._renew_at = self._lapses_at = 0.0
 
     def acquire(self, holder: str, epoch_on_disk: int, take_over: str) -> tuple[int, str, float]:
@@ -34,7 +37,7 @@ class Lease:
         epoch, other, ends_in = self.streams.acquire(holder, floor, "" if self._attempted else take_over)
         self._attempted = True
         if epoch:
-            self.highest_epoch, self._doubted, self._lapsed = epoch, False, False
+            self.highest_epoch, self._doubted, self._lapsed, self._lost = epoch, False, False, ""
             self._renew_at, self._lapses_at = asked_at + RENEW_SECONDS, asked_at + LAPSE_SECONDS
         return epoch, other, ends_in
 
@@ -60,12 +63,20 @@ class Lease:
         """Keep it alive, where it is time; where its time is up, too, as long as nobody took it: Redis knows.
 
         Raises:
-            FencedError: another keeper took over.
+            FencedError: another keeper took over. An epoch that is lost stays so: Redis is not asked again, and who
+                asks for the line is told, although somebody else, who may not act on it, was told first.
         """
+        if self._lost:
+            raise FencedError(self._lost)
         now = time.monotonic()
         if now < self._renew_at:
             return
-        self.streams.renew(epoch, holder)
+        self._renew_at = now + ASK_AGAIN_SECONDS
+        try:
+            self.streams.renew(epoch, holder)
+        except FencedError as error:
+            self._lost = str(error)
+            raise
         if now >= self._lapses_at:
             self._lapsed = True
             log.warning(

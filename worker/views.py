@@ -13,6 +13,7 @@ from worker.streams.address import shown
 from worker.streams.client import connect as _connect
 from worker.streams.control import COMMANDS, Reply, send, wait_for_reply
 from worker.streams.line_streams import ANSWERING, Backlog, LineStreams, entry_key
+from worker.streams.state import unreadable
 
 ENTRY_ID = re.compile(r"\d+-\d+")
 IMAGES_KEY = re.compile(r"^mhpc:\{(.+)\}:images$")
@@ -66,9 +67,11 @@ def line_status(client: Any, name: str) -> dict[str, Any]:
 def _of_state(key: str, found: dict[bytes, bytes], problems: list[str]) -> dict[str, Any]:
     """What the keeper says of its line; None for what it has not said yet, and for what makes no sense, which is a
     problem: anybody who may write to Redis may have put it there."""
+    stopping = unreadable(key, _as_text(found))
+    problems += stopping.values()
 
     def said(field: str, read: Callable[[str], T], expected: str) -> T | None:
-        value = found.get(field.encode(), b"")
+        value = b"" if field in stopping else found.get(field.encode(), b"")
         try:
             return read(value.decode()) if value else None
         except ValueError:  # of which UnicodeDecodeError is one
@@ -100,6 +103,10 @@ def _of_state(key: str, found: dict[bytes, bytes], problems: list[str]) -> dict[
         "drift": number("drift"),
         "problem": text("problem"),
     }
+
+
+def _as_text(found: dict[bytes, bytes]) -> dict[str, str]:
+    return {field.decode(errors="replace"): value.decode(errors="replace") for field, value in found.items()}
 
 
 def _age(client: Any, entry: str) -> float:

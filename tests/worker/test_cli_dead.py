@@ -11,7 +11,7 @@ import redis
 from tests.worker.calling import Call
 from tests.worker.helpers import encoded, item, message, picture
 from tests.worker.streams.acting import answer, deliver, publish
-from worker.message import OBJECTS, decode_batch
+from worker.message import ID_LENGTH, OBJECTS, Rejected, decode_batch
 from worker.settings import LimitSettings
 from worker.streams.line_streams import DeadLetter, LineStreams
 
@@ -44,6 +44,13 @@ def file(config: Callable[..., Path]) -> Path:
 
 def names(streams: LineStreams) -> list[str]:
     return [name.decode() for name, _ in streams.client.xrange(streams.dead)]
+
+
+def rejected(batch: bytes) -> tuple[str, str, str, bytes]:
+    """What a worker says of the one image of an entry, as a letter's fields."""
+    (image,) = decode_batch(batch, LimitSettings())
+    assert isinstance(image, Rejected)
+    return image.id, image.reason, image.error, image.payload
 
 
 def newest(streams: LineStreams) -> bytes:
@@ -191,9 +198,9 @@ def test_a_part_whose_entry_is_gone_is_made_of_what_the_letter_holds(
 def test_parts_that_came_without_an_id_are_replayed_each_under_one_of_its_own(
     call: Call, file: Path, bury: Bury, streams: LineStreams, gone: bool
 ) -> None:
-    came = message(item(None, data=JPEG, meta={"cam": 1}))
-    for _ in range(2):
-        bury(came, "#0", "wrong_shape", "`id` is nothing, expected a string in UTF-8", JPEG, gone=gone)
+    came = [message(item(identity, data=JPEG, meta={"cam": 1})) for identity in (None, "x" * (ID_LENGTH + 1))]
+    for batch in came:
+        bury(batch, *rejected(batch), gone=gone)
     entries = [fields[b"entry"].decode() for _, fields in streams.client.xrange(streams.dead)]
     ended = call("dead", "replay", "--all", "--config", file)
     assert (ended.code, ended.err) == (0, "")
@@ -203,8 +210,13 @@ def test_parts_that_came_without_an_id_are_replayed_each_under_one_of_its_own(
     assert all(f", as '{entry}#0'" in ended.out for entry in entries)
 
 
-def test_a_part_whose_id_looks_like_a_place_keeps_it(call: Call, file: Path, bury: Bury, streams: LineStreams) -> None:
-    bury(message(item("#7", data=JPEG)), "#7", "too_large", "too large", JPEG, gone=True)
+@pytest.mark.parametrize("gone", [True, False])
+@pytest.mark.parametrize("fault", [{"ts": "noon"}, {"meta": 7}, {"meta": {"x": "y" * 2**20}}])
+def test_a_part_whose_id_looks_like_a_place_keeps_it(
+    call: Call, file: Path, bury: Bury, streams: LineStreams, fault: dict[str, Any], gone: bool
+) -> None:
+    batch = message(item("#7", data=JPEG, **fault))
+    bury(batch, *rejected(batch), gone=gone)
     assert call("dead", "replay", "--all", "--config", file).code == 0
     (image,) = decode_batch(newest(streams), LimitSettings())
     assert image.id == "#7"

@@ -12,13 +12,18 @@ from worker.engine import Engine
 from worker.intake import READ_ENTRIES, Intake, Read
 from worker.metrics import Metrics
 from worker.settings import MIB, StreamSettings
-from worker.streams.line_streams import ANSWERING
+from worker.streams.line_streams import ANSWERING, CLAIM_ENTRIES
 from worker.streams.reads import read_new
 
 
 @pytest.fixture
 def station(client: redis.Redis, engine: Engine, tmp_path: Path, line: str) -> Station:
     return Station(client, engine, tmp_path, line)
+
+
+@pytest.fixture
+def several(client: redis.Redis, engine: Engine, tmp_path: Path, line: str) -> Station:
+    return Station(client, engine, tmp_path, *(f"{line}-{number}" for number in range(3)))
 
 
 def intake(idle: float = 0.001, **settings: int) -> Intake:
@@ -33,8 +38,10 @@ def leave_to(station: Station, line: str, consumer: str, count: int) -> list[str
     return sent
 
 
-def read(reader: Intake, station: Station, **held: int) -> Read:
-    return reader.read(station.client, station.keepers, held, (), 0)
+def read(reader: Intake, station: Station, **held: list[str]) -> Read:
+    """With such entries in hand, by line."""
+    in_hand = {name: dict.fromkeys(entries, 1) for name, entries in held.items()}
+    return reader.read(station.client, station.keepers, in_hand, (), 0)
 
 
 def taken(reader: Intake, station: Station) -> list[str]:
@@ -72,27 +79,33 @@ def test_what_is_in_hand_for_long_is_not_taken_over_from_this_consumer_itself(st
     left = leave_to(station, line, "station-2", 1)
     reader._claim_at = 0.0
     with capture_logs() as logs:
-        read(reader, station, **{line: 1})
+        read(reader, station, **{line: sent})
     assert [(entry["line"], entry["entries"]) for entry in logs] == [(line, 1)]
     (consumer,) = station.client.xpending_range(station.streams(line).images, ANSWERING, left[0], left[0], 1)
     assert consumer["consumer"] == b"station-1"
     reader = intake()
     with capture_logs() as logs:
         time.sleep(0.01)
-        read(reader, station, **{line: 1})
+        read(reader, station, **{line: sent + left})
     assert (logs, reader.recovering(line)) == ([], False)
 
 
-def test_what_another_process_of_this_name_left_is_taken_over_once_the_line_has_nothing_in_hand(
+def test_what_another_process_of_this_name_left_is_taken_over_once_what_is_in_hand_is_answered(
     station: Station, line: str
 ) -> None:
-    sent = leave_to(station, line, "station-1", 3)
+    """A busy line has something in hand at every look, and more of it than a page."""
+    in_hand = leave_to(station, line, "station-1", CLAIM_ENTRIES + 1)
+    left = leave_to(station, line, "station-1", 3)
     reader = intake()
-    assert read(reader, station, **{line: 1}).entries == []
-    reader._claim_at = 0.0
+    with capture_logs() as logs:
+        assert read(reader, station, **{line: in_hand}).entries == []
+    assert [(entry["line"], entry["entries"]) for entry in logs] == [(line, 3)]
+    station.send(line, message(item("new")))
+    assert read(reader, station, **{line: in_hand[:1]}).entries == []  # else it would never be done with
+    station.client.xack(station.streams(line).images, ANSWERING, *in_hand)
     first = read(reader, station)
-    assert (len(first.entries), first.alone) == (1, True)
-    assert taken(reader, station) == sent
+    assert ([entry.id for _, entry in first.entries], first.alone) == (left[:1], True)
+    assert taken(reader, station)[:3] == left
     assert station.pending(line) == 0
 
 
@@ -161,3 +174,38 @@ def test_the_bytes_of_a_turns_first_entries_count_for_those_to_follow(station: S
         station.send(line, message(item(str(number), data=b"x" * MIB)))
     reader = Intake(StreamSettings(prefetch_bytes=10 * MIB), "station-1", Metrics(), max_batch=64)
     assert len(read(reader, station).entries) <= 10
+
+
+def test_of_all_lines_one_entry_is_in_hand_that_is_tried_alone(several: Station) -> None:
+    """What crashed may have been short of memory."""
+    reader = intake(idle=60.0)
+    left = {name: leave_to(several, name, "station-1", 2) for name in several.keepers}
+    reader.rewind(several.keepers, alone=True)
+    found = []
+    while entries := read(reader, several).entries:
+        ((name, entry),) = entries
+        for _ in range(3):
+            assert read(reader, several, **{name: [entry.id]}).entries == []
+        found.append((name, entry.id))
+        several.client.xack(several.streams(name).images, ANSWERING, entry.id)
+    assert found == [(name, sent[number]) for number in range(2) for name, sent in left.items()]  # by turns
+
+
+def test_a_line_that_left_nothing_waits_for_no_other_lines_entry_that_is_tried_alone(several: Station) -> None:
+    first, *others = several.keepers
+    reader = intake(idle=60.0)
+    left = leave_to(several, first, "station-1", 1)
+    reader.rewind(several.keepers, alone=True)
+    assert [(name, entry.id) for name, entry in read(reader, several).entries] == [(first, left[0])]
+    sent = [(name, several.send(name, message(item("new")))) for name in others]
+    assert [(name, entry.id) for name, entry in read(reader, several, **{first: left}).entries] == sent
+
+
+def test_a_line_that_is_refused_says_so_while_another_lines_entry_is_tried_alone(several: Station) -> None:
+    first, *_, last = several.keepers
+    reader = intake(idle=60.0)
+    leave_to(several, first, "station-1", 1)
+    several.client.set(several.streams(last).images, "in the way")
+    reader.rewind(several.keepers, alone=True)
+    found = read(reader, several)
+    assert ([name for name, _ in found.entries], set(found.refused)) == ([first], {last})

@@ -54,6 +54,21 @@ def test_while_a_thread_judges_for_long_the_leases_are_renewed(worker: Worker, c
     assert (lease.lapsed, worker.keepers[line].epoch) == (False, 1)
 
 
+def test_a_line_that_was_lost_while_a_thread_judged_is_let_go_by_its_next_turn(
+    worker: Worker, clock: list[float], client: redis.Redis, line: str
+) -> None:
+    keeper = worker.keepers[line]
+    client.delete(keeper.streams.lease)
+    type(keeper.streams)(client, line).acquire("other#1", 0)
+    clock[0] += RENEW_SECONDS
+    worker.answering.stands_still = True
+    worker.learning.turn(worker.keepers, worker._guarded)
+    assert keeper.epoch == 1
+    worker.answering.stands_still = False
+    worker.learning.turn(worker.keepers, worker._guarded)  # although the other attempt was but a moment ago
+    assert keeper.epoch == 0
+
+
 def test_a_batch_that_takes_longer_than_a_lease_has_its_line_learn_all_the_same(
     worker: Worker, clock: list[float], client: redis.Redis, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,12 +1,14 @@
 import time
+from contextlib import suppress
 
 import pytest
+import redis
 from structlog.testing import capture_logs
 
 from tests.worker.helpers import eventually
 from tests.worker.keeping import MakeKeeper
 from worker.errors import FencedError
-from worker.lease import LAPSE_SECONDS, Lease
+from worker.lease import ASK_AGAIN_SECONDS, LAPSE_SECONDS, RENEW_SECONDS, Lease
 from worker.streams.line_streams import LEASE_ENDS_MS, LineStreams
 
 
@@ -50,6 +52,7 @@ def test_a_lease_that_lapsed_and_that_another_took_is_not_renewed(
     other = LineStreams(streams.client, streams.line)
     for ended in (lambda: streams.client.delete(streams.lease), lambda: other.release(epoch + 1, "b#1")):
         ended()  # and be it that the other let it go again
+        now += ASK_AGAIN_SECONDS
         with capture_logs() as logs:
             if not other.holder:
                 assert other.acquire("b#1", 0)[0] == epoch + 1
@@ -57,6 +60,41 @@ def test_a_lease_that_lapsed_and_that_another_took_is_not_renewed(
                 lease.renew(epoch, "a#1")
         assert (logs, lease.held) == ([], False)
     assert streams.state()["holder"] == "b#1"
+
+
+def test_a_lease_that_was_lost_or_refused_is_not_asked_for_at_every_turn(
+    streams: LineStreams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def counted(epoch: int, holder: str) -> None:
+        asked.append(now)
+        renew(epoch, holder)
+
+    now, asked, renew = 1000.0, list[float](), streams.renew
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    monkeypatch.setattr(streams, "renew", counted)
+    lease = Lease(streams)
+    epoch, *_ = lease.acquire("a#1", 0, "")
+    now += RENEW_SECONDS
+    with monkeypatch.context() as refused:
+        refused.setattr(streams, "lease", streams.images)
+        streams.client.xadd(streams.images, {"batch": ""})
+        for _ in range(300):
+            with suppress(redis.ResponseError):
+                lease.renew(epoch, "a#1")
+            now += 0.01
+    assert 2 <= len(asked) <= 4
+    streams.client.delete(streams.lease)
+    LineStreams(streams.client, streams.line).acquire("b#1", 0)
+    now += ASK_AGAIN_SECONDS
+    asked.clear()
+    for _ in range(300):
+        with pytest.raises(FencedError, match="no longer"):  # whoever asked first, the line's own part finds it out
+            lease.renew(epoch, "a#1")
+        now += 0.01
+    assert len(asked) == 1
+    streams.client.delete(streams.lease)
+    epoch, *_ = lease.acquire("a#1", 0, "")
+    lease.renew(epoch, "a#1")
 
 
 def test_a_clock_of_the_wall_that_jumps_an_hour_moves_no_lease(

@@ -9,9 +9,10 @@ from pydantic import SecretStr
 from tests.worker.keeping import take
 from tests.worker.test_results import publish
 from worker import views
-from worker.errors import RedisUnreachableError
+from worker.errors import RedisUnreachableError, StateError
 from worker.settings import Settings
 from worker.streams.line_streams import LineStreams
+from worker.streams.state import read_state
 
 # -- status ------------------------------------------------------------------------------------------------------------
 
@@ -70,6 +71,31 @@ def test_a_status_before_the_first_model_has_none_and_no_threshold(client: redis
     status = views.line_status(client, line)
     given = [status[key] for key in ("phase", "model", "threshold", "keeper", "oldest_pending_seconds")]
     assert given == ["learning", None, None, "name#with#hashes", None]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("epoch", "seven"),
+        ("epoch", "9" * 11),
+        ("epoch", "9" * 5000),
+        ("epoch", ""),
+        ("applied_through", b"\xff"),
+        ("done_through", "yesterday"),
+        ("commands_through", "5"),
+    ],
+)
+def test_what_stops_a_worker_in_a_lines_state_is_told_in_its_words_and_hides_nothing_else(
+    client: redis.Redis, line: str, field: str, value: str | bytes
+) -> None:
+    streams = LineStreams(client, line)
+    client.hset(streams.state_key, mapping={"phase": "scoring", "progress": "3/7", field: value})
+    with pytest.raises(StateError) as caught:
+        read_state(streams)
+    status = views.line_status(client, line)
+    assert (status["problem"], status.get(field)) == (str(caught.value), None)
+    assert (status["phase"], status["progress"]) == ("scoring", "3/7")
+    assert "HSET" in status["problem"]
 
 
 def test_lines_are_known_by_their_streams(client: redis.Redis, line: str) -> None:

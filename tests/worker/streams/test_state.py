@@ -3,6 +3,8 @@
 import pytest
 
 from worker.errors import StateError
+from worker.lease import LOST_EPOCHS
+from worker.snapshots import STEM, stem_of
 from worker.streams.line_streams import LineStreams
 from worker.streams.state import read_state
 
@@ -15,9 +17,11 @@ def test_bytes_that_are_no_text_are_shown_as_far_as_they_are(streams: LineStream
 @pytest.mark.parametrize(
     ("field", "value", "expected"),
     [
-        ("epoch", "seven", "'seven', expected a whole number: HSET it to one above"),
+        ("epoch", "seven", "'seven', expected a whole number of at most 9 digits: HSET it to one above"),
         ("epoch", "-1", "'-1', expected a whole number"),
         ("epoch", "", "'', expected a whole number"),
+        ("epoch", "1000000000", "'1000000000', expected a whole number of at most 9 digits"),
+        ("epoch", "99999999999", "'99999999999', expected a whole number of at most 9 digits"),
         (
             "commands_through",
             "yesterday",
@@ -37,3 +41,22 @@ def test_an_id_or_a_number_that_cannot_be_read_is_told_by_key_and_field(
         read_state(streams)
     assert str(caught.value).startswith(f"{streams.state_key} has {field} ")
     assert expected in str(caught.value)
+
+
+def test_all_that_cannot_be_read_is_told_at_once(streams: LineStreams) -> None:
+    streams.client.hset(streams.state_key, mapping={"epoch": "seven", "done_through": "yesterday"})
+    with pytest.raises(StateError, match=r"has epoch 'seven'.*; .* has done_through 'yesterday'"):
+        read_state(streams)
+
+
+def test_the_highest_epoch_leaves_room_for_those_that_are_left_out_after_a_failover(streams: LineStreams) -> None:
+    streams.client.hset(streams.state_key, "epoch", "9" * 9)
+    highest = int(read_state(streams)["epoch"])
+    assert STEM.match(stem_of(highest + LOST_EPOCHS + 1, 1))
+
+
+def test_an_epoch_may_be_written_as_it_stands_in_a_versions_name(streams: LineStreams) -> None:
+    written, _, _ = stem_of(7, 1).partition("-")
+    streams.client.hset(streams.state_key, "epoch", written)
+    read_state(streams)
+    assert streams.acquire("station-1#a", 0)[0] == 8

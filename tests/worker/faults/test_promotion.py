@@ -60,6 +60,7 @@ def test_what_the_replica_has_is_answered_once_and_learned_once(
         play(master, line, 0, 40)
         eventually(lambda: done(master, line, 40))
         eventually(lambda: done(follower, line, 40))
+        eventually(lambda: bool(state(follower, line).get("model")) == (kept == "an older version"))
         follower.replicaof("NO", "ONE")
         play(master, line, 40, 60)  # these writes are lost
         eventually(lambda: done(master, line, 60) and progress(master, line) == 57)

@@ -15,13 +15,16 @@ def test_a_server_that_goes_is_waited_for_and_no_result_is_missed(
     durable_redis: DurableRedis, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(results, "AGAIN_SECONDS", 0.1)
-    client = patient(durable_redis.url)
-    publish(client, line, "a")
+    publish(patient(durable_redis.url), line, "a")
     told: list[str] = []
     found = results.follow(redis.Redis.from_url(durable_redis.url, protocol=2), line, True, told.append)
     assert next(found)["id"] == "a"
     durable_redis.kill()
-    Timer(0.5, durable_redis.start).start()
-    Timer(1.0, lambda: publish(client, line, "b")).start()
+
+    def come_back() -> None:
+        durable_redis.start()
+        publish(patient(durable_redis.url), line, "b")
+
+    Timer(0.5, come_back).start()
     assert next(found)["id"] == "b"
     assert [text[:20] for text in told] == ["Redis is not reached", "Redis is back"]

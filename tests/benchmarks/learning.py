@@ -7,6 +7,8 @@ cost is told for all pictures, and for those of parts none of which was learned 
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
+from statistics import median
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +28,7 @@ BANK, SMALL_BANK, TOP_K, PCA = 6000, 1000, 20, 0.9
 ORDERS = 3
 DEFECTIVE = 0.05  # of the images learned from, half of either kind; those are not scored
 BOOTSTRAPS = 1000
+TURNS = 5  # of learning and of the forward pass that it is held against
 Scores = dict[str, NDArray[np.float64]]  # by kind
 Items = list[tuple[str, int]]  # folder and number of the image
 
@@ -155,15 +158,19 @@ def main() -> None:
 
 
 def cost(images: Tensor) -> None:
-    """Learning's own arithmetic for a batch of 8, refreshes and reductions included, in forward passes."""
-    network = load_backbone("wide_resnet50_2", "random:0")
-    x = torch.randn(8, 3, 224, 224)
-    with torch.inference_mode():
-        network(x)
-        forward = min(_timed(lambda: network(x)) for _ in range(3))
-    learner = new_learner()
-    learner.partial_fit(images[:40])
-    learning = _timed(lambda: learner.partial_fit(images[40:])) / (len(images[40:]) / 8)
+    """Learning's own arithmetic for a batch of 8, refreshes and reductions included, in forward passes: medians of
+    TURNS that both take in turn, since a machine's speed moves from minute to minute."""
+    network, x = load_backbone("wide_resnet50_2", "random:0"), torch.randn(8, 3, 224, 224)
+    begun = new_learner()
+    begun.partial_fit(images[:40])
+    state, rest = begun.state_dict(), images[40:]
+    forwards, learnings = list[float](), list[float]()
+    for _ in range(1 + TURNS):
+        learner = new_learner().load_state_dict(state)
+        learnings.append(_timed(partial(learner.partial_fit, rest)) / (len(rest) / 8))
+        with torch.inference_mode():
+            forwards.append(_timed(partial(network, x)))
+    learning, forward = median(learnings[1:]), median(forwards[1:])  # the first of each finds no memory at hand
     print(
         f"  learning costs {learning / forward:.2f} of wide_resnet50_2's forward pass in float32 "
         f"({1000 * learning:.0f} and {1000 * forward:.0f} ms for 8 images)"

@@ -16,6 +16,7 @@ import torch
 
 from tests.worker import bucket
 from tests.worker.calling import Call, Ended
+from tests.worker.faults.proxy import Proxy
 from tests.worker.faulty import Faults
 from tests.worker.faulty import faults as _faults
 from tests.worker.helpers import picture, small_settings
@@ -108,6 +109,14 @@ def unbroken(make_keeper: MakeKeeper) -> Line:
         if line.learns:
             line.apply(entry, extract("", Entry(entry, entry.encode())))
     return line
+
+
+@pytest.fixture
+def proxy(redis_url: str) -> Iterator[Proxy]:
+    """A way to Redis that can be broken."""
+    proxy = Proxy(redis.Redis.from_url(redis_url).connection_pool.connection_kwargs["port"])
+    yield proxy
+    proxy.close()
 
 
 @pytest.fixture

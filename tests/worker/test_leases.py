@@ -14,17 +14,10 @@ LINES = 5
 
 
 @pytest.fixture
-def way(redis_url: str) -> Iterator[Proxy]:
-    proxy = Proxy(redis.Redis.from_url(redis_url).connection_pool.connection_kwargs["port"])
-    yield proxy
-    proxy.close()
-
-
-@pytest.fixture
-def worker(way: Proxy, settings: Any, line: str) -> Iterator[Worker]:
+def worker(proxy: Proxy, settings: Any, line: str) -> Iterator[Worker]:
     """Keeps its lines, by a way that may fall silent."""
     names = [f"{line}-{number}" for number in range(LINES)]
-    worker = Worker(settings(*names, url=f"{way.url}?socket_timeout=1.5"))
+    worker = Worker(settings(*names, url=f"{proxy.url}?socket_timeout=1.5"))
     worker.startup()
     worker._recover()
     worker._turn()
@@ -33,19 +26,19 @@ def worker(way: Proxy, settings: Any, line: str) -> Iterator[Worker]:
     worker.shutdown()
 
 
-def asked(way: Proxy) -> int:
+def asked(proxy: Proxy) -> int:
     """Connections so far: one that waited in vain is not used again."""
-    return way.accepted
+    return proxy.accepted
 
 
 def test_a_stop_waits_once_for_a_redis_that_does_not_answer_however_many_lines_are_kept(
-    worker: Worker, way: Proxy
+    worker: Worker, proxy: Proxy
 ) -> None:
-    before = asked(way)
-    way.half_open()
+    before = asked(proxy)
+    proxy.half_open()
     with capture_logs() as logs:
         worker.drain()
-    assert asked(way) - before <= 1
+    assert asked(proxy) - before <= 1
     told = [entry["line"] for entry in logs if entry["event"] == "not drained; its entries come again"]
     assert told == list(worker.keepers)
     assert [keeper.epoch for keeper in worker.keepers.values()] == [0] * LINES
@@ -60,13 +53,13 @@ def test_a_stop_releases_all_lines_though_one_was_taken_by_another(worker: Worke
     assert client.get(first.streams.lease) == b"other#1"
 
 
-def test_leases_are_not_asked_for_one_by_one_where_redis_does_not_answer(worker: Worker, way: Proxy) -> None:
+def test_leases_are_not_asked_for_one_by_one_where_redis_does_not_answer(worker: Worker, proxy: Proxy) -> None:
     for keeper in worker.keepers.values():
         keeper.lease._renew_at = 0.0
-    before = asked(way)
-    way.half_open()
+    before = asked(proxy)
+    proxy.half_open()
     with pytest.raises(redis.TimeoutError):
         leases.renew(worker.keepers.values(), worker.holder)
-    assert asked(way) - before <= 1
+    assert asked(proxy) - before <= 1
     worker._in_a_turn()  # whose own commands find it out
-    assert asked(way) - before <= 2
+    assert asked(proxy) - before <= 2

@@ -4,7 +4,7 @@ import _thread
 import asyncio
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -22,13 +22,6 @@ from worker.errors import ConfigurationError, FateUnknownError
 from worker.producer import Producer, Retry, connect, flow
 
 PACKAGE = str(Path(package.__file__).parent)
-
-
-@pytest.fixture
-def proxy(redis_url: str) -> Iterator[Proxy]:
-    proxy = Proxy(redis.Redis.from_url(redis_url).connection_pool.connection_kwargs["port"])
-    yield proxy
-    proxy.close()
 
 
 @pytest.fixture

@@ -23,13 +23,6 @@ IMAGES = 24
 
 
 @pytest.fixture
-def proxy(redis_url: str) -> Iterator[Proxy]:
-    proxy = Proxy(redis.Redis.from_url(redis_url).connection_pool.connection_kwargs["port"])
-    yield proxy
-    proxy.close()
-
-
-@pytest.fixture
 def camera(proxy: Proxy) -> Iterator[redis.Redis]:
     """Its way to Redis breaks."""
     client = connect(f"{proxy.url}?socket_timeout=60")

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from itertools import accumulate, islice, takewhile
+from itertools import accumulate, takewhile
 from typing import NamedTuple
 
 from torch import Tensor
@@ -75,9 +75,14 @@ class _Queue:
         return self.credit if self.early or self.in_turn else self.credit_of_next_turn
 
     @property
+    def decoded(self) -> int:
+        """Images that are decoded, up to the first that is not."""
+        return sum(1 for _ in takewhile(lambda picture: picture.decoded.done(), self.ahead))
+
+    @property
     def run(self) -> int:
         """Images that it can take now."""
-        return sum(1 for _ in takewhile(lambda picture: picture.decoded.done(), islice(self.ahead, int(self.credit))))
+        return min(int(self.credit), self.decoded)
 
     def serve(self, batch: list[Picture], size: int) -> None:
         """Move images to a batch of that size."""
@@ -165,7 +170,7 @@ class Batcher:
         if not any(picture.decoded.done() for picture in heads):
             wait([picture.decoded for picture in heads], 0.0 if busy else DECODING_SECONDS, FIRST_COMPLETED)
         ahead = [picture for queue in self._queues.values() for picture in queue.ahead]
-        if sum(picture.decoded.done() for picture in ahead) >= self.max_batch:
+        if sum(queue.decoded for queue in self._queues.values()) >= self.max_batch:
             ahead = heads  # of a line that has come just now
         fresh = time.monotonic() - FRESH_SECONDS
         wait([picture.decoded for picture in ahead if picture.since > fresh], FRESH_SECONDS)

@@ -143,13 +143,14 @@ def test_the_drift_monitor_sees_each_image_once(station: Station, line: str, mon
 
 def test_results_under_way_wait_for_no_batch_to_fill_up(station: Station, line: str) -> None:
     station.answering.batcher.max_wait = 60.0
-    full = [item(str(number)) for number in range(station.engine.max_batch)]
-    station.send(line, message(*full, item("more")))
+    station.send(line, message(item("1")))
     turn(station)
     assert station.answering.judging.under_way
+    station.send(line, message(item("2")))
     began = time.monotonic()
     station.answering.turn(station.client, station.keepers, block_ms=60_000)
     assert not station.answering.judging.under_way
+    assert station.answering.batcher.waiting(line) == 1
     assert time.monotonic() - began < 30
 
 

@@ -150,6 +150,11 @@ class Answering:
         """Whether answers wait for a loop that does something else; where threads judge they come meanwhile."""
         return self.judging.under_way or (self.engine.device.type == "cuda" and bool(self._hand))
 
+    @property
+    def threads_wait(self) -> bool:
+        """Whether a thread that judges waits for the loop to begin a batch of what is there."""
+        return self.judging.starves and self.batcher.ready
+
     def close(self) -> None:
         """Stop the threads."""
         self.batcher.close()

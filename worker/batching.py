@@ -151,6 +151,11 @@ class Batcher:
         queue = self._queues.get(line)
         return 0 if queue is None else len(queue)
 
+    @property
+    def ready(self) -> bool:
+        """Whether an image is decoded that could be taken."""
+        return any(queue.ready for queue in self._queues.values())
+
     def patience(self) -> float:
         """Seconds until a batch is to go although it is not full."""
         queues = self._queues.values()

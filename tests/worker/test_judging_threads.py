@@ -157,6 +157,24 @@ def test_what_comes_before_all_turns_waits_for_no_thread_that_judges_others(
 
 
 @on_threads
+def test_a_thread_waits_where_pictures_are_there_and_no_batch_is_begun(
+    station: Station, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, may_go_on = station.engine.extract, threading.Event()
+    monkeypatch.setattr(station.engine, "extract", lambda images: (may_go_on.wait(60), real(images))[1])
+    monkeypatch.setattr(Judging, "may_stay_under_way", MAY_STAY)
+    assert not station.answering.threads_wait  # nothing is there
+    many = [str(number) for number in range(3 * station.engine.max_batch)]
+    station.send(line, message(*map(item, many)))
+    turn(station)
+    eventually(lambda: station.answering.threads_wait)  # one judges, and the next pictures are decoded
+    turn(station)
+    assert not station.answering.threads_wait  # both judge
+    may_go_on.set()
+    eventually(lambda: answered(station, line, many))
+
+
+@on_threads
 def test_a_failing_batch_is_blamed_on_its_lines_once_it_is_landed(
     station: Station, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

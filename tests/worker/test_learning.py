@@ -1,4 +1,4 @@
-"""Leases beside learning that takes its time."""
+"""Learning in its turn, and leases beside learning that takes its time."""
 
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -9,6 +9,7 @@ import redis
 from structlog.testing import capture_logs
 
 from tests.worker.helpers import eventually, item, message
+from worker.answering import Answering
 from worker.daemon import Worker
 from worker.lease import LAPSE_SECONDS, RENEW_SECONDS
 
@@ -88,6 +89,18 @@ def test_a_batch_that_takes_longer_than_a_lease_has_its_line_learn_all_the_same(
     told = [entry["event"] for entry in logs if entry["log_level"] == "warning"]
     assert told
     assert all(event.startswith("the lease lapsed, and nobody took it") for event in told)
+
+
+def test_learning_is_over_after_a_step_where_a_thread_waits_for_its_next_batch(
+    worker: Worker, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = 4 * [1]  # entries
+    monkeypatch.setattr(worker.keepers[line], "learn", lambda *_: left.pop() if left else 0)
+    for waits, learned in ((True, 1), (False, 3)):
+        monkeypatch.setattr(Answering, "threads_wait", waits)
+        before = len(left)
+        assert worker.learning.turn(worker.keepers, worker._guarded) == waits
+        assert before - len(left) == learned
 
 
 def test_who_lost_the_line_in_a_batch_that_took_longer_than_a_lease_commits_nothing(

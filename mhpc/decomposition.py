@@ -173,7 +173,8 @@ class IncrementalPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
     @property
     def moments_(self) -> Moments:
-        return self._fitted().moments_
+        """Of one row, too: it has a mean, and no spread."""
+        return (self.covariance_ if self.n_samples_seen_ else self._fitted()).moments_
 
     @property
     def n_samples_seen_(self) -> int:

@@ -7,6 +7,7 @@ import structlog
 import torch
 from torch import Tensor
 
+from mhpc.core.devices import is_device_failure
 from mhpc.core.patch_maps import PatchMaps
 from worker.answers import Opened
 from worker.errors import RejectedError, one_line
@@ -31,7 +32,8 @@ def judged_alone(opening: Opening, part: Opened, judge: Judge) -> Iterator[None]
     Raises:
         GivesUpLaterError: it could not be split into images.
         redis.ResponseError: a mark is refused.
-        torch.AcceleratorError, torch.OutOfMemoryError: the device is lost, or has no memory for a single image.
+        torch.OutOfMemoryError: the device has no memory for a single image.
+        RuntimeError: the device has failed (`is_device_failure`).
     """
     streams = opening.streams[part.name]
     given_up = []  # their marks stay until all are through: the next may yet take the process down
@@ -46,9 +48,11 @@ def judged_alone(opening: Opening, part: Opened, judge: Judge) -> Iterator[None]
                     judge([(part, image)], opening.engine.maps([x]))
                 streams.unmark(mark)
                 break
-            except (torch.AcceleratorError, torch.OutOfMemoryError, redis.RedisError):
+            except (torch.OutOfMemoryError, redis.RedisError):
                 raise  # memory that another process takes is lacking for all images, and there again in a while
             except Exception as failure:
+                if is_device_failure(failure):
+                    raise
                 log.exception("an image failed", line=part.name, entry=part.entry.id, id=image.id)
                 error = f"failed {ATTEMPTS} times: {type(failure).__name__}: {one_line(failure, 300)}"
         else:

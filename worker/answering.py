@@ -9,8 +9,8 @@ from typing import Any
 
 import redis
 import structlog
-import torch
 
+from mhpc.core.devices import is_device_failure
 from worker.alone import GivesUpLaterError, judged_alone
 from worker.answers import Opened
 from worker.batching import Batcher
@@ -193,13 +193,15 @@ class Answering:
         well = [True]
         try:
             yield well
-        except (torch.AcceleratorError, *CONNECTION_ERRORS):
+        except CONNECTION_ERRORS:
             raise
         except redis.ResponseError as error:
             well.clear()
             self.rewind(list(lines))
             self.refused |= dict.fromkeys(lines, str(error))
-        except Exception:
+        except Exception as error:
+            if is_device_failure(error):
+                raise
             well.clear()
             for name in lines:
                 self._try_alone(name)

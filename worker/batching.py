@@ -12,6 +12,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from worker.answers import Opened
+from worker.bounds import decoding_bytes
 from worker.message import Image, Rejected
 from worker.settings import MIB
 from worker.threads import compute_on
@@ -22,6 +23,8 @@ LINE_AHEAD_BYTES = MIB  # of a line's images that are decoded at once, or one im
 DECODING_SECONDS = 0.05  # that are waited at most for a picture to be decoded, before the loop turns
 FRESH_SECONDS = 0.003  # in which small pictures are decoded: one that has just come need not miss the batch
 
+Waiting = tuple[Opened, int, Image, int]  # an opened entry, an image by its place there, its `decoding_bytes`
+
 
 class Picture(NamedTuple):
     """An image of an opened entry, by its place there, the `number`-th of those that are decoded together."""
@@ -29,6 +32,7 @@ class Picture(NamedTuple):
     part: Opened
     place: int
     image: Image
+    size: int  # its `decoding_bytes`
     decoded: "Future[list[Tensor | Rejected]]"
     number: int
     since: float
@@ -49,7 +53,7 @@ class _Queue:
     drained: bool = True  # since its last turn; so is one that is new
     in_turn: bool = False
     put_off: bool = False  # whether its turn begins a batch, since too little of it would have fitted the one before
-    waiting: "deque[tuple[Opened, int, Image]]" = field(default_factory=deque)
+    waiting: "deque[Waiting]" = field(default_factory=deque)
     ahead: "deque[Picture]" = field(default_factory=deque)
 
     def __len__(self) -> int:
@@ -137,7 +141,9 @@ class Batcher:
                 turn = self.max_batch * self.weights.get(part.name, 1.0)
                 queue = self._queues.setdefault(part.name, _Queue(turn, max(1.0, self.max_batch / 2), turn))
                 queue.turn, queue.credit = turn, min(queue.credit, turn + queue.carried)  # weights change
-                queue.waiting.extend((part, place, image) for place, image in enumerate(images))
+                queue.waiting.extend(
+                    (part, place, image, decoding_bytes(image.format, image.data)) for place, image in enumerate(images)
+                )
         self._decode_ahead()
 
     def drop(self, line: str) -> None:
@@ -150,6 +156,12 @@ class Batcher:
         """Images of a line that are not taken yet."""
         queue = self._queues.get(line)
         return 0 if queue is None else len(queue)
+
+    def at(self, line: str) -> str:
+        """The entry whose images are a line's next, some of which are not taken yet; "" if none is waiting."""
+        if not (queue := self._queues.get(line)):
+            return ""
+        return (queue.ahead[0].part if queue.ahead else queue.waiting[0][0]).entry.id
 
     @property
     def ready(self) -> bool:
@@ -247,25 +259,25 @@ class Batcher:
 
     def _submit(self, queue: _Queue, most: int) -> bool:
         """Have so many of a line's images decoded, or on their way; whether more could be."""
-        undone = sum(len(picture.image.data) for picture in queue.ahead if not picture.decoded.done())
-        taken, full = list[tuple[Opened, int, Image]](), False
+        undone = sum(picture.size for picture in queue.ahead if not picture.decoded.done())
+        taken, full = list[Waiting](), False
         while queue.waiting:
-            image = queue.waiting[0][2]
-            if undone and undone + len(image.data) > LINE_AHEAD_BYTES:
+            size = queue.waiting[0][3]
+            if undone and undone + size > LINE_AHEAD_BYTES:
                 break
             if full := len(queue.ahead) + len(taken) >= most:
                 break
             taken.append(queue.waiting.popleft())
-            undone += len(image.data)
+            undone += size
         for of_task in self._tasks(taken):
-            decoded = self._pool.submit(self.decode, [image for _, _, image in of_task])
+            decoded = self._pool.submit(self.decode, [image for _, _, image, _ in of_task])
             queue.ahead += [Picture(*each, decoded, n, time.monotonic()) for n, each in enumerate(of_task)]
         return full
 
-    def _tasks(self, taken: list[tuple[Opened, int, Image]]) -> Iterator[list[tuple[Opened, int, Image]]]:
+    def _tasks(self, taken: list[Waiting]) -> Iterator[list[Waiting]]:
         """What is decoded together: an eighth of a batch, and of what may be decoded at once; or one picture."""
         while taken:
-            sizes = accumulate(len(image.data) for _, _, image in taken[: self.together])
+            sizes = accumulate(each[3] for each in taken[: self.together])
             count = max(1, sum(size <= LINE_AHEAD_BYTES / TASKS for size in sizes))
             yield taken[:count]
             taken = taken[count:]

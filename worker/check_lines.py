@@ -1,7 +1,6 @@
 """What `mhpc-worker check` looks at for each line: its keys in Redis, its versions on disk, the room for them."""
 
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -70,7 +69,7 @@ def _keys(settings: Settings, streams: LineStreams) -> tuple[str, str]:
     if entry_key(at := groups[ANSWERING.encode()].decode()) > entry_key(last):
         told = f"the group {ANSWERING} lies at {at}, beyond the stream's end at {last}, and reads nothing new"
         return NOTE, f"{streams.line}: {told}; a worker sets it back to {where} when it starts"
-    age = time.time() - entry_key(oldest)[0] / 1000 if oldest else 0.0
+    age = streams.client.time()[0] - entry_key(oldest)[0] / 1000 if oldest else 0.0  # by the clock of the ids
     if age > settings.streams.claim_seconds:
         return NOTE, f"{streams.line}: {pending} entries are unanswered, the oldest for {age:.0f} s: is a worker stuck?"
     waiting = "unknown, before Redis 7.0" if lag is None else lag

@@ -163,6 +163,13 @@ def _snapshots(settings: Settings, _: Seen) -> Iterator[Told]:
     if isinstance(directory, str):
         yield _object_store(directory, settings.snapshots.timeout_seconds)
         return
+    if problem := unwritable(directory):
+        raise SnapshotError(problem)
+    yield OK, f"{directory.resolve()} can be written"
+
+
+def unwritable(directory: Path) -> str:
+    """What is to be said where versions cannot be written to `snapshots.directory`, else ""; the folder is made."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=directory) as file:
@@ -170,10 +177,8 @@ def _snapshots(settings: Settings, _: Seen) -> Iterator[Told]:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise SnapshotError(
-            f"snapshots.directory {directory} cannot be written: {error}; mend its rights, or name another"
-        ) from None
-    yield OK, f"{directory.resolve()} can be written"
+        return f"snapshots.directory {directory} cannot be written: {error}; mend its rights, or name another"
+    return ""
 
 
 def _object_store(url: str, seconds: float) -> Told:

@@ -60,12 +60,18 @@ def add(
     """Declare a line, or give one that is declared other settings.
 
     What is left out is as the workers' own tables say.
+
+    A line that has learned goes on only by the scoring.top_k of that time.
     """
     settings = _assembled(given, changes or [])
     line = line_settings(name, json.dumps(settings), f"line {name}")
     value = line.model_dump_json(exclude={"name"}, exclude_unset=True)
-    new = _client(config, redis).hset(LINES_KEY, name, value)
+    client = _client(config, redis)
+    told = _other_top_k(client, line)
+    new = client.hset(LINES_KEY, name, value)
     typer.echo(f"line {name} is declared, {SERVED}" if new else f"line {name} has other settings, {SERVED}")
+    if told:
+        typer.echo(told)
 
 
 @lines.command(epilog=examples("lines remove press-3 --config config.toml"))
@@ -105,6 +111,32 @@ def _client(config: Path | None, redis: str | None) -> Any:
     from worker import views
 
     return views.connect(settings_of(config, redis))
+
+
+def _other_top_k(client: Any, line: LineSettings) -> str:
+    """What is to be said of a line that has a model, and is given another top_k than it was declared with.
+
+    It is declared all the same: which one its model was calibrated with is not known here, and this may restore it.
+    """
+    from worker.streams.line_streams import LineStreams
+
+    try:
+        before = _top_k(line_settings(line.name, client.hget(LINES_KEY, line.name) or b"{}", "not usable"))
+    except ConfigurationError:
+        before = None
+    if (after := _top_k(line)) == before or not (model := LineStreams(client, line.name).state().get("model")):
+        return ""
+    was, now = ("as the workers' own tables say" if top_k is None else str(top_k) for top_k in (before, after))
+    return (
+        f"line {line.name}: scoring.top_k was {was}, and is {now}: unless its version {printable(model)} was "
+        "calibrated with that, workers refuse it and answer nothing; declare the line as before, or learn anew under "
+        "another line name"
+    )
+
+
+def _top_k(line: LineSettings) -> int | None:
+    """None where the workers' own holds."""
+    return line.scoring.top_k if line.scoring and "top_k" in line.scoring.model_fields_set else None
 
 
 def _assembled(given: str | None, changes: list[str]) -> dict[str, Any]:

@@ -13,8 +13,10 @@ from worker.snapshots import Snapshot
 from worker.streams.control import Command
 from worker.streams.line_streams import ReviewPart
 from worker.streams.review import never_learned
+from worker.watching import fit_to_rate
 
 CALLED_NORMAL = 1000  # parts that are known by name
+VOUCHED_FOR = -1  # in place of a picture's number: a bank finds no doubt in what it has brought
 PIN_RADIUS = 0.5  # of the threshold: so near to the bank are all patches of a part that was called normal
 
 
@@ -82,9 +84,10 @@ def _mark_before(line: Line, means: Means) -> None:
 
 
 def _keep_answering(line: Line) -> None:
-    """While a model exists every part is scored: by the one that there is, until the next is calibrated."""
+    """While a model exists every part is scored: by the one that there is, until the next is calibrated. Nobody watches
+    its drift meanwhile."""
     if line.standing is None and line.serving.scorer is not None:
-        line.standing = line.serving
+        line.standing = line.serving._replace(monitor=None)
 
 
 def _calibrate(line: Line, means: Means) -> str:
@@ -150,7 +153,6 @@ def _normal(line: Line, means: Means, entry: Any, id: Any) -> str:  # noqa: A002
     if added:
         _mark_before(line, means)
         line.called_normal = [*line.called_normal, (entry, id)][-CALLED_NORMAL:]
-        line.forget_recent()
     if there := _pin_to_standing(line, features, radius):
         return f"{added} anchors pinned{there}"
     after = line.learner.scorer().score(features)
@@ -180,10 +182,11 @@ def _release(line: Line, means: Means, entry: Any, id: Any) -> str:  # noqa: A00
     bank = line.learner.bank_
     if line.phase != LEARNING or bank is None or not never_learned(means.in_review(entry, id)):
         return _normal(line, means, entry, id)
-    features, first = means.features(entry, id), line.learner.images_seen_
+    features = means.features(entry, id)
     means.forget_part(entry, id)
-    line.learner.partial_fit(features, guard=False, first=first)
-    bank.vouch(first)  # what a person has said stands when learning ends, too
+    line.learner.partial_fit(features, guard=False, first=VOUCHED_FOR)  # so it stands when learning ends, too
+    if any(source.entry == entry for source in line.sources):  # since learning began: a part counts once
+        line.learner.images_quarantined_ -= 1
     return "learned after all" + _pin_to_standing(line, features, _pin_radius(line, bank.radius))
 
 
@@ -204,7 +207,6 @@ def _anomalous(line: Line, means: Means, entry: Any, id: Any) -> str:  # noqa: A
     if not removed:
         return f"nothing removed: no anchor stands for it alone; its score is {float(before):.4g}{also}"
     _mark_before(line, means)
-    line.forget_recent()
     after = line.learner.scorer().score(features)
     return (
         f"{removed} anchors removed that stood for it alone; its score was {float(before):.4g} and is "
@@ -225,8 +227,9 @@ def _rollback(line: Line, means: Means, version: Any = None) -> str:
             f"{snapshot.stem} was calibrated with scoring.top_k {top_k}, it is {line.config.scoring.top_k}"
         )
     last = means.last_entry()
-    line.forget_recent()
     line.restore_model(snapshot.tensors, snapshot.metadata)
+    fit_to_rate(line)
+    line.scores_through = line.scores_since = ""  # results since then are by other versions: it goes on with the next
     line.before = means.present  # in whichever phase: a second rollback takes the first one back
     if line.phase != SCORING:
         _keep_answering(line)

@@ -54,7 +54,7 @@ class Worker:
         self.holder = f"{settings.worker.name}#{secrets.token_hex(4)}"
         self.stopping, self.reloading, self.redialled = (threading.Event() for _ in range(3))
         self.resync, self.refusals = Resync(), Refusals()
-        self.connected = False
+        self.connected = self._lost = False
         self._serves = False  # whether a line's version was ever there to answer by
         self._learning_waits = False  # the last turn read something to learn from: do not wait for answers to give
         self._show_backlogs = Backlogs(self.metrics)
@@ -64,7 +64,7 @@ class Worker:
     def startup(self) -> None:
         """Connect, load the backbone, bind the port; each failure is a WorkerError with its exit code."""
         configured(self.settings)
-        self.client = connect(self.settings.redis, redialled=self.redialled.set)
+        self.client = connect(self.settings.redis, redialled=self.redialled)
         self.fleet = Fleet(self.client, self.settings, self.holder, self.metrics)
         wanted, snapshots = self.fleet.wanted(), self.settings.snapshots
         self.engine = Engine(
@@ -119,27 +119,31 @@ class Worker:
 
     def run(self) -> None:
         """Turn until asked to stop; Redis may go and come back."""
-        backoff, lost = BACKOFF_SECONDS[0], False
-        self.beat()
+        backoff = BACKOFF_SECONDS[0]
         while not self.stopping.is_set():
+            self.beat()
             try:
                 while self.redialled.is_set() or not self.connected:
+                    if self.connected:
+                        log.warning("a connection to Redis had ended; looking whether the server is the same as before")
                     self._recover()
-                    self.metrics.redis_reconnects.inc(lost)
-                    if lost:
+                    self.metrics.redis_reconnects.inc(self._lost)
+                    if self._lost:
                         log.info("Redis is reached again")
                         self.manager.tell(f"STATUS={self._served}")
-                    self.connected, lost, backoff = True, False, BACKOFF_SECONDS[0]
+                    self.connected, self._lost, backoff = True, False, BACKOFF_SECONDS[0]
                 if self.reloading.is_set():
                     with self.manager.reloading():
                         self._reload()
                     self.manager.tell(f"STATUS={self._served}")
                 self._turn()
             except CONNECTION_ERRORS as error:
-                if not lost:
+                if self.redialled.is_set():
+                    continue  # it may be reached, and be another: _recover finds out
+                if not self._lost:
                     log.warning("Redis is not reached; trying again for ever", error=str(error))
                     self.manager.tell("STATUS=Redis is not reached; trying again for ever")
-                self.connected, lost = False, True
+                self.connected, self._lost = False, True
                 self.lines.cut_off()
                 self.stopping.wait(backoff)
                 backoff = min(backoff * 2, BACKOFF_SECONDS[1])
@@ -147,7 +151,6 @@ class Worker:
                 self.connected = False  # some line's group is gone: _recover finds out which, and makes it again
                 log.warning("Redis refuses", error=str(error))
                 self.stopping.wait(REFUSED_SECONDS)
-            self.beat()
         self.manager.tell("STOPPING=1")
 
     def beat(self) -> None:
@@ -157,10 +160,7 @@ class Worker:
     def _in_a_turn(self) -> None:
         """After each batch: a turn may take longer than a lease."""
         self.beat()
-        with suppress(redis.RedisError):
-            with suppress(redis.ResponseError):
-                self.fleet.announce()
-            leases.renew(self.keepers.values(), self.holder)
+        leases.amid_a_turn(self.fleet.announce, self.keepers.values(), self.holder, self.stopping)
 
     def _recover(self) -> None:
         """Groups first, then own pending entries: a lost reply may have left some behind what is read next."""
@@ -233,7 +233,7 @@ class Worker:
         self._refuse_all()
         self._learning_waits = self.learning.turn(self._usable(), self._guarded)
         self._show_backlogs(self.client, self.lines.streams.values())
-        self.refusals.went_on()
+        self.refusals.went_on(self._usable())
 
     def _refuse_all(self) -> None:
         for name, error in self.answering.refused.items():
@@ -279,11 +279,12 @@ class Worker:
 
     def drain(self) -> None:
         """Answer what is in hand, make durable what was learned, and let the lines go."""
-        reached = True
+        reached = not self._lost  # else it was waited for: a stop does that once
         try:  # what fails comes again
             with suppress(redis.ResponseError):
-                self.answering.finish(self.client, self._usable(), FINISH_SECONDS)
-                self.fleet.leave()
+                if reached:
+                    self.answering.finish(self.client, self._usable(), FINISH_SECONDS)
+                    self.fleet.leave()
         except redis.RedisError:
             reached = False
         for keeper in self.keepers.values():

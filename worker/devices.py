@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
+from mhpc.core.devices import is_device_failure
 from worker.errors import DeviceError
 
 START_AGAIN = "start the worker again, as its supervisor should; what is not in a snapshot comes again"
@@ -21,5 +22,7 @@ def device_failures(device: str, remedy: str = START_AGAIN) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise DeviceError(f"{device} failed: {error}; lower model.max_batch or bank_size") from error
-    except torch.AcceleratorError as error:
+    except RuntimeError as error:
+        if not is_device_failure(error):
+            raise
         raise DeviceError(f"{device} failed: {error}; {remedy}") from error

@@ -205,9 +205,12 @@ class Engine:
         return PatchMaps.cat([self.extract(images[:half]), self.extract(images[half:])])
 
     def _free(self) -> None:
-        """Give back what torch keeps of the device's memory for later."""
+        """Give back what torch keeps of the device's memory for later; where it cannot, half a batch may do without."""
         if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+            try:
+                torch.cuda.empty_cache()
+            except RuntimeError as error:  # torch 2.11's allocator holds a recording that failed for one under way
+                log.warning("the device's memory is not given back", error=one_line(error, 200))
 
     @torch.inference_mode()
     def _extracted(self, pixels: Tensor) -> PatchMaps:

@@ -61,7 +61,9 @@ EXPLAINED: dict[str, dict[str, str]] = {
     },
     "ScoringSettings": {
         "": "Phase scoring.",
-        "top_k": "An image's score is the mean of so many largest patch scores.",
+        "top_k": "An image's score is the mean of so many largest patch scores. By another one than it was "
+        "calibrated with, what a line has learned is refused, and nothing answered: restore that, or learn anew under "
+        "another line name.",
         "heat_map": "Whether results carry the patch scores.",
         "track_threshold": "Whether the threshold follows a slow change of the normal scores.",
         "track_bound": "How far it may follow, as a share of the threshold that calibration found.",

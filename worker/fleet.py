@@ -21,7 +21,7 @@ from worker.streams.client import script
 
 LOOK_SECONDS = 2.0
 GONE_SECONDS = 20  # not announced for so long, a worker is gone; its leases end about then, and find room elsewhere
-FORGOTTEN_SECONDS = 3600  # and after so long its announcement goes
+FORGOTTEN_SECONDS = 7 * 24 * 3600  # and after so long its announcement goes; who misses its own takes Redis for wiped
 LET_GO_SECONDS = 0.25  # in a turn: each that goes may want a snapshot
 ORPHAN_SECONDS = 10.0  # kept by nobody for so long, a line is taken beyond the share
 NO_LINES = (

@@ -1,5 +1,6 @@
 """A folder whose files are whole or not there: what lies in it, and its durability."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -22,9 +23,16 @@ def listed(directory: Path) -> list[Path]:
 
 def not_listed(directory: Path, error: OSError) -> StoreError:
     return StoreError(
-        f"{directory} cannot be listed: {error}; expected a folder that this user may read and enter: mend its rights "
-        "or the disk"
+        f"{directory} cannot be listed: {error}; expected a folder that this user may read and enter: "
+        f"{remedy(error, 'mend its rights or the disk')}"
     )
+
+
+def remedy(error: OSError, otherwise: str) -> str:
+    """What mends it; where too many files are open, the disk is not at fault."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "end what holds so many files or connections, or raise how many may be open (LimitNOFILE=, ulimit -n)"
+    return otherwise
 
 
 def fsync_folder(directory: Path) -> None:

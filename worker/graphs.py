@@ -1,6 +1,9 @@
 """A GPU's work, recorded once for a number of images and replayed: one launch in place of hundreds."""
 
-from collections.abc import Callable
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import structlog
 import torch
@@ -8,7 +11,7 @@ from torch import Tensor
 
 from worker.errors import one_line
 
-WARM_UPS = 2  # before recording: libraries make their handles and choose their kernels in the first
+AGAIN_SECONDS = 60.0  # after a lack of memory: another process may have had it
 
 log = structlog.get_logger()
 
@@ -17,8 +20,8 @@ class Replayed:
     """A function of a batch of images, replayed as a CUDA graph.
 
     There is one graph for each power of two of images, and for `most` of them, recorded when it is first wanted; a
-    batch in between is filled up. What cannot be recorded (a backbone that looks at values, a size that the device has
-    no memory for twice) runs operation by operation.
+    batch in between is filled up. What cannot be recorded runs operation by operation: a backbone that looks at values,
+    and for AGAIN_SECONDS, with all above it, a size that the device has no memory for twice.
 
     Args:
         function: from images [B, ...] on the device to a tensor [B, ...]; each image's result is its own.
@@ -33,13 +36,13 @@ class Replayed:
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
         self._pool = torch.cuda.graph_pool_handle()  # shared: what a replay leaves is copied before the next
         self._beside = torch.cuda.Stream(device)  # for all recordings: a block of the pool is of its stream alone
-        self._refused = 2**31  # from so many images on nothing is recorded
+        self._refused, self._until = 0, 0.0  # from so many images on nothing is recorded before that time
 
     def __call__(self, images: Tensor) -> Tensor:
         """Of images [B, ...] on the CPU; pinned ones are copied while the caller goes on."""
         B = len(images)
         size = min(1 << (B - 1).bit_length(), max(B, self.most))
-        graph = self._graph(images, size) if size < self._refused else None
+        graph = self._graph(images, size) if size < self._refused or time.monotonic() >= self._until else None
         if graph is None:
             return self.function(images.to(self.device, non_blocking=True))
         replayed, given, result = graph
@@ -54,7 +57,8 @@ class Replayed:
                 self._graphs[size] = self._recorded(given)
             except RuntimeError as error:
                 torch.cuda.synchronize(self.device)  # GPU sync; a device that is lost says so here
-                self._refused = size if isinstance(error, torch.OutOfMemoryError) else 0
+                lacks = isinstance(error, torch.OutOfMemoryError)
+                self._refused, self._until = (size, time.monotonic() + AGAIN_SECONDS) if lacks else (0, float("inf"))
                 log.warning("no CUDA graph; the backbone runs op by op", images=size, error=one_line(error, 300))
                 return None
         return self._graphs[size]
@@ -63,9 +67,22 @@ class Replayed:
         beside, graph = self._beside, torch.cuda.CUDAGraph()
         beside.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(beside):  # where a recording fails, the stream before is the current one again
-            for _ in range(WARM_UPS):
+            self.function(given)  # libraries make their handles and choose their kernels
+            with _waiting_refused():  # a recording that fails leaves torch 2.11's allocator unable to free memory
                 self.function(given)
             with torch.cuda.graph(graph, self._pool, beside):
                 result = self.function(given)
         torch.cuda.current_stream(self.device).wait_stream(beside)
         return graph, given, result
+
+
+@contextmanager
+def _waiting_refused() -> Iterator[None]:
+    """What waits for the device within, as no recording may, raises RuntimeError."""
+    before = torch.cuda.get_sync_debug_mode()
+    warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")  # what it overlooks fails later
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)

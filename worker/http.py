@@ -12,6 +12,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from worker.connections import BACKLOG, BoundedConnection
 from worker.errors import ConfigurationError
 from worker.settings import HttpSettings
 
@@ -49,7 +50,15 @@ class HttpServer:
     def __init__(self, settings: HttpSettings, app: ASGIApp) -> None:
         self._socket = bound(settings)
         self.port: int = self._socket.getsockname()[1]
-        config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1)
+        config = uvicorn.Config(
+            app,
+            http=BoundedConnection,
+            backlog=BACKLOG,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=1,
+        )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([self._socket],), name="http", daemon=True)
 

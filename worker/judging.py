@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mhpc.core.devices import is_device_failure
 from mhpc.core.patch_maps import PatchMaps
 from worker.answers import Judged, Opened
 from worker.batching import Picture
@@ -270,7 +271,7 @@ class Judging:
 
 def _fresh(error: Exception) -> Exception:
     """What to raise for an error that was a value: another one, that no frame which handles it holds."""
-    if isinstance(error, torch.AcceleratorError):
+    if is_device_failure(error):
         return error
     raised = JudgingError(f"{type(error).__name__}: {error}")
     raised.__cause__ = error
@@ -281,9 +282,9 @@ def _scores_of(run: Run, features: PatchMaps) -> Scores | Exception:
     """Scores of a run's images; what fails is its line's alone."""
     try:
         return run.score(features)
-    except torch.AcceleratorError:
-        raise
     except Exception as error:
+        if is_device_failure(error):
+            raise
         return error
 
 

@@ -8,6 +8,7 @@ import structlog
 import torch
 from torch import Tensor
 
+from mhpc.core.devices import is_device_failure
 from worker.errors import FencedError, RanksError, SnapshotError, one_line
 from worker.failpoints import failpoint
 from worker.following import STOPPED, Follower
@@ -25,7 +26,7 @@ from worker.stores import Store
 from worker.streams.line_streams import ANSWERING, LEARNING, REVIEW_CAPS, Entry, LineStreams, ReviewCaps, entry_key
 from worker.taking import book, skip
 from worker.upkeep import Upkeep
-from worker.watching import committed, set_gauges, tell_opened
+from worker.watching import committed, fit_to_rate, set_gauges, tell_opened
 
 ACQUIRE_SECONDS = 2.0  # between attempts while another holds the lease
 SOON_SECONDS = 0.1  # while a version is on its way
@@ -114,12 +115,12 @@ class Keeper(Follower):
         self.reading.open(epoch)
         self.saving.keep(self.unused)
         self.schedule.restart()
-        if self.model == self._loaded_for or not self.model:
+        if not self.model or (not fit_to_rate(self.line) and self.model == self._loaded_for):
             self._publish(self.model, self.line.serving)
             self.tell_unused(epoch)
         else:
             self.metrics.images.labels(self.line.name, "skipped").inc(self.missing)
-            self.changed()  # versions only grow: old content comes back as a new version
+            self.changed()  # versions only grow: old content, or another threshold, comes as a new version
         if self.line.phase == SCORING:
             self.reading.acknowledge_rest()
         tell_opened(self.line, epoch)
@@ -178,15 +179,15 @@ class Keeper(Follower):
         if self.reading.given_up(entry):
             skip(self.metrics, self.line.name, [entry], "skipped: it failed again and again")
             self.line.apply(entry.id, [])
+            self.owed.changed = True  # durable before the next is tried: if that fails, this one comes no more
             return True
         try:
             self._apply(entries, extract, usable)
-        except redis.RedisError as error:
-            self.lose(f"Redis failed while entry {entry.id} was learned from: {error}")  # half of it may be
-            raise
-        except (FencedError, RanksError, torch.AcceleratorError):
-            raise
         except Exception as error:
+            if isinstance(error, redis.RedisError):
+                self.lose(f"Redis failed while entry {entry.id} was learned from: {error}")  # half of it may be
+            if isinstance(error, redis.RedisError | FencedError | RanksError) or is_device_failure(error):
+                raise
             failed = entry.id if len(entries) == 1 else f"{entry.id} or one of {len(entries) - 1} after it"
             log.exception("an entry failed; it is tried again by itself", line=self.line.name, entry=failed)
             self.lose(f"entry {failed} failed: {one_line(error, 200)}")

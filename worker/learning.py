@@ -11,7 +11,7 @@ from worker.message import Image
 from worker.streams.line_streams import Entry
 
 LEARN_SECONDS = 0.25  # per turn: how long learning may keep an answer waiting, beyond the step in hand
-SOON_SECONDS = 5.0  # that learning waits at most for features that answering is to leave
+SOON_SECONDS = 5.0  # that learning waits at most for features that answering is to leave, once it is through an entry
 
 
 class Learning:
@@ -25,7 +25,7 @@ class Learning:
         self._turns = self._snapshots = 0  # turns so far; snapshots that this one may still make
         self._until, self._learned = 0.0, 0  # of this turn: when it is over, entries learned so far
         self._waits = False
-        self._waits_since: dict[str, float] = {}  # line -> since when learning leaves the next entries to answering
+        self._waits_for: dict[str, tuple[str, float]] = {}  # line -> an entry left to answering, seen at it last
 
     def turn(self, keepers: Mapping[str, Keeper], guarded: Callable[[Keeper, Callable[[Keeper], None]], None]) -> bool:
         """Learn within the time for it, each turn beginning with another line; whether there is more to learn from.
@@ -84,10 +84,19 @@ class Learning:
         return max(1, self.answering.cache.entries(keeper.line.name, learner.step)) if learner.takes_long_steps else 1
 
     def _may_learn(self, name: str) -> bool:
-        """Not while answering recovers, nor what it is to judge next: learning would only repeat its forward pass."""
+        """Not while answering recovers, nor what it is to judge next: learning would only repeat its forward pass.
+
+        What answering is at takes as long as it takes: its threads decode beside the answers of other lines, learning
+        would in their place. Where that left no features, the next may leave none either: learning waits no more.
+        """
         if self.answering.intake.recovering(name):
             return False
         if not self.answering.gives_features_soon(name):
-            self._waits_since.pop(name, None)
+            self._waits_for.pop(name, None)
             return True
-        return time.monotonic() - self._waits_since.setdefault(name, time.monotonic()) > SOON_SECONDS
+        now, at = time.monotonic(), self.answering.batcher.at(name)
+        entry, since = self._waits_for.get(name, (at, now))
+        if at and entry in ("", at):
+            entry, since = at, now
+        self._waits_for[name] = entry, since
+        return now - since > SOON_SECONDS

@@ -48,12 +48,13 @@ class Line:
         self.before = ""  # the version that stood before a person last changed what is learned, for them to go back to
         self.learner = new_learner(config, pca_variance_ratio, device)
         self.threshold: Threshold | None = None
+        self.fitted_rate: float | None = None  # that it is for
         self.serving = Serving(LEARNING, None, None)
         self.standing: Serving | None = None  # answers until the next version is calibrated; its name may be to come
         self.sources: list[Source] = []  # since learning began, oldest first
         self.set_aside: list[SetAside] = []  # when learning ended, for the keeper to take
         self.doubted = 0  # how many those were: learned from, and set aside
-        self.monitor: DriftMonitor | None = None
+        self.monitor: DriftMonitor | None = None  # watches once what it was fitted to is committed
         self.calibration_scores, self.calibration_means = torch.empty(0, dtype=torch.float64), torch.empty(0, 0)
         self.forget_recent()
 
@@ -98,8 +99,7 @@ class Line:
 
     def scores_by(self) -> Callable[[PatchMaps], Scores]:
         """What begins to score images by the version that answers now, on whichever thread."""
-        monitor = None if self.relearning or self.paused else self.monitor
-        return partial(begin_to_score, self.serving, monitor, self.config.scoring.heat_map)
+        return partial(begin_to_score, self.serving, self.config.scoring.heat_map)
 
     def apply(self, entry: str, features: Iterable[Tensor], guard: bool = True) -> Taken:
         """Learn from, or calibrate on, an entry's images, given as chunks [B, P, D]; then switch if it is time.
@@ -182,9 +182,10 @@ class Line:
         self.calibration_means = torch.empty(0, 0)  # in Z-space, [n, d + 1]
 
     def forget_recent(self) -> None:
-        """Scores by another bank say nothing of this one's threshold: those to follow begin with the next result."""
+        """Scores before a calibration say nothing of its threshold: those to follow begin with the next result."""
         self.recent_scores = torch.empty(0, dtype=torch.float64)
         self.scores_through = ""  # the last of the results that they are of
+        self.scores_since = ""  # the version whose results are the first; "": the next to be committed
 
     def follow(self, scores: list[float], through: str) -> None:
         """Remember the newest scores, up to the result entry `through`: as many as the threshold is fitted to."""
@@ -194,8 +195,8 @@ class Line:
 
     def fitted(self) -> Threshold:
         """The threshold by calibration's scores, and by the recent ones where it follows them."""
-        rate, scoring = self.false_positive_rate, self.config.scoring
-        return fitted_threshold(self.calibration_scores, self.recent_scores, rate, scoring)
+        rate = self.fitted_rate = self.false_positive_rate
+        return fitted_threshold(self.calibration_scores, self.recent_scores, rate, self.config.scoring)
 
     def watch_drift(self) -> None:
         self.monitor = DriftMonitor().fit(self.calibration_scores, self.calibration_means)
@@ -213,11 +214,13 @@ class Line:
             return Serving(phase, None, None)
         limit = self.threshold
         value, provisional = (None, False) if limit is None else (limit.value, limit.provisional)
-        return Serving(phase, model, value, provisional, self.learner.scorer())
+        monitor = None if self.paused else self.monitor
+        return Serving(phase, model, value, provisional, self.learner.scorer(), monitor)
 
     def serve(self, serving: Serving) -> None:
         """Answer by a version that is committed."""
         self.serving = serving
+        self.scores_since = self.scores_since or serving.model or ""
         if self.standing is not None:
             self.standing = serving
 
@@ -239,6 +242,7 @@ class Line:
             "before": self.before,
             "called_normal": self.called_normal,
             "scores_through": self.scores_through,
+            "scores_since": self.scores_since,
             "images_learned": self.learner.images_learned_,
             "images_quarantined": self.learner.images_quarantined_,
             "images_doubted": self.doubted,
@@ -268,25 +272,23 @@ class Line:
         self.paused, self.forgetting = metadata["paused"], metadata["forgetting"]
         self.before = metadata.get("before", "")  # none by releases before this
         self.applied_through, self.commands_through = metadata["applied_through"], metadata["commands_through"]
-        self.recent_scores, self.scores_through = tensors[TRACKED_SCORES].clone(), metadata["scores_through"]
+        self.scores_through = metadata["scores_through"]
+        self.scores_since = metadata.get("scores_since", "")  # the same
         self.restore_model(tensors, metadata)
 
     def restore_model(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-        """Take over what a snapshot has learned and calibrated, its phase, and what answered beside it.
-
-        A false-positive rate that is configured otherwise since gives another threshold.
-        """
+        """Take over what a snapshot has learned, calibrated and followed, its phase, and what answered beside it."""
         beside = (CALIBRATION_SCORES, CALIBRATION_MEANS, TRACKED_SCORES)
         learned = {n: t for n, t in tensors.items() if n not in beside and "." not in n}
         self.learner.load_state_dict(learned)
-        self.calibration_scores = tensors[CALIBRATION_SCORES].clone()
-        self.calibration_means = tensors[CALIBRATION_MEANS].clone()
+        self.calibration_scores, self.calibration_means, self.recent_scores = (tensors[n].clone() for n in beside)
         self.phase, self.rate = metadata["phase"], metadata["rate"]
         self.doubted = metadata.get("images_doubted", 0)  # the same
         # By builds before this one parts that were released were sources, too, with their ids.
         self.sources = [Source(entry, first) for entry, first, *id_ in metadata["sources"] if not any(id_)]
         self.called_normal = [(entry, id_) for entry, id_ in metadata.get("called_normal", [])]  # no older release's
         self.threshold = Threshold(**metadata["threshold"]) if metadata["threshold"] else None
+        self.fitted_rate = metadata["false_positive_rate"]
         self.standing = self.monitor = None
         if metadata["answering"] is not None:
             state = {name.removeprefix(ANSWERING): t for name, t in tensors.items() if name.startswith(ANSWERING)}
@@ -295,5 +297,3 @@ class Line:
             self.standing = Serving(self.phase, model, threshold, provisional, scorer)
         if self.phase == SCORING:
             self.watch_drift()
-            if metadata["false_positive_rate"] != self.false_positive_rate:
-                self.threshold = self.fitted()

@@ -56,8 +56,10 @@ class Lines:
 
     @property
     def problems(self) -> dict[str, str]:
-        """What keeps lines from being kept; asked for on other threads, while lines come and go."""
-        return {name: keeper.problem for name, keeper in dict(self.keepers).items() if keeper.problem}
+        """What keeps lines from being kept, or fed; asked for on other threads, while lines come and go."""
+        keepers = dict(self.keepers).items()
+        found = {name: k.problem or (k.upkeep.problem if k.epoch else "") for name, k in keepers}
+        return {name: problem for name, problem in found.items() if problem}
 
     def changes(self, wanted: Iterable[LineConfig]) -> tuple[list[str], list[LineConfig]]:
         """Names of the lines to be closed, and those to be opened after that; one configured otherwise is both."""

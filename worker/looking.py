@@ -6,9 +6,9 @@ from functools import cache, partial
 
 import redis
 import structlog
-import torch
 from torch import Tensor
 
+from mhpc.core.devices import is_device_failure
 from worker.commands import Means, execute
 from worker.errands import waited
 from worker.errors import RefusedError, StoreError, WorkerError, one_line
@@ -56,11 +56,12 @@ class Look:
             self._obey(command, features, usable)
         if not keeper.epoch:
             return
-        if now >= self._track_at and not keeper.saving.stem:
+        # Until what a command made of the line is committed, results are by the version before.
+        if now >= self._track_at and not (keeper.saving.stem or keeper.owed.changed):
             self._track_at = now + TRACK_SECONDS
             self._track()
         self._watch_drift()
-        news = {**shown(keeper.line), **self.facts}
+        news = {**shown(keeper.line, keeper.line.serving), **self.facts}
         if news != self._shown or now >= self._show_at:
             keeper.streams.show(keeper.epoch, news)
             self._shown, self._show_at = news, now + SHOW_SECONDS
@@ -76,7 +77,7 @@ class Look:
             _carried_out(keeper, command, features, usable)
         except Exception as error:
             keeper.lose(f"command {command.name} failed: {one_line(error, 200)}")
-            if isinstance(error, redis.RedisError | WorkerError | torch.AcceleratorError):
+            if isinstance(error, redis.RedisError | WorkerError) or is_device_failure(error):
                 raise
             log.exception("a command failed", line=keeper.line.name, name=command.name, by=command.by)
             self._failed[command.entry] = f"it failed: {type(error).__name__}: {one_line(error, 200)}"
@@ -90,7 +91,7 @@ class Look:
 
     def _watch_drift(self) -> None:
         line = self.keeper.line
-        drift = 0.0 if line.monitor is None or line.paused else line.monitor.drift_
+        drift = line.serving.drift or 0.0
         if drift > 1 and not self._alarmed:
             log.warning("drift: the images of late are not those of calibration", line=line.name, drift=drift)
             if line.config.learning.relearn_on_drift:

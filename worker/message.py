@@ -6,6 +6,8 @@ declared size before it is decoded.
 
 import io
 import math
+import reprlib
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,6 +44,8 @@ REASONS = (
     "lost",
     "failed",
 )
+
+MALFORMED = (IndexError, KeyError, TypeError, struct.error)  # of Pillow, at a chunk too short for what it is to hold
 
 Pixels = NDArray[np.uint8]  # [H, W, 3] RGB
 
@@ -124,7 +128,7 @@ def decode_batch(batch: bytes | None, limits: LimitSettings) -> list[Image | Rej
     if not isinstance(message, dict):
         raise RejectedError("wrong_shape", f"`batch` is {_kind(message)}, expected a map with `v` and `images`")
     if message.get("v") != VERSION or isinstance(message.get("v"), bool):
-        raise RejectedError("wrong_version", f"`v` is {message.get('v')!r:.40}, this worker reads {VERSION}")
+        raise RejectedError("wrong_version", f"`v` is {_shown(message.get('v'))}, this worker reads {VERSION}")
     images = message.get("images")
     if not isinstance(images, list):
         raise RejectedError("wrong_shape", f"`images` is {_kind(images)}, expected a list of maps")
@@ -170,14 +174,14 @@ def _checked(item: Any, limits: LimitSettings) -> Image:
     identity, form, data = item.get("id"), item.get("format"), item.get("data")
     expect(is_text(identity), f"`id` is {_kind(identity)}, expected a string in UTF-8")
     expect(len(identity) <= ID_LENGTH, f"`id` has {len(identity)} characters, at most {ID_LENGTH} are accepted")
-    expect(form in FORMATS, f"`format` is {form!r:.40}, expected one of {', '.join(FORMATS)}")
+    expect(form in FORMATS, f"`format` is {_shown(form)}, expected one of {', '.join(FORMATS)}")
     expect(isinstance(data, bytes), f"`data` is {_kind(data)}, expected bytes (msgpack bin)")
     shape, ts, meta = item.get("shape"), item.get("ts"), item.get("meta")
     if form == "raw":
         whole = isinstance(shape, list) and len(shape) == 3 and all(type(n) is int and n > 0 for n in shape)
-        expect(whole and shape[2] in (1, 3), f"`shape` is {shape!r:.60}, expected [h, w, c] with c 1 or 3 for raw")
+        expect(whole and shape[2] in (1, 3), f"`shape` is {_shown(shape)}, expected [h, w, c] with c 1 or 3 for raw")
     number = isinstance(ts, int | float) and not isinstance(ts, bool) and math.isfinite(ts)
-    expect(ts is None or number, f"`ts` is {ts!r:.40}, expected seconds as a number")
+    expect(ts is None or number, f"`ts` is {_shown(ts)}, expected seconds as a number")
     expect(meta is None or isinstance(meta, dict), f"`meta` is {_kind(meta)}, expected a map")
     expect(is_plain(meta, META_DEPTH), f"`meta` holds more than plain values by string keys, {META_DEPTH} levels deep")
     if meta and len(_packed(meta)) > limits.meta_bytes:
@@ -216,7 +220,7 @@ def opened(image: Image, limits: LimitSettings) -> Iterator[Pillow.Image]:
         check_size(picture.height, picture.width, limits)
         try:
             yield picture
-        except (OSError, ValueError, SyntaxError, EOFError) as error:
+        except (OSError, ValueError, SyntaxError, EOFError, *MALFORMED) as error:
             raise RejectedError("truncated", f"a {image.format} that does not decode to its end: {error}") from None
 
 
@@ -280,6 +284,11 @@ def _unpacked(data: bytes) -> Any:
         strict_map_key=True,
         unicode_errors="surrogateescape",
     )
+
+
+def _shown(value: Any) -> str:
+    """What came, cut short; msgpack nests values deeper than `repr` can follow."""
+    return f"{reprlib.repr(value):.60}"
 
 
 def _kind(value: Any) -> str:

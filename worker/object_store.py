@@ -129,7 +129,7 @@ class ObjectStore:
             manifest = json.loads(text)
             if not isinstance(manifest["object"], str) or not isinstance(manifest["sha256"], str):
                 raise TypeError("object and sha256 are texts")
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise SnapshotError(f"{name} is damaged: its manifest is none: {error!r}") from None
         return dict(manifest)
 
@@ -146,8 +146,9 @@ class ObjectStore:
         raise SnapshotError(f"{name} is damaged: SHA-256 {found}, its manifest says {manifest['sha256']}")
 
     def _cached(self, stem: str) -> bytes | None:
+        path = self.cache.directory / f"{stem}.safetensors"
         try:
-            return (self.cache.directory / f"{stem}.safetensors").read_bytes()
+            return path.read_bytes() if path.is_file() else None  # a pipe would be waited for
         except OSError:
             return None
 
@@ -246,6 +247,6 @@ def _unpacked(stem: str, content: bytes, name: str) -> Snapshot:
     try:
         tensors, manifest = unpack(content), _header(content)
         expected = manifest.pop("sha256")
-    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
+    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise SnapshotError(f"{name} is damaged: {error!r}") from None
     return verified(Snapshot(stem, tensors, manifest), expected, name)

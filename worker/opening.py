@@ -1,12 +1,16 @@
 """Entries to images, images to what the engine takes; for answering and for learning."""
 
+import time
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 
 import msgpack
 import numpy as np
 import torch
 from torch import Tensor
 
+from worker.bounds import DENSITY, decoding_bytes
 from worker.decoding import decode
 from worker.engine import Engine
 from worker.errors import RefusedError, RejectedError
@@ -14,8 +18,12 @@ from worker.failpoints import failpoint
 from worker.features import FeatureCache
 from worker.message import Image, Pixels, Rejected, decode_batch, encode_map
 from worker.metrics import Metrics
-from worker.settings import Settings
+from worker.settings import MIB, Settings
 from worker.streams.line_streams import Entry, LineStreams
+
+BEAT_SECONDS = 1.0  # between signs of life while an entry is decoded for learning
+DENSE_BYTES = MIB // 8  # (`decoding_bytes`) that a picture counts for, beyond its own, of which the pixels are kept
+KEPT_BYTES = 64 * MIB  # of such pixels
 
 
 class Opening:
@@ -34,6 +42,9 @@ class Opening:
         self.cache = cache
         self.metrics = metrics
         self.streams = streams
+        H, W = engine.settings.input_shape
+        self._most = max(1, KEPT_BYTES // (3 * H * W))
+        self._dense = OrderedDict[int, Tensor | None]()  # the last dense pictures by their hashes; None: no pictures
 
     def images(self, entry: Entry, rejected: list[Rejected]) -> list[Image]:
         """An entry's images; what cannot be one goes to `rejected`."""
@@ -67,25 +78,35 @@ class Opening:
         prepared = torch.from_numpy(room).permute(0, 3, 1, 2).unbind()  # [3, H, W] each, channels last
         found = list[Tensor | Rejected]()
         for image, pixels, x in zip(images, room, prepared, strict=True):
+            large = True
             try:
-                self._decode_into(image, pixels)
+                large = self._decode_into(image, pixels) > DENSITY * DENSE_BYTES
                 found.append(x)
             except RejectedError as error:
                 found.append(Rejected(image.id, error.reason, str(error), image.data))
+            if large and _is_dense(image):
+                self._dense[_hash(image)] = x if found[-1] is x else None
+                if len(self._dense) > self._most:
+                    self._dense.popitem(last=False)
         return found
 
     def _room(self, images: int) -> Pixels:
         """For the pixels of so many images, [n, H, W, 3]."""
         return np.empty((images, *self.engine.settings.input_shape, 3), np.uint8)
 
-    def _decode_into(self, image: Image, pixels: Pixels) -> None:
-        """Lay what the engine takes into pixels [H, W, 3]. Few calls let go of the interpreter, which many wait for."""
+    def _decode_into(self, image: Image, pixels: Pixels) -> int:
+        """Lay what the engine takes into pixels [H, W, 3]; bytes of the pixels that it was made of.
+
+        Few calls let go of the interpreter, which many wait for.
+        """
         failpoint("decode", image.id)
         decoded = decode(image, self.settings.limits, pixels)
+        size = decoded.nbytes
         if decoded.shape != pixels.shape:
             decoded = self.engine.prepare(decoded).permute(1, 2, 0).numpy()
         if not np.may_share_memory(decoded, pixels):
             pixels[:] = decoded
+        return size
 
     def is_first(self, line: str, image: Image, entry: Entry, place: int, learns: bool = False) -> bool:
         """Whether no image of its id came before; what cannot be decoded has no claim on it: it may be sent again."""
@@ -129,10 +150,30 @@ class Opening:
 
     def _decoded(self, entry: Entry) -> Iterator[tuple[int, Image, Tensor]]:
         """An entry's images with their places, decoded one at a time as they are needed."""
+        beaten = time.monotonic()
         for place, image in enumerate(self.images(entry, [])):
-            try:
-                with self.metrics.stage("decode"):
-                    x = self.decode(image)
-            except RejectedError:  # answering tells of it
-                continue
-            yield place, image, x
+            if time.monotonic() - beaten > BEAT_SECONDS:  # all of them may take longer than a lease
+                self.engine.beat()
+                beaten = time.monotonic()
+            with self.metrics.stage("decode"):
+                x = self._for_learning(image)
+            if x is not None:  # answering tells of one that cannot be decoded
+                yield place, image, x
+
+    def _for_learning(self, image: Image) -> Tensor | None:
+        """What the engine takes, or None. A dense picture is decoded once, as a rule by answering's threads: while it
+        is decoded here all lines wait."""
+        if _is_dense(image):
+            with suppress(KeyError):
+                return self._dense[_hash(image)]
+        (x,) = self.prepared([image])
+        return x if isinstance(x, Tensor) else None
+
+
+def _is_dense(image: Image) -> bool:
+    """Whether a picture takes longer to decode than its bytes tell, and long."""
+    return decoding_bytes(image.format, image.data) > max(DENSE_BYTES, len(image.data))
+
+
+def _hash(image: Image) -> int:
+    return hash((image.format, image.data))

@@ -25,7 +25,7 @@ class Owed:
     review: list[ReviewPart] = field(default_factory=list)
     restart: str = ""
     dropped: list[str] = field(default_factory=list)  # ids of review entries to be removed
-    changed: bool = False  # a command has changed the line
+    changed: bool = False  # a command, or an entry that was skipped, has changed the line
 
     @property
     def commit(self) -> Commit:

@@ -3,13 +3,19 @@
 import gc
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 
+import structlog
+
+from worker.checks import unwritable
 from worker.daemon import Worker
 from worker.devices import device_failures
 from worker.environment import collect
 from worker.errors import DeviceError
 from worker.settings import Settings
+
+log = structlog.get_logger()
 
 
 def run_worker(settings: Settings, reread: Callable[[], Settings] | None = None) -> None:
@@ -31,6 +37,9 @@ def serve(worker: Worker) -> None:
     device = worker.settings.worker.device
     with device_failures(device):
         worker.startup()
+    directory = worker.settings.snapshots.directory
+    if isinstance(directory, Path) and (problem := unwritable(directory)):
+        log.error(problem)  # it goes on: what was learned waits for the folder, answers do not
     collect()
     try:
         with device_failures(device):

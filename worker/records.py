@@ -11,13 +11,20 @@ from worker.message import HeatMap
 
 
 class Serving(NamedTuple):
-    """What results are given by: a committed version, and its threshold once there is one."""
+    """What results are given by: a committed version, its threshold once there is one, and what watches its scores. A
+    commit puts another in its place, whole: Z-spaces differ, and so nothing of two versions goes together."""
 
     phase: str
     model: str | None
     threshold: float | None
     provisional: bool = False
     scorer: Scorer | None = None
+    monitor: DriftMonitor | None = None  # of its own calibration; None while nobody watches
+
+    @property
+    def drift(self) -> float | None:
+        """Of its recent scores from calibration's, above 1 an alarm; None while nobody watches."""
+        return None if self.monitor is None else self.monitor.drift_
 
 
 class Scores(NamedTuple):
@@ -25,7 +32,6 @@ class Scores(NamedTuple):
     and patch scores [B, h, w] if maps are wanted. There is nothing to wait for while there is no model."""
 
     serving: Serving
-    monitor: DriftMonitor | None  # that these are for
     images: int
     arrived: Callable[[], tuple[Tensor, ...]] | None
 

@@ -1,6 +1,7 @@
 """Lines that are left alone for a while, since something is wrong with them that concerns no other line."""
 
 import time
+from collections.abc import Container
 
 import structlog
 
@@ -42,9 +43,13 @@ class Refusals:
         self._lines.pop(name, None)
         self._told.pop(name, None)
 
-    def went_on(self) -> None:
-        """What has not been wrong for so long is over: what goes wrong with that line from now on is news."""
-        for name in [name for name, (_, over_at) in self._told.items() if time.monotonic() >= over_at]:
+    def went_on(self, served: Container[str]) -> None:
+        """What has not been wrong for so long is over: what goes wrong with that line from now on is news.
+
+        Of a line that is not `served` nothing is asked that could be refused.
+        """
+        over = [name for name, (_, over_at) in self._told.items() if time.monotonic() >= over_at and name in served]
+        for name in over:
             del self._told[name]
             log.info("the line goes on", line=name)
 

@@ -1,6 +1,5 @@
 """Scores of images by the version that answers, on whichever thread."""
 
-from mhpc.core.drift import DriftMonitor
 from mhpc.core.patch_maps import PatchMaps
 from mhpc.linalg import all_finite
 from worker.fetching import fetch
@@ -8,26 +7,23 @@ from worker.message import heat_maps
 from worker.records import Scores, Serving, Verdict
 
 
-def begin_to_score(serving: Serving, monitor: DriftMonitor | None, heat_map: bool, maps: PatchMaps) -> Scores:
+def begin_to_score(serving: Serving, heat_map: bool, maps: PatchMaps) -> Scores:
     """Begin to score images by the maps of their features; a GPU computes while other things are done.
-
-    Args:
-        monitor: that the scores are for, once they are there.
 
     Raises:
         ValueError: they are not finite; on a GPU `verdicts_of` finds that out.
     """
     B, scorer = len(maps), serving.scorer
     if scorer is None:
-        return Scores(serving, monitor, B, None)
+        return Scores(serving, B, None)
     z = scorer.whiten_maps(maps, finite=maps.device.type != "cpu")
     scores, patches = scorer.score_maps(z, serving.threshold if heat_map else None)
     heats = (patches.reshape(B, *maps.grid),) if heat_map else ()
-    return Scores(serving, monitor, B, fetch(scores, z.mean(1), *heats))
+    return Scores(serving, B, fetch(scores, z.mean(1), *heats))
 
 
 def verdicts_of(scored: Scores) -> list[Verdict]:
-    """Verdicts once the scores are there; the drift monitor watches, unless the line was paused.
+    """Verdicts once the scores are there; the drift monitor watches, if the version had one.
 
     Raises:
         ValueError: the features were not finite.
@@ -37,7 +33,7 @@ def verdicts_of(scored: Scores) -> list[Verdict]:
     scores, means, *maps = scored.arrived()
     if not all_finite(means):
         raise ValueError("features hold NaN or infinite values; is the backbone's output sound?")
-    if scored.monitor is not None:
-        scored.monitor.update(scores, means)
+    if scored.serving.monitor is not None:
+        scored.serving.monitor.update(scores, means)
     heats = heat_maps(maps[0].numpy()) if maps else [None] * scored.images
     return [Verdict(score, heat) for score, heat in zip(scores.tolist(), heats, strict=True)]

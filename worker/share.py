@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from mhpc.core.devices import is_device_failure
 from mhpc.core.distributed import learn_numbered, merged
 from mhpc.core.learner import OnePassLearner
 from mhpc.core.scorer import Scorer
@@ -51,9 +52,9 @@ class Share:
         try:
             failpoint("rank", f"{what}-{self.rank}")
             return dict(getattr(self, f"_{what}")(**message))
-        except (RanksError, torch.AcceleratorError):
-            raise
         except Exception as error:  # a lack of memory, too: who leaves an exchange has the others wait for it
+            if isinstance(error, RanksError) or is_device_failure(error):
+                raise
             log.exception("a rank's part failed", what=what, rank=self.rank)
             return {"error": f"{type(error).__name__}: {one_line(error, 200)}"}
 
@@ -104,9 +105,9 @@ class Share:
         self._hold(ticket)
         try:
             self.whole = merged(self.learner)
-        except torch.AcceleratorError:
-            raise
         except RuntimeError as error:
+            if is_device_failure(error):
+                raise
             raise RanksError(f"the ranks' statistics are not merged: {one_line(error, 300)}") from error
         return {}
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from worker.errors import AbsentError, ModelError, SnapshotError, StoreError
 from worker.failpoints import failpoint
-from worker.folders import fsync_folder, listed, not_listed
+from worker.folders import fsync_folder, listed, not_listed, remedy
 
 VERSION = 2  # 1 knew no commands, no pinned anchors and no recent scores
 STEM = re.compile(r"^(\d{10})-(\d{10})$")
@@ -112,7 +112,8 @@ class SnapshotStore:
             for leftover in (temporary, path):
                 with suppress(OSError):
                     leftover.unlink(missing_ok=True)
-            raise SnapshotError(f"snapshot {path} is not written: {error}; free the disk or mend its rights") from None
+            mend = remedy(error, "free the disk or mend its rights")
+            raise SnapshotError(f"snapshot {path} is not written: {error}; {mend}") from None
 
     def load(self, stem: str) -> Snapshot:
         """Read a version and verify it.
@@ -125,6 +126,8 @@ class SnapshotStore:
         """
         path = self.directory / f"{stem}.safetensors"
         try:
+            if path.exists() and not path.is_file():  # whoever opens a pipe waits for ever
+                raise ModelError(f"snapshot {path} is no file, expected what a worker has written; move it away")
             path.open("rb").close()  # safetensors says of whatever it cannot open that it is absent
             with safe_open(path, framework="pt") as file:
                 manifest = json.loads((file.metadata() or {})["mhpc"])
@@ -134,8 +137,9 @@ class SnapshotStore:
             raise AbsentError(f"snapshot {path} is not there, or not any more") from None
         except OSError as error:
             listed(self.directory)  # where it is the folder that refuses, this says so
-            raise ModelError(f"snapshot {path} cannot be read: {error}; mend its rights or the disk") from None
-        except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
+            mend = remedy(error, "mend its rights or the disk")
+            raise ModelError(f"snapshot {path} cannot be read: {error}; {mend}") from None
+        except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise SnapshotError(f"snapshot {path} is damaged: {error!r}") from None
         return verified(Snapshot(stem, tensors, manifest), expected, f"snapshot {path}")
 
@@ -228,7 +232,8 @@ class SnapshotStore:
             change(path)
             fsync_folder(self.directory)
         except OSError as error:
-            raise SnapshotError(f"{path} cannot be changed: {error}; mend the rights of its folder") from None
+            mend = remedy(error, "mend the rights of its folder")
+            raise SnapshotError(f"{path} cannot be changed: {error}; {mend}") from None
 
     def _path(self, stem: str, suffix: str = ".safetensors") -> Path:
         return self.directory / f"{stem}{suffix}"
@@ -236,9 +241,11 @@ class SnapshotStore:
 
 def _about(path: Path) -> dict[str, Any]:
     try:
+        if not path.is_file():  # as above
+            return {}
         with safe_open(path, framework="pt") as file:
             manifest = json.loads((file.metadata() or {})["mhpc"])
-    except (OSError, SafetensorError, KeyError, ValueError):
+    except (OSError, SafetensorError, KeyError, ValueError, RecursionError):
         return {}
     return manifest if isinstance(manifest, dict) else {}
 
@@ -263,7 +270,11 @@ def verified(snapshot: Snapshot, expected: str, name: str) -> Snapshot:
         ModelError: it is of another format.
     """
     # The digest before the format, by a rule that all formats share: a flipped bit in the number is damage.
-    if (found := _digest(snapshot.tensors, snapshot.metadata)) != expected:
+    try:
+        found = _digest(snapshot.tensors, snapshot.metadata)
+    except RecursionError as error:  # of a manifest that could just be read
+        raise SnapshotError(f"{name} is damaged: {error!r}") from None
+    if found != expected:
         raise SnapshotError(f"{name} is damaged: SHA-256 {found}, its manifest says {expected}")
     if (version := snapshot.metadata.get("version")) != VERSION:
         raise ModelError(

@@ -3,18 +3,46 @@
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from typing import Annotated, Literal
 
 import structlog
 import torch
+from pydantic import BaseModel, Field, Strict, ValidationError
 
+from mhpc.core.calibration import Threshold
+from mhpc.core.devices import is_device_failure
 from worker.errands import AT_ONCE, begun
-from worker.errors import AbsentError, ModelError, RefusedError, SnapshotError, StoreError
+from worker.errors import AbsentError, ModelError, RefusedError, SnapshotError, StoreError, one_line
 from worker.line import SCORING, Line
 from worker.snapshots import STEM, Snapshot
 from worker.stores import Store
 from worker.streams.line_streams import FROM_START, entry_key
 
+EntryId = Annotated[str, Field(pattern="^[0-9]{1,20}-[0-9]{1,20}$")]
+
 log = structlog.get_logger()
+
+
+class Restored(BaseModel, strict=True):
+    """What a line is restored from, beside tensors: a checksum that holds does not say that it was a worker's."""
+
+    fingerprint: str
+    top_k: int
+    phase: Literal["learning", "calibrating", "scoring"]
+    paused: bool
+    applied_through: EntryId
+    commands_through: EntryId
+    scores_through: EntryId | Literal[""]
+    scores_since: str = ""
+    before: str = ""
+    rate: float | None
+    forgetting: float | None
+    false_positive_rate: float
+    threshold: Threshold | None
+    answering: Annotated[tuple[str | None, float | None, bool], Strict(False)] | None  # of JSON: a list
+    sources: list[list[str | int]]
+    called_normal: list[list[str]] = []
+    images_doubted: int = 0
 
 
 def find_version(line: str, store: Store, state: Mapping[str, str]) -> Snapshot | None:
@@ -38,7 +66,7 @@ def find_version(line: str, store: Store, state: Mapping[str, str]) -> Snapshot 
         newest_first = store.stems()[::-1]
     except StoreError as error:
         snapshot = store.at_hand(committed) if committed else None
-        if snapshot is None or snapshot.metadata["applied_through"] != state.get("applied_through"):
+        if snapshot is None or snapshot.metadata.get("applied_through") != state.get("applied_through"):
             raise
         log.warning("the version of this machine serves: the store is not reached", line=line, error=str(error))
         return snapshot
@@ -65,7 +93,7 @@ def load_line(
     """The line as of the version that was found, and its name; as it is where there is none.
 
     Raises:
-        ModelError: a version is committed, and none can be used; or another backbone's was found.
+        ModelError: a version is committed, and none can be used; or what was found is another backbone's, or no line's.
     """
     if snapshot is None:
         if committed:  # never learn anew over a model that only is not at hand
@@ -75,18 +103,37 @@ def load_line(
             )
         return line, ""
     stem = snapshot.stem
+    check_metadata(snapshot, place)
     if snapshot.metadata["fingerprint"] != fingerprint:
         raise ModelError(
             f"line {line.name}: {place}/{stem} was learned with another backbone, weights, "
             f"layers or input_shape; restore those, or learn anew: {how_to_learn_anew}"
         )
-    line.restore(snapshot.tensors, snapshot.metadata)
-    line.serve(line.served_by(stem))
+    try:
+        line.restore(snapshot.tensors, snapshot.metadata)
+        line.serve(line.served_by(stem))
+    except (ValueError, KeyError, TypeError, RuntimeError, IndexError) as error:
+        if is_device_failure(error) or isinstance(error, torch.OutOfMemoryError):  # not the version's fault
+            raise
+        raise ModelError(f"{_unfit(stem, place)}: {type(error).__name__}: {one_line(error, 200)}") from None
     if committed and stem != committed:
         which = "an older version serves: what was learned after it is missing"
         which = which if stem < committed else "a newer version serves: Redis has lost the commits up to it"
         log.error(which, line=line.name, committed=committed, serving=stem)
     return line, stem
+
+
+def check_metadata(snapshot: Snapshot, place: str) -> None:
+    """Raise ModelError where what goes with a version's tensors is not what a line is restored from."""
+    try:
+        Restored.model_validate(snapshot.metadata)
+    except ValidationError as error:
+        wrong = (f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors(include_url=False))
+        raise ModelError(f"{_unfit(snapshot.stem, place)}: {one_line('; '.join(wrong), 300)}") from None
+
+
+def _unfit(stem: str, place: str) -> str:
+    return f"{place}/{stem} is whole, but no line can go on from it; move it away, and the version before serves"
 
 
 def gone_back(line: str, last: str, applied: str, how_to_learn_anew: str) -> str:
@@ -122,6 +169,7 @@ def load_for_rollback(store: Store, fingerprint: str, present: str, version: str
             missing = f"version {stem!r:.60}" if stem else "a version before the present one that scores"
             raise RefusedError(f"{missing} is not there; there are {', '.join(stems) or 'none'}")
         snapshot = store.load(stem)
+        check_metadata(snapshot, store.place)
     except (SnapshotError, AbsentError, ModelError) as error:
         raise RefusedError(str(error)) from None
     if snapshot.metadata["fingerprint"] != fingerprint:

@@ -36,7 +36,8 @@ def known_lines(client: Any) -> list[str]:
 
 
 def line_status(client: Any, name: str) -> dict[str, Any]:
-    """One line's state, backlog and keeper; `problem` says what keeps it from working, or a key from being read."""
+    """One line's state, backlog and keeper; `problem` says what is wrong with it, or keeps a key from being read, and
+    `stopped` whether nothing is answered until that is mended."""
     streams, problems = LineStreams(client, name), list[str]()
 
     def look(key: str, read: Callable[[], T], otherwise: T) -> T:
@@ -60,6 +61,8 @@ def line_status(client: Any, name: str) -> dict[str, Any]:
         "results": look(streams.scores, lambda: client.xlen(streams.scores), 0),
         "dead": look(streams.dead, lambda: client.xlen(streams.dead), 0),
         "keeper": holder.decode(errors="replace").rpartition("#")[0] if holder else None,
+        # Before the first commit a keeper that stops its line says no more than the problem, and lets the lease lapse.
+        "stopped": state["stopped"] or bool(state["problem"] and not holder),
         "problem": "; ".join(filter(None, [state["problem"], *problems])) or None,
     }
 
@@ -102,6 +105,7 @@ def _of_state(key: str, found: dict[bytes, bytes], problems: list[str]) -> dict[
         "quarantined": said("quarantined", int, "a whole number") or 0,
         "drift": number("drift"),
         "problem": text("problem"),
+        "stopped": bool(text("stopped")),
     }
 
 
@@ -195,7 +199,7 @@ def command(
         was = "was" if sent else "may have been"
         return Reply(False, f"interrupted, but the command {was} sent: a keeper obeys what waits in {streams.control}")
     if reply is None:
-        why = "stopping, so not waited for" if given_up() else f"no answer within {seconds:g} s; {_keeper_of(streams)}"
+        why = "stopping, so not waited for" if given_up() else f"no answer within {seconds:g} s; {_why(streams, name)}"
         taken_back = f"XDEL {streams.control} {sent} takes it back"
         reply = Reply(False, f"{why}. The command waits in {streams.control}; {taken_back}")
     return reply
@@ -223,8 +227,12 @@ def _arguments(name: str, args: list[str]) -> dict[str, Any]:
     return named
 
 
-def _keeper_of(streams: LineStreams) -> str:
-    holder = streams.client.get(streams.lease)
+def _why(streams: LineStreams, name: str) -> str:
+    """Why a command is not answered, as far as Redis tells; of a line that is stopped, `resync` alone would be."""
+    state, holder = streams.state(), streams.client.get(streams.lease)
+    if name != "resync" and (stopped := state.get("stopped")):
+        return f"it is stopped: {stopped}"
     if not holder:
-        return "it has no keeper: start a worker"
+        said = f"; the last one said: {problem}" if (problem := state.get("problem")) else ""
+        return f"it has no keeper: start a worker{said}"
     return f"its keeper is {holder.decode(errors='replace').rpartition('#')[0]}"

@@ -59,7 +59,8 @@ class ThresholdTracker:
         for _ in range(PAGES):
             page = self.streams.client.xrange(self.streams.scores, min=f"({line.scores_through}", count=READ)
             if page:
-                scores = [score for _, fields in page if (score := _score(fields.get(b"result"))) is not None]
+                found = (_score(fields.get(b"result"), line.scores_since) for _, fields in page)
+                scores = [score for score in found if score is not None]
                 line.follow(scores, page[-1][0].decode())
                 self._since_refit += len(scores)
             if len(page) < READ:
@@ -67,14 +68,28 @@ class ThresholdTracker:
         return False
 
 
-def _score(packed: bytes | None) -> float | None:
-    """The score of a result in phase scoring; None of any other, and of what is no result: anybody may write there."""
+def _score(packed: bytes | None, since: str) -> float | None:
+    """The score of a result in phase scoring, by the version `since` or one after it: who has not loaded that yet goes
+    on with the one before. None of any other, and of what is no result: anybody may write there."""
     try:
         result = msgpack.unpackb(packed or b"")
     except (ValueError, msgpack.UnpackException, RecursionError):
         return None
-    score: Any = result.get("score") if isinstance(result, dict) and result.get("phase") == SCORING else None
-    return float(score) if type(score) is float and 0 <= score < math.inf else None
+    if not isinstance(result, dict) or result.get("phase") != SCORING:
+        return None
+    model, score = result.get("model"), result.get("score")
+    followed = type(model) is str and model >= since and type(score) is float and 0 <= score < math.inf
+    return score if followed else None
+
+
+def fit_to_rate(line: Line) -> bool:
+    """Have the threshold that the line's rate asks for, if the restored one is for another; whether it is to be
+    committed yet. That is its keeper's to do: under one version's name all answer by one threshold."""
+    if line.threshold is None:
+        return False
+    if line.fitted_rate != line.false_positive_rate:
+        line.threshold = line.fitted()
+    return line.threshold.value != line.serving.threshold
 
 
 def committed(line: Line, model: str, serving: Serving) -> dict[str, str]:
@@ -92,7 +107,7 @@ def committed(line: Line, model: str, serving: Serving) -> dict[str, str]:
         "rate": repr(line.false_positive_rate),
         "rate_interval": "" if limit is None else f"{limit.rate_low:.4g} {limit.rate_high:.4g}",
         "calibration": score_bins(line.calibration_scores),
-        **shown(line),
+        **shown(line, serving),
     }
 
 
@@ -105,8 +120,8 @@ def score_bins(scores: Tensor) -> str:
     return json.dumps({"low": low, "high": high, "counts": counts.tolist()}, separators=(",", ":"))
 
 
-def shown(line: Line) -> dict[str, str]:
-    """What the state hash says to people beside what is committed."""
+def shown(line: Line, serving: Serving) -> dict[str, str]:
+    """What the state hash says to people beside what is committed, while this answers."""
     done, wanted = line.progress
     outside, change = line.convergence[:2]
     return {
@@ -114,7 +129,7 @@ def shown(line: Line) -> dict[str, str]:
         "outside_share": f"{outside:.4g}",
         "subspace_change": f"{change:.4g}",
         "quarantined": str(line.counts[1] + line.doubted),
-        "drift": "" if line.monitor is None else f"{line.monitor.drift_:.4g}",
+        "drift": "" if (drift := serving.drift) is None else f"{drift:.4g}",
     }
 
 
@@ -127,7 +142,7 @@ def set_gauges(metrics: Metrics, line: Line) -> None:
     metrics.learning_outside_share.labels(name).set(outside)
     metrics.learning_subspace_change.labels(name).set(change)
     # 0 where nobody watches: an alert must not go on by what was before a relearn.
-    metrics.drift.labels(name).set(0.0 if line.monitor is None or line.paused else line.monitor.drift_)
+    metrics.drift.labels(name).set(line.serving.drift or 0.0)
     if (threshold := line.serving.threshold) is not None:
         metrics.threshold.labels(name).set(threshold)
     if (bank := line.learner.bank_) is not None:

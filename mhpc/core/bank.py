@@ -121,9 +121,6 @@ class Bank:
         """For pictures to come: above the numbers of all that it tells apart."""
         return 0
 
-    def vouch(self, number: int) -> None:
-        """A person says that a picture belongs: no doubt is to be found in what it has brought."""
-
     def scorer(self, top_k: int) -> Scorer:
         """What scores by the bank as it is; it shares the bank's tensors, which are replaced and never changed.
 

@@ -69,10 +69,8 @@ class OnePassLearner:
         self.seed = seed
         self.pca_ = self._new_pca()
         self.bank_: MemoryBank | Reservoir | None = None
-        self.rows_seen_ = 0
-        self.rows_at_refresh_ = 0
-        self.images_learned_ = 0
-        self.images_quarantined_ = 0
+        self.rows_seen_ = self.rows_at_refresh_ = self.rows_before_ = 0
+        self.images_learned_ = self.images_quarantined_ = 0
         self.change_ = 1.0
         self.recent_ = Recent()
 
@@ -102,14 +100,12 @@ class OnePassLearner:
 
         Args:
             guard: whether images far outside the recent ones are set aside.
-            first: number of the first image, those of the others follow; by default the next that is free.
+            first: number of the first image, by default the next that is free; -1 for one that a person vouches for.
 
         Raises:
             ValueError: not [B, P, D], another D than before, or values that are not finite or whose squares overflow.
         """
         x, steps = self.checked(features), list[Step]()
-        if self.bank_ is None and len(x) * x.shape[1] < 2:
-            raise ValueError(f"features {list(x.shape)} hold a single patch, expected at least 2 to begin with")
         first = max(self.images_seen_, self.bank_.free_number if self.bank_ else 0) if first is None else first
         with unchanged_on_error(*self.holders()):
             while len(x):
@@ -138,8 +134,7 @@ class OnePassLearner:
         if isinstance(self.bank_, MemoryBank):
             self.bank_.grow_old()
         self.images_learned_ = self.images_quarantined_ = 0
-        self.change_ = 1.0
-        self.recent_ = Recent()
+        self.rows_before_, self.change_, self.recent_ = self.rows_seen_, 1.0, Recent()
 
     def forget(self, share: float) -> None:
         """Keep a share in (0, 1] of the weight of all that was learned: mean and covariance stay, the new counts more.
@@ -150,7 +145,8 @@ class OnePassLearner:
             return
         if self.space.needs_moments:
             self.pca_.restore(faded_moments(self.pca_.moments_, share))
-        self.rows_seen_, self.rows_at_refresh_ = round(self.rows_seen_ * share), round(self.rows_at_refresh_ * share)
+        for name in ("rows_seen_", "rows_at_refresh_", "rows_before_"):
+            setattr(self, name, round(getattr(self, name) * share))
         self.bank_.forget(share)
 
     def pin(self, features: Tensor, radius: float) -> int:
@@ -220,7 +216,8 @@ class OnePassLearner:
         self.rows_seen_ += len(x)
         if self.bank_ is None:
             self.bank_ = self._new_bank(x.shape[1])
-        if self.rows_seen_ >= REFRESH_GROWTH * self.rows_at_refresh_:
+        # Growth since `begin_again`: by that of all rows, the longer the past, the later `change_` were known again.
+        if self.rows_seen_ - self.rows_before_ >= REFRESH_GROWTH * (self.rows_at_refresh_ - self.rows_before_):
             self._refresh()
             known = self._nearest(x, P)
         self.bank_.learn(x, known, pictures)
@@ -272,6 +269,8 @@ class OnePassLearner:
         counts = [self.rows_seen_, self.rows_at_refresh_, self.images_learned_, self.images_quarantined_]
         state = {"counts": torch.tensor(counts), "change": torch.tensor(self.change_, dtype=torch.float64)}
         state |= self.recent_.state_dict()
+        if self.rows_before_:  # of no first learning, nor by earlier releases
+            state["rows_before"] = torch.tensor(self.rows_before_)
         if self.bank_ is not None:
             state |= self.bank_.state_dict()
             if self.space.needs_moments:
@@ -288,6 +287,7 @@ class OnePassLearner:
         try:
             n, self.rows_at_refresh_, self.images_learned_, self.images_quarantined_ = state["counts"].tolist()
             self.rows_seen_, self.bank_, self.pca_ = n, None, self._new_pca()
+            self.rows_before_ = int(state.get("rows_before", 0))
             self.recent_, self.change_ = Recent.of_state(state), float(state["change"])
             if n:
                 on = {name: value.to(self.device, copy=True) for name, value in state.items()}

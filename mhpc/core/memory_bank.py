@@ -1,5 +1,6 @@
 """The memory bank of a stream: a streaming k-center of anchors, most of which move."""
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -60,10 +61,16 @@ class MemoryBank(Bank):
         self.means = torch.empty(0, num_features, dtype=torch.float32, device=device)
 
     @property
+    def kept(self) -> int:
+        """Anchors that a reduction leaves: bank_size, or, where that was lowered since anchors were pinned, as many as
+        leave those that are learned their half."""
+        return max(self.bank_size, math.ceil(int(self.pinned.sum()) / MAX_PINNED))  # GPU sync
+
+    @property
     def held(self) -> int:
-        """Anchors that are left by a reduction while it learns."""
+        """The same, while it learns."""
         least, most = SMALL
-        return most if least <= self.bank_size < most else self.bank_size
+        return most if least <= (kept := self.kept) < most else kept
 
     @property
     def lifts(self) -> Tensor:
@@ -181,13 +188,13 @@ class MemoryBank(Bank):
         self.support = self.support + torch.bincount(pairs % len(self), minlength=len(self))
 
     def reduce(self, size: int | None = None, merge: float = 0.0) -> None:
-        """Keep `size` anchors, bank_size by default, those that are pinned and others by exact greedy selection.
+        """Keep that many anchors, `kept` by default, those that are pinned and others by exact greedy selection.
 
         The radius becomes what they cover. A dropped anchor's mass goes to the kept one nearest to it, its support is
         merged by maximum. Then a kept anchor that may move goes the share `merge` of the way to the mean of itself and
         those that fell to it, by their mass: 1 is a step of Lloyd's (1982) k-means. The radius is from before that.
         """
-        size = size or self.bank_size
+        size = size or self.kept
         if len(self) <= size:
             return
         pinned = self.pinned.nonzero()[:, 0]
@@ -215,11 +222,11 @@ class MemoryBank(Bank):
             self.support = self.support.scatter_reduce(0, heirs, support, "amax")
 
     def settle(self) -> Tensor:
-        """Reduce to bank_size and judge, for scoring; a small bank is merged, too.
+        """Reduce to what it keeps and judge, for scoring; a small bank is merged, too.
 
         Returns what `judge` does.
         """
-        self.reduce(merge=float(self.held > self.bank_size))
+        self.reduce(merge=float(self.held > self.kept))
         return self.judge()
 
     def judge(self) -> Tensor:
@@ -232,9 +239,6 @@ class MemoryBank(Bank):
         doubt = find_doubt(self.images, self.picture, own, self.support, self.radius)
         self.lift = torch.where(self.picture >= 0, doubt.lift, self.lift)
         return doubt.set_aside
-
-    def vouch(self, number: int) -> None:
-        self.picture = self.picture.masked_fill(self.picture == number, -1)
 
     def grow_old(self) -> None:
         """The anchors become ones of earlier days: what doubt there is in them stays, no more is found."""

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mhpc.core.calibration import outlier_limit
+from mhpc.core.calibration import FLOOR, outlier_limit
 
 RECENT = 128  # images
 TOGETHER = 8  # images that are judged by the same ones before them, however many are learned at once
@@ -48,7 +48,7 @@ class Recent:
     def admit(self, scores: Tensor, distances: Tensor, radius: float, guard: bool) -> Tensor:
         """Which images to learn from [B], by their scores [B] and patch distances [B, P]; they are remembered.
 
-        With the guard not those far outside the recent scores, within a bounded share.
+        With the guard not those far outside the recent scores, by more than rounding, within a bounded share.
         """
         # A bank that has never been full has no radius: all is new to it.
         outside = (distances > UNLIKE * radius).float().mean(1).cpu() if radius else torch.ones(len(scores))  # GPU sync
@@ -59,7 +59,7 @@ class Recent:
         """The same for images that are judged together, by those before them."""
         learned = torch.ones(len(scores), dtype=torch.bool)
         if guard and len(self.scores) >= GUARD_AFTER:
-            far = scores > outlier_limit(self.scores.numpy())
+            far = scores > max(outlier_limit(self.scores.numpy()), FLOOR)
             room = int(GUARD_SHARE * RECENT) - int(self.quarantined.sum())
             learned = ~(far & (far.cumsum(0) <= room))
         self.scores = torch.cat([self.scores, scores])[-RECENT:]

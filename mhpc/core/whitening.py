@@ -90,7 +90,7 @@ class ZSpace:
         return Whitening(torch.zeros(D, dtype=torch.float32), None)
 
     def of_moments(self, moments: Moments, before: Whitening | None = None) -> Whitening:
-        """From n, mean and scatter alone: one pass.
+        """From n, mean and scatter alone: one pass. One row is as two that are equal.
 
         Args:
             before: a whitening by moments that were similar. Where that is faster, components are looked for near its
@@ -99,6 +99,7 @@ class ZSpace:
         Raises:
             ValueError: a covariance that is singular, with a jitter of 0.
         """
+        moments = moments._replace(n=max(2, moments.n))
         if self.reduces:
             if before is not None and (found := self._near(before, moments)):
                 return found

@@ -10,11 +10,11 @@ import typer
 from safetensors import SafetensorError
 
 from mhpc.core.backbones import BackboneError
+from mhpc.core.devices import is_device_failure
 
 FAILED, BAD_USAGE, MODEL_UNUSABLE, DEVICE_FAILED = 1, 2, 4, 5  # 3 is the worker's: Redis is not reached
 
-# What torch says in a plain RuntimeError when a device fails: cuBLAS, cuDNN, and the CPU's allocator.
-DEVICE_WORDS = ("CUDA error", "cuDNN error", "CUDNN_STATUS", "can't allocate memory")
+NO_MEMORY = "can't allocate memory"  # what torch's allocator on a CPU says, in a plain RuntimeError
 
 
 class DeviceError(RuntimeError):
@@ -58,9 +58,9 @@ def exit_code(error: Exception) -> int | None:
         return MODEL_UNUSABLE
     if isinstance(error, ValueError):
         return BAD_USAGE
-    if isinstance(error, DeviceError | torch.OutOfMemoryError | torch.AcceleratorError | MemoryError):
+    if isinstance(error, DeviceError | torch.OutOfMemoryError | MemoryError) or is_device_failure(error):
         return DEVICE_FAILED
-    if isinstance(error, RuntimeError) and any(words in str(error) for words in DEVICE_WORDS):
+    if isinstance(error, RuntimeError) and NO_MEMORY in str(error):
         return DEVICE_FAILED
     if isinstance(error, OSError | SafetensorError) and not isinstance(
         error, BrokenPipeError

@@ -138,6 +138,13 @@ def test_reading_before_two_rows_says_to_fit_first() -> None:
         _ = IncrementalPCA().partial_fit(torch.zeros(1, 3)).components_
 
 
+def test_moments_are_there_from_the_first_row_on() -> None:
+    n, mean, scatter = IncrementalPCA().partial_fit(torch.full((1, 3), 2.0)).moments_
+    assert (n, mean.tolist(), bool(scatter.any())) == (1, [2.0] * 3, False)
+    with pytest.raises(ValueError, match="has seen 0 rows"):
+        _ = IncrementalPCA().moments_
+
+
 def test_more_components_than_rows_are_refused_when_they_are_read() -> None:
     x = parts_with_spread()
     pca = IncrementalPCA(7).partial_fit(x[:6])

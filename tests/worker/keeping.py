@@ -51,7 +51,7 @@ def pending(streams: LineStreams, group: str = LEARNING_GROUP) -> list[str]:
 def assert_same(a: Line, b: Line) -> None:
     """Of equal content; which results each has followed so far is another matter."""
     (tensors, metadata), (others, other_metadata) = a.state(), b.state()
-    own = {"line": "", "scores_through": ""}
+    own = {"line": "", "scores_through": "", "scores_since": ""}
     assert {**metadata, **own} == {**other_metadata, **own}
     for name, tensor in tensors.items():
         assert torch.equal(tensor, others[name]), name

@@ -5,15 +5,19 @@ from typing import Any
 
 import pytest
 import redis
+import torch
 from structlog.testing import capture_logs
 
-from tests.worker.commanding import features
+from tests.worker.commanding import features, limit, told, trained, version
 from tests.worker.helpers import eventually
 from tests.worker.keeping import MakeKeeper, opened
 from tests.worker.playing import answered, send
 from tests.worker.turning import Run, get
 from worker.alike import FIELD, Alike, digest
 from worker.daemon import Worker
+from worker.errors import SnapshotError
+from worker.keeper import Keeper
+from worker.line import Line
 from worker.looking import Look
 from worker.metrics import Metrics
 from worker.settings import CalibrationSettings, LearningSettings, LineConfig, ScoringSettings
@@ -92,6 +96,64 @@ def test_a_worker_that_restarts_with_other_settings_does_not_differ_from_itself(
         alike.look(again)
     assert told_of(logged) == []
     assert alike.metrics.registry.get_sample_value("mhpc_line_settings_differ", {"line": streams.line}) == 0
+
+
+def test_who_does_not_keep_a_line_answers_by_its_keepers_threshold_whatever_rate_it_is_told(
+    make_keeper: MakeKeeper, streams: LineStreams
+) -> None:
+    keeper, other = trained(make_keeper, streams), with_rate(make_keeper(), 0.4)
+    assert other.follow()
+    assert (version(other), limit(other)) == (version(keeper), limit(keeper))
+    assert told(keeper, "rate", rate=0.2)[0]
+    assert other.follow()
+    assert (version(other), limit(other)) == (version(keeper), limit(keeper))
+
+
+def test_who_takes_a_line_over_with_another_rate_makes_a_version_of_its_threshold(
+    make_keeper: MakeKeeper, streams: LineStreams
+) -> None:
+    keeper = trained(make_keeper, streams)
+    before, threshold = keeper.model, limit(keeper)
+    other = opened(with_rate(make_keeper(), 0.4), "station-1#b")
+    assert before < other.model
+    assert limit(other) < threshold
+    state = streams.state()
+    assert (state["model"], float(state["threshold"]), state["rate"]) == (other.model, limit(other), "0.4")
+    assert keeper.follow()
+    assert limit(keeper) == limit(other)
+    again = opened(with_rate(make_keeper(), 0.4), "station-1#c")
+    assert (again.model, limit(again)) == (other.model, limit(other))  # once
+    assert told(again, "rollback", version=before)[0]
+    assert limit(again) == limit(other)
+
+
+def test_a_threshold_that_cannot_be_stored_yet_is_answered_by_once_it_is(
+    make_keeper: MakeKeeper, streams: LineStreams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper = trained(make_keeper, streams)
+    other = with_rate(make_keeper(), 0.4)
+
+    def refuse(*_: object) -> None:
+        raise SnapshotError("not now")
+
+    with monkeypatch.context() as refused:
+        refused.setattr(other.store, "put", refuse)
+        opened(other, "station-1#b")
+        other.epoch, other._acquire_at = 0, 0.0  # as where Redis fails as it is opened: it is opened again as it is
+        opened(other, "station-1#b")
+    assert (version(other), limit(other)) == (keeper.model, limit(keeper))
+    assert float(streams.state()["threshold"]) == limit(keeper)
+    other.snapshot()
+    assert version(other) > keeper.model
+    assert float(streams.state()["threshold"]) == limit(other) < limit(keeper)
+
+
+def with_rate(keeper: Keeper, rate: float) -> Keeper:
+    """A worker that is told another false-positive rate."""
+    calibration = CalibrationSettings(images=20, false_positive_rate=rate)
+    config = keeper.line.config.model_copy(update={"calibration": calibration})
+    keeper.make_line = lambda: Line(config, 0.99, torch.device("cpu"))
+    return keeper
 
 
 def told_of(logged: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -46,7 +46,7 @@ def make() -> Iterator[Make]:
 
 
 def images(count: int, size: int = 10, name: str = "") -> list[Image]:
-    return [Image(f"{name}{n}", "jpeg", b"x" * size, None, None, None) for n in range(count)]
+    return [Image(f"{name}{n}", "raw", b"x" * size, None, None, None) for n in range(count)]
 
 
 def put(batcher: Batcher, line: str, of_line: list[Image]) -> Opened:

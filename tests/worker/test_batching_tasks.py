@@ -1,11 +1,17 @@
-"""Large batches: several pictures are decoded in one task."""
+"""What is decoded at once: several small pictures of a large batch in one task, of huge ones one."""
 
+import io
+import threading
 from collections import Counter
+from typing import Any
 
 import pytest
+from PIL import Image as Pillow
+from torch import Tensor
 
-from tests.worker.test_batching import Make, batches, decode_all, images, put, take
+from tests.worker.test_batching import Make, batches, decode_all, images, pixels, put, take
 from tests.worker.test_batching import make as make  # a fixture
+from worker.message import Image
 from worker.settings import MIB
 
 
@@ -41,3 +47,26 @@ def test_a_line_that_is_dropped_amid_a_task_comes_again_from_its_first(make: Mak
     batcher.drop("a")
     put(batcher, "a", images(20, name="again "))
     assert take(batcher) == [("a", f"again {n}") for n in range(20)]
+
+
+@pytest.mark.parametrize(("form", "options"), [("png", {}), ("jpeg", {"progressive": True}), ("jpeg", {})])
+@pytest.mark.parametrize("max_batch", [8, 64])
+def test_of_tiny_pictures_that_declare_40_megapixels_one_is_decoded_at_a_time(
+    make: Make, max_batch: int, form: Any, options: dict[str, bool]
+) -> None:
+    go = threading.Semaphore(0)
+
+    def decode(image: Image) -> Tensor:
+        go.acquire(timeout=10)
+        return pixels(image)
+
+    buffer = io.BytesIO()
+    Pillow.new("L", (6320, 6320)).save(buffer, form, **options)
+    data = buffer.getvalue()
+    assert len(data) < MIB / 2
+    batcher = make(decode, max_batch=max_batch)
+    put(batcher, "a", [Image(str(n), form, data) for n in range(10)])
+    for n in range(10):
+        assert [picture.image.id for picture in batcher._queues["a"].ahead] == [str(n)]
+        go.release()
+        assert take(batcher) == [("a", str(n))]

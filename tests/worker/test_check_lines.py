@@ -1,6 +1,7 @@
 """What `check` says of a line's keys and versions; the keys are a real server's, the versions real files."""
 
 import os
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,21 @@ def test_a_group_that_is_gone_and_entries_that_nobody_answers_are_notes(
     client.xreadgroup(ANSWERING, "somebody", {streams.images: ">"})
     outcome, text = only(look_at_streams(settings, client))
     assert (outcome, text.partition(", the oldest")[0]) == (NOTE, f"{line}: 1 entries are unanswered")
+
+
+@pytest.mark.parametrize("ahead", [-3600.0, 3600.0])
+def test_the_age_of_an_unanswered_entry_is_by_the_clock_of_redis(
+    settings: Settings, client: redis.Redis, line: str, ahead: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = time.time
+    monkeypatch.setattr("time.time", lambda: real() + ahead)
+    streams = LineStreams(client, line)
+    streams.ensure_groups()
+    seconds: int = client.time()[0]
+    old = ahead < 0
+    client.xadd(streams.images, {"batch": b""}, id=f"{seconds - 1000 * old}000-0")
+    client.xreadgroup(ANSWERING, "somebody", {streams.images: ">"})
+    assert only(look_at_streams(settings, client))[0] == (NOTE if old else OK)
 
 
 def test_a_group_beyond_the_end_and_one_that_is_another_programs(

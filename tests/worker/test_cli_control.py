@@ -96,6 +96,25 @@ def test_control_says_who_should_have_answered(call: Call, config: Any, client: 
     assert "its keeper is station-9" in call("control", line, "pause", "--timeout", "0.2", "--config", config()).out
 
 
+def test_control_says_that_a_line_is_stopped_and_what_is_wrong_where_its_last_keeper_said_so(
+    call: Call, config: Any, client: redis.Redis, line: str
+) -> None:
+    streams = LineStreams(client, line)
+
+    def told(name: str) -> str:
+        return call("control", line, name, "--timeout", "0.2", "--config", config()).out
+
+    client.hset(streams.state_key, mapping={"problem": "no snapshot: no space left"})
+    assert "it has no keeper: start a worker; the last one said: no snapshot: no space left. The co" in told("pause")
+    why = f"the stream ends at 5-0; mhpc-worker control {line} resync"
+    client.hset(streams.state_key, mapping={"problem": why, "stopped": why})
+    assert f"no answer within 0.2 s; it is stopped: {why}. The command waits" in told("pause")
+    streams.acquire("station-9#ab", 0)  # as the lease of who stopped it: it runs out by itself
+    assert f"it is stopped: {why}" in told("pause")
+    client.delete(streams.lease)
+    assert "it has no keeper: start a worker" in told("resync")  # whoever runs obeys that one
+
+
 @pytest.mark.parametrize("command", [["control", "LINE", "pause"], ["snapshots", "rollback", "1-1"]])
 def test_a_user_without_a_name_asks_by_number(
     call: Call, config: Any, client: redis.Redis, line: str, monkeypatch: pytest.MonkeyPatch, command: list[str]

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,20 @@ def test_a_line_that_is_declared_gets_other_settings(lines: Lines, server: Any) 
     lines("add", "press-3", "--set", "weight=2")
     assert lines("add", "press-3", "--set", "bank_size=50").out.startswith("line press-3 has other settings, ")
     assert server.hget(LINES_KEY, "press-3") == b'{"bank_size":50}'
+
+
+def test_a_line_that_has_a_model_and_is_given_another_top_k_is_told_of(lines: Lines, server: Any) -> None:
+    with_top_k = partial(lines, "add", "press-3", "--set")
+    assert "top_k" not in with_top_k("scoring.top_k=5").out  # it has learned nothing yet
+    server.hset(LineStreams(server, "press-3").state_key, "model", "0000000001-0000000002")
+    assert "top_k" not in with_top_k("scoring.top_k=5").out
+    told = with_top_k("scoring.top_k=7").out
+    assert "line press-3: scoring.top_k was 5, and is 7: unless its version 0000000001-0000000002 was " in told
+    assert json.loads(server.hget(LINES_KEY, "press-3")) == {"scoring": {"top_k": 7}}  # it may be what restores it
+    assert "was 7, and is as the workers' own tables say: " in with_top_k("scoring.heat_map=false").out
+    assert "top_k" not in with_top_k("weight=2").out
+    server.hset(LINES_KEY, "press-3", "not usable")
+    assert "was as the workers' own tables say, and is 5: " in with_top_k("scoring.top_k=5").out
 
 
 def test_a_line_is_removed_and_what_it_learned_stays(lines: Lines, server: Any) -> None:

@@ -12,12 +12,14 @@ import redis
 from tests.worker.faulty import Faults
 from tests.worker.helpers import eventually
 from tests.worker.playing import answered, in_phase, send
+from tests.worker.station import State
 from tests.worker.turning import Run, get
+from worker.engine import Engine
 from worker.judging import Judging
 from worker.lease import RENEW_SECONDS
 from worker.line import SCORING
 from worker.settings import Settings
-from worker.snapshots import SnapshotStore
+from worker.snapshots import SnapshotStore, stem_of
 from worker.streams.line_streams import LineStreams
 
 
@@ -112,4 +114,28 @@ def test_a_line_whose_version_cannot_be_had_waits_and_the_worker_says_why(
     client.delete(LineStreams(client, line).state_key)  # a person learns anew
     faults.away = False
     assert len(answered(client, line, 4)) == 4
+    eventually(lambda: get(worker, "/readyz")[0] == 200)
+
+
+def test_a_version_that_is_whole_and_no_lines_is_its_lines_trouble_alone(
+    run: Run,
+    settings: Any,
+    client: redis.Redis,
+    line: str,
+    tmp_path: Path,
+    engine: Engine,
+    states: dict[str, State],
+) -> None:
+    other, stem = f"{line}-other", stem_of(1, 1)
+    tensors, metadata = states[SCORING]
+    store = SnapshotStore(tmp_path / "snapshots", line)
+    store.write(stem, {}, {**metadata, "fingerprint": engine.fingerprint})
+    client.hset(LineStreams(client, line).state_key, mapping={"model": stem, "epoch": "1"})
+    worker = run(settings(line, other))
+    for name in (line, other):
+        send(client, name, 1, 8)
+    assert answered(client, other, 8)
+    eventually(lambda: f"{stem} is whole, but no line can go on from it" in get(worker, "/readyz")[1])
+    store.write(stem, tensors, {**metadata, "fingerprint": engine.fingerprint})
+    assert answered(client, line, 8)
     eventually(lambda: get(worker, "/readyz")[0] == 200)

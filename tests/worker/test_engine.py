@@ -234,6 +234,27 @@ def test_a_trial_that_the_device_has_no_memory_for_is_one_of_fewer_images(
         assert tried == [8, 4, 2, 1]
 
 
+def test_a_batch_is_halved_though_torch_cannot_give_its_memory_back(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torch 2.11 cannot after a recording that failed; the engine has a GPU until then."""
+    images, device = prepared(engine, 4), engine.device
+    expected = engine.forward(images)
+
+    def small(_name: str, count: str) -> None:
+        if count == "4":
+            monkeypatch.setattr(engine, "device", torch.device("cuda"))
+            raise torch.OutOfMemoryError("no room")
+
+    def empty_cache() -> None:
+        monkeypatch.setattr(engine, "device", device)
+        raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED")
+
+    monkeypatch.setattr("worker.engine.failpoint", small)
+    monkeypatch.setattr(torch.cuda, "empty_cache", empty_cache)
+    torch.testing.assert_close(engine.forward(images), expected)
+
+
 def slowed_down(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, seconds: float) -> None:
     """Have forward passes take 0.3 s by the engine's clock, and so much longer in one precision."""
     real, clock = Engine._maps, [0.0]

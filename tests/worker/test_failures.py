@@ -12,7 +12,9 @@ from mhpc.core.patch_maps import PatchMaps
 from tests.worker.helpers import encoded, item, message, picture
 from tests.worker.station import Station
 from worker import batching
+from worker.devices import device_failures
 from worker.engine import Engine
+from worker.errors import DeviceError
 from worker.failpoints import armed
 from worker.message import Image, Rejected, decode_batch
 from worker.settings import LimitSettings
@@ -139,6 +141,31 @@ def test_a_device_with_no_memory_for_one_image_ends_the_process_and_costs_no_ima
     station = started_again(station, tmp_path, line)  # and there is memory again
     until_quiet(station)
     assert [result["id"] for result in station.results(line)] == ["0", "1", "2"]
+    assert (station.letters(line), station.pending(line)) == ([], 0)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("place", ["worker.engine.failpoint", "worker.line.Line.scores_by"])
+def test_a_library_of_the_device_that_fails_ends_the_process_and_costs_no_image(
+    station: Station, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, alone: bool
+) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(handle)`")
+
+    for batch in (message(item("0"), item("1")), message(item("2"))):
+        station.send(line, batch)
+    if alone:
+        station.client.xreadgroup(ANSWERING, "station-1", {station.streams(line).images: ">"})
+        station.answering.intake.rewind([line], alone=True)
+    with monkeypatch.context() as lost:
+        lost.setattr(place, fails if place.endswith("failpoint") else lambda _: fails)
+        with pytest.raises(DeviceError, match="CUBLAS_STATUS"), device_failures("cuda"):
+            until_quiet(station)
+    assert (station.results(line), station.letters(line), station.pending(line)) == ([], [], 2)
+    assert station.client.hlen(station.streams(line).attempts) == alone  # the one in hand may yet be why
+    station = started_again(station, tmp_path, line)
+    until_quiet(station)
+    assert sorted(result["id"] for result in station.results(line)) == ["0", "1", "2"]
     assert (station.letters(line), station.pending(line)) == ([], 0)
 
 

@@ -17,7 +17,9 @@ from tests.worker.playing import answered, in_phase, send
 from tests.worker.turning import Run, get, running
 from worker.daemon import Worker
 from worker.errors import ConfigurationError
+from worker.fleet import Fleet
 from worker.line import SCORING
+from worker.metrics import Metrics
 from worker.settings import LINES_KEY, WORKERS_KEY, RedisSettings, Settings
 from worker.streams.client import connect
 from worker.streams.line_streams import LineStreams
@@ -245,6 +247,21 @@ def test_a_redis_that_lost_all_leaves_the_lines_as_they_were_and_is_told(run: Ru
     declare(server, "press-2")  # what is declared again holds
     eventually(lambda: kept(worker) == {"press-2"})
     assert eventually(lambda: get(worker, "/readyz") == (200, "ok\n"))
+
+
+def test_who_was_unheard_of_for_a_day_takes_the_removal_of_the_last_line_for_no_wiped_redis(
+    server: Any, member: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.fleet.LOOK_SECONDS", 0.0)
+    declare(server, "press-1")
+    stopped, other = (Fleet(server, member(name), f"{name}#1", Metrics()) for name in ("w-1", "w-2"))
+    stopped.look(())
+    about = json.loads(server.hget(WORKERS_KEY, "w-1"))
+    server.hset(WORKERS_KEY, "w-1", json.dumps({**about, "at": about["at"] - 24 * 3600}))
+    other.look(())
+    server.hdel(LINES_KEY, "press-1")
+    assert stopped.look(())  # the lines are to change
+    assert (stopped.wanted(), stopped.problems) == ([], {})
 
 
 def test_a_fleet_works_on_a_cluster(run: Run, settings: Any, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A folder of versions that cannot be listed is told, and never taken for an empty one."""
 
 import os
+import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from tests.worker.keeping import ENTRIES, HOLDER, MakeKeeper, add, learn_all, op
 from tests.worker.playing import answered, send
 from tests.worker.test_snapshots import METADATA, STEM, TENSORS, path_of
 from tests.worker.turning import Run, get
-from worker.errors import ModelError, StoreError
+from worker.errors import ModelError, SnapshotError, StoreError
 from worker.folders import listed
 from worker.snapshots import SnapshotStore, stem_of
 from worker.streams.line_streams import LineStreams
@@ -79,6 +80,24 @@ def test_a_version_that_is_there_and_cannot_be_opened_is_not_taken_for_an_absent
     store = holds(SnapshotStore(tmp_path, "press-3"), 7)
     with in_a_loop(path_of(store)), pytest.raises(ModelError, match=r"cannot be read: .*; mend its rights or the disk"):
         store.load(STEM)
+    store.load(STEM)
+
+
+def test_where_too_many_files_are_open_the_disk_is_not_blamed(tmp_path: Path) -> None:
+    store = holds(SnapshotStore(tmp_path, "press-3"), 7)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))  # at least as many are open
+    try:
+        with pytest.raises(SnapshotError) as unwritten:
+            holds(store, 8)
+        with pytest.raises(ModelError) as unread:
+            store.load(STEM)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    for told in (str(unwritten.value), str(unread.value)):
+        assert "Too many open files" in told
+        assert "LimitNOFILE" in told
+        assert "disk" not in told.partition("Too many")[2]
     store.load(STEM)
 
 

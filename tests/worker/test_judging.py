@@ -127,7 +127,6 @@ def test_what_comes_again_while_it_is_under_way_is_answered_once(station: Statio
 def test_the_drift_monitor_sees_each_image_once(station: Station, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = list[int]()
     monkeypatch.setattr(DriftMonitor, "update", lambda _, scores, __: seen.append(len(scores)))
-    station.line(line).watch_drift()
     station.send(line, message(item("1"), item("2")))
     turn(station)
     station.line(line).serve(station.line(line).served_by(OTHER))  # a commit

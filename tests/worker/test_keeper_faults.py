@@ -123,6 +123,35 @@ def test_a_command_that_fails_by_itself_is_refused_and_the_line_is_as_it_was(
     assert torch.equal(keeper.line.learner.memory_, anchors)
 
 
+CUBLAS = "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(handle)`"
+
+
+def fails_by_cublas(*_: object) -> Any:
+    raise RuntimeError(CUBLAS)
+
+
+def test_a_library_of_the_device_that_fails_is_no_fault_of_the_entry(
+    make_keeper: MakeKeeper, streams: LineStreams
+) -> None:
+    add(streams, ENTRIES[0])
+    keeper = opened(make_keeper())
+    with pytest.raises(RuntimeError, match="CUBLAS_STATUS"):
+        keeper.learn(fails_by_cublas, 1)
+    assert not keeper.reading.suspicious
+
+
+def test_a_library_of_the_device_that_fails_is_no_fault_of_the_command(
+    make_keeper: MakeKeeper, streams: LineStreams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper = trained(make_keeper, streams)
+    put_up_for_review(keeper)
+    looks = Look(keeper)
+    send(streams, "normal", {"entry": "9-9", "id": "part"}, "ann")
+    with pytest.raises(RuntimeError, match="CUBLAS_STATUS"):
+        looks(fails_by_cublas)
+    assert (keeper.epoch, looks._failed, replies(streams)) == (0, {}, [])
+
+
 def test_an_entry_is_decoded_once_however_many_of_its_parts_are_set_aside(streams: LineStreams) -> None:
     asked = []
 

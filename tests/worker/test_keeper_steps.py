@@ -50,3 +50,26 @@ def test_an_entry_that_fails_in_a_step_of_many_costs_itself_alone(
     assert pending(streams) == ENTRIES[:5]
     keeper.snapshot()
     assert pending(streams) == []
+
+
+def test_entries_that_fail_one_after_the_other_are_each_counted_as_skipped_once(
+    make_keeper: MakeKeeper, streams: LineStreams
+) -> None:
+    def fails(line: str, entry: Entry) -> Iterator[Tensor]:
+        if entry.id in ENTRIES[1:5]:
+            raise ValueError("no such picture")
+        yield from extract(line, entry)
+
+    add(streams, *ENTRIES[:7])
+    keeper = make_keeper(every_images=1000)
+    for _ in range(60):
+        if not keeper.epoch:
+            keeper._acquire_at = 0.0
+            opened(keeper)
+        if not keeper.learn(fails, 64) and keeper.epoch:
+            break
+        if keeper.epoch and keeper.snapshot_due:
+            keeper.snapshot()
+    assert (keeper.line.applied_through, keeper.line.counts[0]) == ("7-0", 12)
+    outcome = {"line": streams.line, "outcome": "skipped"}
+    assert keeper.metrics.registry.get_sample_value("mhpc_images_total", outcome) == 4

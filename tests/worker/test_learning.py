@@ -1,17 +1,22 @@
 """Learning in its turn, and leases beside learning that takes its time."""
 
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import redis
 from structlog.testing import capture_logs
 
-from tests.worker.helpers import eventually, item, message
+from tests.worker.helpers import DEADLINE_SECONDS, encoded, eventually, item, message
 from worker.answering import Answering
 from worker.daemon import Worker
 from worker.lease import LAPSE_SECONDS, RENEW_SECONDS
+from worker.opening import DENSE_BYTES
+from worker.settings import Settings
 
 LONGER = LAPSE_SECONDS + 13
 
@@ -24,17 +29,24 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return clock
 
 
-@pytest.fixture
-def worker(clock: list[float], settings: Any, line: str) -> Iterator[Worker]:
-    """Keeps the line; by its clock no time has gone by."""
-    worker = Worker(settings(line))
+@contextmanager
+def keeping(settings: Settings) -> Iterator[Worker]:
+    """A worker that keeps its lines, to be turned by the test."""
+    worker = Worker(settings)
     worker.startup()
     worker._recover()
     worker._turn()
-    assert worker.keepers[line].epoch == 1
+    assert {keeper.epoch for keeper in worker.keepers.values()} == {1}
     yield worker
     worker.drain()
     worker.shutdown()
+
+
+@pytest.fixture
+def worker(clock: list[float], settings: Any, line: str) -> Iterator[Worker]:
+    """Keeps the line; by its clock no time has gone by."""
+    with keeping(settings(line)) as worker:
+        yield worker
 
 
 def turn_until(worker: Worker, what: Callable[[], object]) -> None:
@@ -143,3 +155,69 @@ def test_after_an_outage_longer_than_a_lease_the_line_is_opened_under_a_higher_e
     events = [entry["event"] for entry in logs]
     assert "the lease lapsed meanwhile; the line is opened anew" in events
     assert "line lost to another keeper" not in events
+
+
+def test_an_entry_that_takes_long_to_decode_is_decoded_by_threads_alone_and_other_lines_are_answered_meanwhile(
+    settings: Any, client: redis.Redis, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def takes_a_turn(_: str, identity: str) -> None:
+        if identity.startswith("dense"):
+            by.append(threading.current_thread())
+            if by[-1] is not loop:
+                go.acquire(timeout=DEADLINE_SECONDS)
+
+    by, go, loop = list[threading.Thread](), threading.Semaphore(0), threading.current_thread()
+    monkeypatch.setattr("worker.opening.failpoint", takes_a_turn)
+    monkeypatch.setattr("worker.answering.decoding_threads", lambda: 2)
+    monkeypatch.setattr("worker.batching.LINE_AHEAD_BYTES", DENSE_BYTES)  # for which a megapixel is huge
+    monkeypatch.setattr("worker.learning.SOON_SECONDS", 0.0)
+    with keeping(settings(line, f"{line}-other")) as worker:
+        slow, other = (keeper.streams for keeper in worker.keepers.values())
+        dense = [item(f"dense {n}", data=encoded(np.full((1000, 1000), n, np.uint8))) for n in range(40)]
+        client.xadd(slow.images, {"batch": message(*dense)})
+        for number in range(40):
+            assert client.xlen(slow.scores) == 0
+            client.xadd(other.images, {"batch": message(item(str(number)))})
+            turn_until(worker, lambda: client.xlen(other.scores) == client.xlen(other.images))
+            go.release()
+        turn_until(worker, lambda: client.xlen(slow.scores) == worker.keepers[line].line.learner.images_seen_ == 40)
+        assert [thread is loop for thread in by] == 40 * [False]
+        assert {keeper.epoch for keeper in worker.keepers.values()} == {1}
+
+
+def test_an_entry_that_leaves_no_features_is_not_waited_for_long(
+    worker: Worker, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, at = [0.0], ["1-0"]
+    monkeypatch.setattr("worker.learning.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(Answering, "gives_features_soon", lambda *_: True)
+    monkeypatch.setattr(worker.answering.batcher, "at", lambda _: at[0])
+    for now[0] in (0.0, 100.0, 200.0):  # answering is at it all the time
+        assert not worker.learning._may_learn(line)
+    at[0] = "2-0"
+    for now[0] in (201.0, 205.0):
+        assert not worker.learning._may_learn(line)
+    for at[0], now[0] in (("2-0", 205.1), ("3-0", 206.0), ("", 207.0)):
+        assert worker.learning._may_learn(line)
+    monkeypatch.setattr(Answering, "gives_features_soon", lambda *_: False)
+    assert worker.learning._may_learn(line)
+    monkeypatch.setattr(Answering, "gives_features_soon", lambda *_: True)
+    assert not worker.learning._may_learn(line)
+
+
+def test_an_entry_that_learning_itself_takes_longer_to_decode_than_a_lease_lasts_leaves_the_line_kept(
+    worker: Worker, clock: list[float], client: redis.Redis, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def takes_long(*_: object) -> None:
+        clock[0] += RENEW_SECONDS * (threading.current_thread() is loop)
+
+    keeper, loop = worker.keepers[line], threading.current_thread()
+    monkeypatch.setattr(worker.answering.cache, "capacity", 0)
+    monkeypatch.setattr("worker.opening.failpoint", takes_long)
+    monkeypatch.setattr("worker.opening.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    before = clock[0]
+    client.xadd(keeper.streams.images, {"batch": message(*(item(str(n)) for n in range(16)))})
+    turn_until(worker, lambda: keeper.line.learner.images_seen_ == 16)
+    worker.learning._usable(line, keeper.streams.entry(keeper.streams.last_id()))  # as for what is set aside
+    assert clock[0] >= before + 2 * 16 * RENEW_SECONDS
+    assert (keeper.lease.lapsed, keeper.epoch) == (False, 1)

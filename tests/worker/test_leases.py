@@ -7,6 +7,7 @@ from structlog.testing import capture_logs
 
 from tests.worker.faults.proxy import Proxy
 from tests.worker.helpers import eventually
+from tests.worker.playing import send
 from worker import leases
 from worker.daemon import Worker
 
@@ -63,3 +64,65 @@ def test_leases_are_not_asked_for_one_by_one_where_redis_does_not_answer(worker:
     assert asked(proxy) - before <= 1
     worker._in_a_turn()  # whose own commands find it out
     assert asked(proxy) - before <= 2
+
+
+def commands(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Grows with each that is sent from now on, on whichever thread."""
+
+    def asked() -> Any:
+        found.append("asked")
+        return given()
+
+    found, pool = list[str](), worker.client.connection_pool
+    given = pool.get_connection
+    monkeypatch.setattr(pool, "get_connection", asked)
+    return found
+
+
+def test_a_stop_asks_nothing_of_a_redis_that_was_not_reached_when_it_came(
+    worker: Worker, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def waits_in_vain() -> None:
+        worker.stopping.set()  # meanwhile
+        proxy.half_open()
+        worker.client.ping()
+
+    monkeypatch.setattr(worker, "_turn", waits_in_vain)
+    worker.run()
+    sent = commands(worker, monkeypatch)
+    with capture_logs() as logs:
+        worker.drain()
+    assert sent == []
+    told = [entry["line"] for entry in logs if entry["event"] == "not drained; its entries come again"]
+    assert told == list(worker.keepers)
+
+
+def test_a_stop_with_pictures_in_hand_waits_once_for_a_redis_that_does_not_answer(
+    worker: Worker, proxy: Proxy, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read() -> bool:
+        worker._turn()
+        return len(worker.answering._hand) == LINES
+
+    for name in worker.keepers:
+        send(client, name, 1, 4)
+    with monkeypatch.context() as waits:
+        waits.setattr(worker.answering.batcher, "take", lambda *given, **more: [])
+        eventually(read)
+    for keeper in worker.keepers.values():
+        keeper.lease._renew_at = 0.0  # after the first batch
+    worker.stopping.set()
+    sent = commands(worker, monkeypatch)
+    proxy.half_open()
+    worker.drain()
+    assert sent == ["asked"]
+
+
+def test_who_stops_over_a_connection_that_was_made_again_says_so_of_each_line(worker: Worker, proxy: Proxy) -> None:
+    proxy.cut()
+    proxy.mend()
+    with capture_logs() as logs:
+        worker.drain()
+    told = [entry["error"] for entry in logs if entry["event"] == "not drained; its entries come again"]
+    assert len(told) == LINES
+    assert all("it may be another server" in error for error in told)

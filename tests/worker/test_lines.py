@@ -4,7 +4,8 @@ import gc
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import redis
@@ -13,7 +14,7 @@ from tests.worker.helpers import eventually, item, message
 from tests.worker.turning import get, running
 from worker.daemon import Worker
 from worker.errors import ConfigurationError
-from worker.lines import needing_a_restart
+from worker.lines import Lines, needing_a_restart
 from worker.settings import Settings
 from worker.streams.line_streams import LineStreams
 
@@ -190,3 +191,17 @@ def test_a_token_that_comes_or_goes_is_named(settings: Any, line: str) -> None:
     without = settings(line)
     with_one = settings(line, console={"tokens": {"anna": "a-token-of-24-characters"}})
     assert needing_a_restart(without, with_one) == needing_a_restart(with_one, without) == ["console.tokens.anna"]
+
+
+def test_what_only_a_person_can_mend_is_told_by_who_keeps_the_line() -> None:
+    def keeper(epoch: int, problem: str, found: str) -> SimpleNamespace:
+        return SimpleNamespace(epoch=epoch, problem=problem, upkeep=SimpleNamespace(problem=found))
+
+    keepers = {
+        "well": keeper(1, "", ""),
+        "used-up": keeper(1, "", "its ids are used up"),
+        "stopped": keeper(0, "its stream went back", "its ids are used up"),
+        "kept-elsewhere": keeper(0, "", "its ids are used up"),
+    }
+    problems = Lines.problems.fget(cast(Any, SimpleNamespace(keepers=keepers)))  # type: ignore[attr-defined]  # a property
+    assert problems == {"used-up": "its ids are used up", "stopped": "its stream went back"}

@@ -1,11 +1,13 @@
 """What a person says of a part: normal, anomalous, released, dropped."""
 
 import re
+from typing import Any
 
 import msgpack
 import pytest
 import torch
 
+from mhpc.core.memory_bank import MemoryBank
 from tests.worker.commanding import (
     STRANGE,
     in_review,
@@ -18,12 +20,16 @@ from tests.worker.commanding import (
     trained,
     version,
 )
+from tests.worker.helpers import patches
 from tests.worker.keeping import MakeKeeper, add, assert_same, extract, learn_all, opened
+from tests.worker.test_line import fresh, play
+from worker.commands import Means, execute
 from worker.keeper import Keeper
 from worker.line import Line
 from worker.message import Image
+from worker.records import Source
 from worker.streams import review
-from worker.streams.control import send
+from worker.streams.control import Command, send
 from worker.streams.line_streams import LineStreams
 
 
@@ -164,6 +170,26 @@ def test_a_part_that_was_set_aside_when_learning_ended_was_learned_and_is_unlear
     text = told(keeper, "anomalous", entry="9-9", id="part")[1]
     assert text.startswith("nothing removed: no anchor stands for it")
     assert text.endswith("; it is removed from review")
+
+
+def test_a_part_that_is_released_counts_once_and_takes_no_number_of_another() -> None:
+    line, strange = play(fresh(learn=160), 1, 35), patches(51, shift=100)
+    line.apply("50-0", [patches(50), strange, patches(52)])
+    assert (line.counts, line.progress) == ((142, 1, 0), (143, 160))
+    held = [in_review("50-0", why="quarantined")]
+    means = Means(lambda *_: strange, lambda *_: None, lambda *_: held, lambda _: never(), never, "")
+    command = Command("1-0", "release", {"entry": "50-0", "id": "part"}, "ann")
+    assert execute(line, command, means) == "learned after all"
+    assert (line.counts, line.progress) == ((143, 0, 0), (143, 160))
+    line.apply("51-0", [patches(53, 4, shift=50)], guard=False)
+    assert line.sources[-1] == Source("51-0", 143)
+    bank = line.learner.bank_
+    assert isinstance(bank, MemoryBank)
+    assert set(bank.picture[bank.picture >= 142].tolist()) == {142, 143, 144, 145, 146}
+
+
+def never() -> Any:
+    raise AssertionError("asked for nothing")
 
 
 @pytest.mark.parametrize(("why", "learned"), [("anomalous", ""), ("quarantined", "1")])

@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+import struct
+import zlib
 from typing import Any
 
 import msgpack
@@ -10,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.worker.helpers import encoded, picture
-from tests.worker.test_message import SMALL, outcome, outcomes, result
+from tests.worker.helpers import encoded, item, message, picture
+from tests.worker.test_message import SMALL, nested, outcome, outcomes, result
 from worker.errors import RejectedError
 from worker.message import (
     Image,
@@ -82,3 +84,22 @@ def test_a_damaged_picture_is_decoded_or_rejected_and_nothing_else(source: tuple
         start = place % len(damaged)
         damaged[start : start + len(patch)] = patch
     outcome(Image("a", form, bytes(damaged)), SMALL)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"format": nested(1000)}, {"format": "raw", "shape": nested(1000)}, {"ts": nested(1000)}]
+)
+def test_a_field_that_is_a_thousand_levels_deep_costs_its_own_image(changes: dict[str, Any]) -> None:
+    batch = message(item("1"), item("bad", **changes), item("2"))
+    assert outcomes(batch, SMALL) == {"1": "ok", "bad": "wrong_shape", "2": "ok"}
+
+
+def test_a_version_that_is_a_thousand_levels_deep_is_another_version() -> None:
+    assert outcomes(message(item("1"), v=nested(1000)), SMALL) == {"": "wrong_version"}
+
+
+@pytest.mark.parametrize("body", [b"", b"\0", b"a\0"])
+def test_a_png_whose_colour_profile_is_too_short_is_cut_off(body: bytes) -> None:
+    chunk = struct.pack(">I", len(body)) + b"iCCP" + body + struct.pack(">I", zlib.crc32(b"iCCP" + body))
+    png = encoded(picture())
+    assert outcome(Image("a", "png", png[:-12] + chunk + png[-12:]), SMALL) == "truncated"  # IEND is 12 bytes

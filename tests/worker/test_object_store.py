@@ -123,7 +123,7 @@ def test_a_way_that_flips_a_bit_once_is_no_damage(store: ObjectStore, tmp_path: 
     assert other.load(STEM).stem == STEM
 
 
-@pytest.mark.parametrize("manifest", [b"", b"[1]", b'{"object": 3, "sha256": "x"}', b'{"object": "x"}'])
+@pytest.mark.parametrize("manifest", [b"", b"[1]", b'{"object": 3, "sha256": "x"}', b'{"object": "x"}', 100_000 * b"["])
 def test_a_manifest_that_is_none_is_damage(faults: Faults, tmp_path: Path, manifest: bytes) -> None:
     store = ObjectStore(f"faulty://{uuid.uuid4().hex}", "press-3", tmp_path)
     store.objects.create(f"{STEM}.json", manifest)

@@ -3,12 +3,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.worker.helpers import encoded, picture, small_settings
+from tests.worker.helpers import encoded, item, message, picture, small_settings
 from worker.engine import Engine
 from worker.features import FeatureCache
 from worker.message import Image, Rejected
 from worker.metrics import Metrics
 from worker.opening import Opening
+from worker.streams.line_streams import Entry
 
 
 @pytest.fixture
@@ -48,3 +49,52 @@ def test_a_picture_that_is_not_decoded_leaves_nothing_of_itself_in_another(openi
     assert isinstance(first, Tensor)
     assert isinstance(last, Tensor)
     assert torch.equal(first, last)
+
+
+def dense(grey: int = 0) -> bytes:
+    """A PNG of a few kilobytes that is a megapixel."""
+    return encoded(np.full((1000, 1000), grey, np.uint8))
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Ids of the pictures that are decoded, each time."""
+    decoded: list[str] = []
+    monkeypatch.setattr("worker.opening.failpoint", lambda _, identity: decoded.append(identity))
+    return decoded
+
+
+def test_a_picture_that_takes_longer_than_its_bytes_tell_is_not_decoded_again_for_learning(
+    opening: Opening, engine: Engine, decoded: list[str]
+) -> None:
+    broken = dense()[:500]
+    batch = message(item("dense", data=dense()), item("broken", data=broken), item("small"))
+    images = opening.images(entry := Entry("1-0", batch), [])
+    found = opening.prepared(images)
+    assert [type(x) is Rejected for x in found] == [False, True, False]
+    expected = engine.forward([x for x in found if isinstance(x, Tensor)])
+    decoded.clear()
+    torch.testing.assert_close(torch.cat(list(opening.extract("a", entry))), expected)
+    assert [image.id for image in opening.usable("a", entry)] == ["dense", "small"]
+    assert decoded == ["small", "small"]
+
+
+def test_learning_itself_decodes_such_a_picture_once(opening: Opening, decoded: list[str]) -> None:
+    entry = Entry("1-0", message(item("dense", data=dense()), item("broken", data=dense()[:500]), item("small")))
+    list(opening.extract("a", entry))
+    assert [image.id for image in opening.usable("a", entry)] == ["dense", "small"]
+    assert decoded == ["dense", "broken", "small", "small"]
+
+
+def test_the_pixels_of_so_many_such_pictures_are_kept_as_there_is_room_for(
+    engine: Engine, decoded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    H, W = engine.settings.input_shape
+    monkeypatch.setattr("worker.opening.KEPT_BYTES", 2 * 3 * H * W)
+    opening = Opening(small_settings(), engine, FeatureCache(), Metrics(), {})
+    batch = message(*(item(str(n), data=dense(n)) for n in range(3)))
+    opening.prepared(opening.images(Entry("1-0", batch), []))
+    opening.usable("a", Entry("1-0", message(item("2", data=dense(2)), item("1", data=dense(1)))))
+    assert decoded == ["0", "1", "2"]
+    opening.usable("a", Entry("1-0", message(item("0", data=dense(0)))))
+    assert decoded == ["0", "1", "2", "0"]

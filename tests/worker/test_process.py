@@ -158,3 +158,16 @@ def test_sighup_while_a_process_starts_has_the_lines_read_anew_once_it_runs(
         file.write(process.config.read_text() + f'[[lines]]\nname = "{more}"\n')
     assert process.event("configuration")["opened"] == [more]
     assert process.end(signal.SIGTERM) == 0
+
+
+def test_a_folder_for_versions_that_cannot_be_written_is_named_with_the_remedy_and_stops_nothing(
+    start: Callable[[], Process], private_redis: PrivateRedis, line: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "snapshots"
+    folder.symlink_to("/proc/not-mounted")
+    process, client = start(), redis.Redis(port=private_redis.port, protocol=2)
+    told = f"snapshots.directory {folder} cannot be written: [Errno 17] File exists: '{folder}'; "
+    assert process.event(f"{told}mend its rights, or name another")["level"] == "error"
+    send(client, line, 1, 4)
+    assert answered(client, line, 4)
+    assert process.end(signal.SIGTERM) == 0

@@ -12,6 +12,12 @@ from worker.learners import new_learner
 from worker.settings import line_configs
 from worker.share import Share
 
+CUBLAS = "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"
+
+
+def fails_by_cublas(*_: str) -> None:
+    raise RuntimeError(CUBLAS)
+
 
 @pytest.fixture
 def share(engine: Engine) -> Iterator[Share]:
@@ -31,6 +37,9 @@ def test_a_device_without_memory_is_a_reply_and_one_that_is_lost_is_none(
     monkeypatch.setattr("worker.share.failpoint", armed("rank:lost"))
     with pytest.raises(torch.AcceleratorError, match="the device is gone"):
         share.do("beat", {})
+    monkeypatch.setattr("worker.share.failpoint", fails_by_cublas)
+    with pytest.raises(RuntimeError, match=CUBLAS):
+        share.do("beat", {})
 
 
 @pytest.mark.parametrize(
@@ -39,6 +48,7 @@ def test_a_device_without_memory_is_a_reply_and_one_that_is_lost_is_none(
         (RuntimeError("connection closed by peer"), RanksError),
         (torch.OutOfMemoryError("no room"), RanksError),
         (torch.AcceleratorError("the device is gone"), torch.AcceleratorError),
+        (RuntimeError(CUBLAS), RuntimeError),
     ],
 )
 def test_who_fails_in_a_merge_ends_by_what_has_failed(

@@ -5,7 +5,7 @@ import resource
 import signal
 import struct
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -160,6 +160,7 @@ def with_manifest(store: SnapshotStore, metadata: dict[str, str] | None) -> None
         {"other": "x"},
         {"mhpc": "no json"},
         {"mhpc": "[]"},
+        {"mhpc": "[" * 100_000},
         {"mhpc": '"x"'},
         {"mhpc": "{}"},
         {"mhpc": json.dumps({"version": VERSION})},
@@ -170,6 +171,15 @@ def with_manifest(store: SnapshotStore, metadata: dict[str, str] | None) -> None
 def test_a_manifest_that_lies_is_refused(store: SnapshotStore, metadata: dict[str, str] | None) -> None:
     with_manifest(store, metadata)
     refused(store)
+    assert [each.stem for each in store.kept()] == [STEM]
+
+
+def test_a_manifest_however_deep_is_refused(store: SnapshotStore) -> None:
+    store.directory.mkdir(parents=True)
+    for depth in range(900, 1000):  # about where it can be read, and not be written any more
+        nested = "[" * depth + "]" * depth
+        save_file(TENSORS, path_of(store), {"mhpc": f'{{"sha256": "", "version": {VERSION}, "a": {nested}}}'})
+        refused(store)
 
 
 @pytest.mark.parametrize("version", [1, 3])
@@ -196,9 +206,12 @@ def test_a_file_of_another_kind_is_refused(store: SnapshotStore, content: bytes)
     refused(store)
 
 
-def test_a_folder_in_a_versions_place_is_refused(store: SnapshotStore) -> None:
-    path_of(store).mkdir(parents=True)
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo], ids=["a folder", "a pipe, that nobody writes into"])
+def test_what_is_no_file_is_refused(store: SnapshotStore, make: Callable[[Path], None]) -> None:
+    store.directory.mkdir(parents=True)
+    make(path_of(store))
     refused(store, error=ModelError)
+    assert store.about_newest() == {}
 
 
 # -- disks that refuse -------------------------------------------------------------------------------------------------

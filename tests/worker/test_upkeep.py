@@ -1,7 +1,7 @@
 import pytest
 
-from tests.worker.keeping import MakeKeeper, answer_all
-from worker.streams.line_streams import ANSWERING, LEARNING, LineStreams
+from tests.worker.keeping import MakeKeeper, answer_all, opened
+from worker.streams.line_streams import ANSWERING, LAST, LEARNING, LineStreams
 
 
 def test_entries_that_a_stranger_took_away_unread_are_counted_once(
@@ -36,3 +36,22 @@ def test_what_is_trimmed_is_what_the_groups_in_use_are_done_with(make_keeper: Ma
     assert streams.client.xlen(streams.images) == 3
     keeper.upkeep(streams, keeper.epoch, [ANSWERING])
     assert streams.client.xlen(streams.images) == 0
+
+
+def test_that_a_producer_has_used_up_the_ids_is_told_until_the_stream_is_begun_anew(
+    make_keeper: MakeKeeper, streams: LineStreams
+) -> None:
+    keeper = opened(make_keeper())
+    streams.client.xadd(streams.images, {"batch": b""}, id=LAST)
+    keeper.trim()
+    assert keeper.upkeep.problem == ""  # it may be read yet
+    answer_all(streams)
+    for _ in range(3):
+        keeper.trim()
+        assert f"DEL {streams.images}" in keeper.upkeep.problem
+        assert streams.state()["problem"] == keeper.upkeep.problem
+        keeper.changed()  # a commit says that there is no problem
+    streams.client.delete(streams.images)
+    streams.ensure_groups()
+    keeper.trim()
+    assert (streams.state()["problem"], keeper.upkeep.problem) == ("", "")

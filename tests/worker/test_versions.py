@@ -7,14 +7,15 @@ import torch
 from tests.worker.commanding import replies
 from tests.worker.faulty import Faults
 from tests.worker.keeping import ENTRIES, MakeKeeper, add, assert_same, extract, learn_all, opened
+from worker.errors import ModelError, RefusedError
 from worker.keeper import Keeper
-from worker.line import Line
+from worker.line import CALIBRATION_SCORES, SCORING, Line
 from worker.object_store import ObjectStore
 from worker.resync import Resync, lost_meanwhile
 from worker.snapshots import SnapshotStore, stem_of
 from worker.streams.control import send
 from worker.streams.line_streams import FROM_START, LineStreams
-from worker.versions import learned_in
+from worker.versions import learned_in, load_for_rollback, load_line
 
 UNUSED, OTHER = stem_of(1, 1), "station-1#b"
 
@@ -177,3 +178,73 @@ def test_the_committed_version_is_loaded_though_a_listing_of_its_folder_is_old(
     follower = make_keeper()
     assert follower.follow()
     assert (follower.model, follower.line.applied_through) == (stem_of(1, 2), "4-0")
+
+
+def unfit(scored: Keeper, tensors: dict[str, torch.Tensor], **changes: Any) -> tuple[str, str]:
+    """What is said of a version that is whole, when it is loaded and when it is rolled back to; "" for nothing."""
+    _, metadata = scored.line.state()
+    assert isinstance(scored.store, SnapshotStore)
+    scored.store.write(UNUSED, tensors, {**metadata, **scored.origin, **changes})
+    told = ["", ""]
+    try:
+        load_line(scored.make_line(), scored.store.load(UNUSED), scored.store.place, "f", UNUSED, "")
+    except ModelError as error:
+        told[0] = str(error)
+    try:
+        load_for_rollback(scored.store, "f", "", UNUSED)
+    except RefusedError as error:
+        told[1] = str(error)
+    assert all(f"{UNUSED} is whole, but" in each for each in told if each)
+    return told[0], told[1]
+
+
+@pytest.fixture
+def scored(make_keeper: MakeKeeper, streams: LineStreams) -> Keeper:
+    add(streams, *ENTRIES)
+    scored = learn_all(opened(make_keeper()))
+    assert scored.line.phase == SCORING
+    return scored
+
+
+def test_a_version_whose_tensors_are_no_lines_is_refused_by_its_name(scored: Keeper) -> None:
+    tensors, _ = scored.line.state()
+    assert unfit(scored, tensors) == ("", "")
+    for left_out in ("anchors", CALIBRATION_SCORES):
+        assert left_out in unfit(scored, {name: each for name, each in tensors.items() if name != left_out})[0]
+    assert unfit(scored, {name: each[:0] if each.ndim else each for name, each in tensors.items()})[0]
+    assert unfit(scored, {name: each[None] for name, each in tensors.items()})[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("applied_through", 5),
+        ("applied_through", "nonsense"),
+        ("commands_through", None),
+        ("phase", ["scoring"]),
+        ("phase", "dancing"),
+        ("rate", "0.01"),
+        ("threshold", {"value": "high"}),
+        ("answering", [1]),
+        ("sources", 7),
+        ("fingerprint", None),
+        ("top_k", "3"),
+    ],
+)
+def test_a_version_whose_metadata_are_no_lines_is_refused_by_what_is_wrong(
+    scored: Keeper, name: str, value: Any
+) -> None:
+    loaded, rolled_back = unfit(scored, scored.line.state()[0], **{name: value})
+    assert name in loaded
+    assert name in rolled_back
+
+
+def test_a_device_that_fails_while_a_version_is_loaded_is_no_fault_of_the_version(
+    scored: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise torch.OutOfMemoryError("no memory left")
+
+    monkeypatch.setattr(Line, "restore", fails)
+    with pytest.raises(torch.OutOfMemoryError):
+        unfit(scored, scored.line.state()[0])

@@ -18,8 +18,8 @@ from worker.streams.state import read_state
 
 
 UNTOLD = {
-    "problem": None, "provisional": False, "false_positive_rate": None, "rate_interval": None, "progress": None,
-    "outside_share": None, "subspace_change": None, "quarantined": 0, "drift": None,
+    "problem": None, "stopped": False, "provisional": False, "false_positive_rate": None, "rate_interval": None,
+    "progress": None, "outside_share": None, "subspace_change": None, "quarantined": 0, "drift": None,
 }  # fmt: skip
 
 
@@ -71,6 +71,21 @@ def test_a_status_before_the_first_model_has_none_and_no_threshold(client: redis
     status = views.line_status(client, line)
     given = [status[key] for key in ("phase", "model", "threshold", "keeper", "oldest_pending_seconds")]
     assert given == ["learning", None, None, "name#with#hashes", None]
+
+
+def test_a_problem_stops_a_line_where_it_says_so_or_nobody_keeps_it(client: redis.Redis, line: str) -> None:
+    streams = LineStreams(client, line)
+    epoch, *_ = streams.acquire("station-1#ab", 0)
+    found = list[tuple[str, bool]]()
+    for shown in ({"problem": "no snapshot"}, {"problem": "it went back", "stopped": "it went back"}, {"stopped": ""}):
+        streams.show(epoch, shown)
+        status = views.line_status(client, line)
+        found.append((status["problem"], status["stopped"]))
+    assert found == [("no snapshot", False), ("it went back", True), ("it went back", False)]
+    streams.client.delete(streams.lease)
+    assert views.line_status(client, line)["stopped"] is True
+    streams.client.hset(streams.state_key, "problem", "")
+    assert views.line_status(client, line)["stopped"] is False
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,14 @@ import torch
 from redis import Redis
 from structlog.testing import capture_logs
 
-from tests.worker.commanding import limit, look, told, trained
+from tests.worker.commanding import limit, look, put_up_for_review, told, trained
 from tests.worker.keeping import ENTRIES, MakeKeeper, add, extract, opened
+from worker.errors import SnapshotError
 from worker.keeper import Keeper
 from worker.line import CALIBRATING, LEARNING, PAUSED, SCORING
 from worker.looking import Look
 from worker.message import Result, encode_result
+from worker.streams.control import send
 from worker.streams.line_streams import LineStreams
 from worker.watching import MOVED, score_bins, shown
 
@@ -38,12 +40,10 @@ def calibrated(make_keeper: MakeKeeper, streams: LineStreams) -> Keeper:
     return keeper
 
 
-def publish(keeper: Keeper, count: int, seed: int = 0, phase: str = SCORING) -> None:
-    base = keeper.line.calibration_scores.numpy()
+def publish(keeper: Keeper, count: int, seed: int = 0, phase: str = SCORING, model: str = "") -> None:
+    base, by = keeper.line.calibration_scores.numpy(), model or keeper.model
     for score in np.random.default_rng(seed).choice(base, count) * RISEN:
-        result = Result(
-            keeper.line.name, "1-0", "a", phase, "m", float(score), 1.0, False, False, None, 1.0, None, None
-        )
+        result = Result(keeper.line.name, "1-0", "a", phase, by, float(score), 1.0, False, False, None, 1.0, None, None)
         keeper.streams.client.xadd(keeper.streams.scores, {"result": encode_result(result)})
 
 
@@ -86,19 +86,19 @@ def test_what_is_no_result_of_a_scoring_line_is_passed_over(make_keeper: MakeKee
     for field, value in {"something": b"else", "result": b"\xc1"}.items():
         streams.client.xadd(streams.scores, {field: value})
     rogues = (b"\x90", b"\x01", b"", b"\x80", scored(float("nan")), scored(-1.0), scored(float("inf")), scored(None))
-    for value in (*rogues, scored("high"), scored(True)):
+    for value in (*rogues, scored("high"), scored(True), scored(3.0, None), scored(3.0, 1)):
         streams.client.xadd(streams.scores, {"result": value})
     publish(keeper, 2)
     look(keeper)
     assert len(keeper.line.recent_scores) == 2
 
 
-def scored(score: object) -> bytes:
-    packed: bytes = msgpack.packb({"phase": SCORING, "score": score})
+def scored(score: object, model: object = "9999999999-9999999999") -> bytes:
+    packed: bytes = msgpack.packb({"phase": SCORING, "model": model, "score": score})
     return packed
 
 
-def test_scores_by_another_bank_are_forgotten_and_a_pause_forgets_nothing(
+def test_what_is_followed_is_forgotten_by_a_relearn_and_by_no_pause(
     make_keeper: MakeKeeper, streams: LineStreams
 ) -> None:
     keeper = calibrated(make_keeper, streams)
@@ -110,8 +110,66 @@ def test_scores_by_another_bank_are_forgotten_and_a_pause_forgets_nothing(
     look(keeper)
     assert told(keeper, "resume")[0]
     assert (len(keeper.line.recent_scores), limit(keeper)) == (480, tracked)
-    assert told(keeper, "rollback", version=keeper.model)[0]
+    assert told(keeper, "relearn")[0]
     assert len(keeper.line.recent_scores) == 0
+
+
+@pytest.mark.parametrize("command", ["normal", "anomalous", "rollback"])
+def test_the_threshold_goes_on_from_where_it_was_whatever_a_person_says_of_a_part(
+    make_keeper: MakeKeeper, streams: LineStreams, command: str
+) -> None:
+    keeper = calibrated(make_keeper, streams)
+    publish(keeper, 480)
+    look(keeper)
+    tracked = limit(keeper)
+    put_up_for_review(keeper)
+    assert told(keeper, "normal", entry="9-9", id="part")[0]
+    if command == "anomalous":
+        assert "anchors removed" in told(keeper, "anomalous", entry="9-9", id="part")[1]
+    if command == "rollback":
+        publish(keeper, 200, seed=2)  # what is gone back to has not followed these, nor what comes before it answers
+        look(keeper)
+        assert told(keeper, "rollback")[0]
+    assert (len(keeper.line.recent_scores), limit(keeper)) == (480, tracked)
+    publish(keeper, 70, seed=1)
+    look(keeper)
+    assert limit(keeper) == pytest.approx(tracked, rel=0.02)
+    assert limit(keeper) == pytest.approx(keeper.line.fitted().value, rel=MOVED)
+
+
+def test_results_that_come_before_a_rollback_is_committed_are_not_followed(
+    make_keeper: MakeKeeper, streams: LineStreams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper = calibrated(make_keeper, streams)
+
+    def refuse(*_: object) -> None:
+        raise SnapshotError("not now")
+
+    with monkeypatch.context() as refused:
+        refused.setattr(keeper.store, "put", refuse)
+        send(streams, "rollback", {"version": keeper.model}, "ann")
+        for _ in range(2):
+            look(keeper)
+            publish(keeper, 70)
+    keeper.snapshot()
+    look(keeper)
+    assert len(keeper.line.recent_scores) == 0
+
+
+def test_who_answers_by_the_version_before_a_rollback_for_a_while_is_not_followed(
+    make_keeper: MakeKeeper, streams: LineStreams
+) -> None:
+    keeper = calibrated(make_keeper, streams)
+    before = keeper.model
+    assert told(keeper, "rollback", version=before)[0]
+    for followed in (5, 10):
+        look(keeper)
+        publish(keeper, 70, model=before)
+        publish(keeper, 5)
+        look(keeper)
+        assert len(keeper.line.recent_scores) == followed
+        assert told(keeper, "rate", rate=0.06)[0]  # another version, of the same bank
+        keeper = opened(make_keeper(), "station-1#b")
 
 
 def test_a_rate_that_is_set_goes_by_the_recent_scores_too(make_keeper: MakeKeeper, streams: LineStreams) -> None:
@@ -236,6 +294,6 @@ def test_parts_set_aside_at_the_end_of_learning_are_counted_with_those_of_the_gu
     assert keeper.line.phase == CALIBRATING
     assert streams.state()["quarantined"] == "3"
     again = opened(make_keeper(), "station-1#b")
-    assert shown(again.line)["quarantined"] == "3"
+    assert shown(again.line, again.line.serving)["quarantined"] == "3"
     assert told(again, "relearn")[0]
     assert streams.state()["quarantined"] == "0"

@@ -37,6 +37,7 @@ def _row(status: Status, seen: Seen) -> dict[str, Any]:
     return {
         "line": status["line"],
         "state": state_of(status),
+        "paused": status.get("phase") == "paused",  # with a problem, too
         "problem": cut(status.get("problem") or "", 400),
         "progress": progress(status),
         "note": note(status, seen),
@@ -49,9 +50,9 @@ def _row(status: Status, seen: Seen) -> dict[str, Any]:
 
 
 def state_of(status: Status) -> str:
-    """A word for what the line does."""
+    """A word for what the line does; with a problem it may answer on, as where a version cannot be written."""
     if status.get("problem"):
-        return "stopped"
+        return "stopped" if status.get("stopped") else "problem"
     phase = status.get("phase")
     return phase if phase in PHASES else WAITING
 

@@ -4,8 +4,10 @@ import signal
 
 import uvicorn
 
+from worker.connections import BACKLOG, BoundedConnection
 from worker.console.access import Access
 from worker.console.app import make_app
+from worker.console.events import LOOKERS
 from worker.console.guard import is_loopback
 from worker.console.supervised import SupervisedServer
 from worker.http import bound
@@ -14,6 +16,12 @@ from worker.streams.address import address
 from worker.streams.client import first_answer
 
 STOP_SECONDS = 3  # for lookers, and those who wait for a keeper's answer, to be told and let go
+
+
+class LookersConnection(BoundedConnection):
+    """A browser opens six, and a page that is live holds one of them."""
+
+    MOST = 6 * LOOKERS
 
 
 def serve(settings: Settings) -> None:
@@ -29,6 +37,8 @@ def serve(settings: Settings) -> None:
     access = Access(settings.console, port)
     config = uvicorn.Config(
         make_app(settings, access, closing=lambda: server.should_exit),
+        http=LookersConnection,
+        backlog=BACKLOG,
         log_config=None,
         access_log=False,
         lifespan="off",

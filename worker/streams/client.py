@@ -1,8 +1,9 @@
 """The connection: no silent retries, one protocol."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
+from threading import Event
 from typing import Any
 
 import redis
@@ -13,16 +14,14 @@ from worker.errors import ConfigurationError, RedisUnreachableError
 from worker.settings import RedisSettings
 from worker.streams.address import Address, address, shown
 from worker.streams.cluster import Cluster
-from worker.streams.redial import Redial
+from worker.streams.redial import Redial, RedialledError
 
 OLDEST_VERSION = (6, 2)  # XAUTOCLAIM, XTRIM MINID
 
-CONNECTION_ERRORS = (redis.ConnectionError, redis.TimeoutError)
+CONNECTION_ERRORS = (redis.ConnectionError, redis.TimeoutError, RedialledError)
 
 
-def connect(
-    settings: RedisSettings, only_adds: bool = False, redialled: Callable[[], object] | None = None
-) -> redis.Redis:
+def connect(settings: RedisSettings, only_adds: bool = False, redialled: Event | None = None) -> redis.Redis:
     """A client that has been answered once.
 
     redis-py retries writes by default, so that one lost reply would add an entry twice: here nothing is retried, and
@@ -30,7 +29,8 @@ def connect(
 
     Args:
         only_adds: whether the user may lack the right to PING, as a producer's does; to be told so is an answer.
-        redialled: is called when a connection was made in the place of one that ended, on the thread that wants it.
+        redialled: is set when a connection would be made in the place of one that ended. Whoever wants one is told by a
+            RedialledError then, until it is cleared.
 
     Raises:
         RedisUnreachableError, ConfigurationError: with the address, less its password.

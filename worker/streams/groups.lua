@@ -8,7 +8,8 @@ redis.call('HDEL', KEYS[2], '')  -- a full server lets a script go on whose firs
 local start, last, delivered = redis.call('HGET', KEYS[2], 'done_through') or '0-0', '0-0', {}
 if not string.match(start, '^%d+%-%d+$') then
   return redis.error_reply('ERR ' .. KEYS[2] .. ' has done_through "' .. start .. '", expected an entry id such as '
-    .. '1718000000000-0: HSET it to the last that is answered, or HDEL it to have all in ' .. KEYS[1] .. ' answered')
+    .. '1718000000000-0: HSET it to the id before the first entry in ' .. KEYS[1] .. ', or to 0-0 where that is not '
+    .. 'known; a group that is gone begins there, and answers again what nobody trimmed')
 end
 local stream = redis.pcall('XINFO', 'STREAM', KEYS[1])
 if not stream.err then

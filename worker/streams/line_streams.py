@@ -15,7 +15,7 @@ from worker.streams.cluster import Call, together
 ANSWERING, LEARNING = "mhpc", "mhpc-learn"  # consumer groups
 LEARNER = "learner"  # the one consumer of LEARNING
 LEASE_MS, LEASE_ENDS_MS = 30_000, 28_800  # the rest is for others to take it: at its end the line is kept again
-FROM_START = "0-0"
+FROM_START, LAST = "0-0", f"{2**64 - 1}-{2**64 - 1}"  # ids; behind the last one a stream takes no entry
 REPLIES_MAX = 1000  # entries kept
 CLAIM_ENTRIES = 100  # a page
 ATTEMPTS_SECONDS = 7 * 24 * 3600  # for so long a mark is kept that nobody took away
@@ -256,15 +256,15 @@ class LineStreams:
 
         MINID up to the lowest of each group's oldest pending and last delivered; MAXLEN would drop unread ones.
         """
-        read, bounds = {info["name"]: info["last-delivered-id"] for info in self.client.xinfo_groups(self.images)}, []
+        read = {info["name"]: info["last-delivered-id"] for info in self.client.xinfo_groups(self.images)}
+        bounds = [entry_before(LAST)]  # an entry of that id stays: MINID has none behind it
         for group in groups:
             if group.encode() not in read:
                 return FROM_START
             oldest = self.backlog(group).oldest_pending
             bounds.append(entry_before(oldest) if oldest else read[group.encode()].decode())
-        done = min(bounds, key=entry_key)
-        ms, seq = entry_key(done)
-        self.fenced(epoch, "trim", f"{ms}-{seq + 1}" if seq < 2**64 - 1 else f"{ms + 1}-0", done)
+        ms, seq = min(map(entry_key, bounds))
+        self.fenced(epoch, "trim", f"{ms}-{seq + 1}" if seq < 2**64 - 1 else f"{ms + 1}-0", done := f"{ms}-{seq}")
         return done
 
     def fenced(self, epoch: int, what: str, *args: str | int | bytes) -> Any:

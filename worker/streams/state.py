@@ -12,7 +12,8 @@ EPOCH = re.compile(r"0?[0-9]{1,9}\Z")  # with the zero that stands before them i
 IDS = {
     "commands_through": "of the last command that was obeyed",
     "applied_through": "of the last entry that was learned from",
-    "done_through": "of the last entry that is answered",
+    "done_through": "before the first entry in its stream of images, or to 0-0 where that is not known; a group that "
+    "is gone begins there, and answers again what nobody trimmed",
 }
 
 

@@ -1,6 +1,6 @@
 """What a keeper does for its line now and then."""
 
-from worker.streams.line_streams import ANSWERING, LineStreams
+from worker.streams.line_streams import ANSWERING, LAST, LineStreams
 
 CONSUMER_IDLE_MS = 24 * 3600 * 1000  # a consumer with nothing pending that was idle for so long is dead
 
@@ -22,6 +22,21 @@ def unread_lost(streams: LineStreams, epoch: int) -> int:
         redis.ResponseError: there is no stream.
     """
     return int(streams.fenced(epoch, "lost", ANSWERING))
+
+
+def used_up(streams: LineStreams) -> str:
+    """What is to be said where the last id that there is was read: whoever adds the next entry is refused. "" else.
+
+    Raises:
+        redis.ResponseError: there is no stream.
+    """
+    if LAST.encode() not in (info["last-delivered-id"] for info in streams.client.xinfo_groups(streams.images)):
+        return ""
+    return (
+        f"a producer added entry {LAST} to {streams.images}, the last id there is, so that Redis takes no more: have "
+        f"producers add with the id *, and once nothing waits, DEL {streams.images}; if the line stops then, "
+        f"mhpc-worker control {streams.line} resync"
+    )
 
 
 def delete_idle_consumers(streams: LineStreams, epoch: int, idle_ms: int = CONSUMER_IDLE_MS) -> list[str]:

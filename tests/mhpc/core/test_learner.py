@@ -255,11 +255,28 @@ def test_features_of_another_shape_are_refused_and_change_nothing(shape: tuple[i
     assert_same(model, expected)
 
 
-def test_a_single_patch_is_too_little_to_begin_with() -> None:
+def test_single_patches_are_learned_from_the_first_one_on() -> None:
+    x = pictures(80)[:, :1]
+    model = learner(bank_size=20)
+    for i, part in enumerate(x.split(1)):
+        step = model.partial_fit(part)
+        assert bool(step.learned.all())
+        assert bool(step.scores.isfinite().all()) is (i > 0)
+        model = learner(bank_size=20).load_state_dict(model.state_dict())
+    np.testing.assert_allclose(model.pca_.mean_, x[:, 0].mean(0), atol=1e-5)
+    assert model.freeze().tolist() == []
+    assert len(model._memory_bank()) == 20
+    far = x[:8] + 10
+    assert float(model.score(far).min()) > float(model.score(x).max())
+
+
+def test_of_a_single_row_the_model_is_that_row() -> None:
     model = learner()
-    with pytest.raises(ValueError, match=r"features \[1, 1, 8\] hold a single patch, expected at least 2"):
-        model.partial_fit(torch.zeros(1, 1, D))
-    assert_same(model, learner())
+    model.partial_fit(torch.ones(1, 1, D))
+    assert model.freeze().tolist() == []
+    near, far = model.score(torch.stack([torch.ones(1, D), torch.full((1, D), 3.0)])).tolist()
+    assert near == 0
+    assert far > 1
 
 
 def test_nothing_can_be_scored_before_something_was_learned() -> None:

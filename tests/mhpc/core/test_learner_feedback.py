@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from mhpc.core.choices import PatchCoreAggregation
-from mhpc.core.learner import OnePassLearner
+from mhpc.core.learner import STEP, OnePassLearner
 from mhpc.core.memory_bank import MAX_PINNED, MemoryBank
+from mhpc.core.recent import CONVERGED_CHANGE
 from tests.mhpc.core.patches import D, K, P, assert_same, defective, learner, pictures
 
 STRANGE = defective(1) * 3
@@ -50,9 +51,7 @@ def test_pinned_anchors_leave_at_least_half_of_the_bank() -> None:
 def test_a_picture_that_a_person_vouches_for_is_not_set_aside_when_learning_ends(vouched: bool) -> None:
     model = learner()
     model.partial_fit(pictures(40))
-    model.partial_fit(STRANGE, guard=False)
-    if vouched:
-        bank(model).vouch(40)
+    model.partial_fit(STRANGE, guard=False, first=-1 if vouched else None)
     model.partial_fit(pictures(40, seed=1))
     assert (40 in model.freeze()) is not vouched
     assert (float(model.score(STRANGE)) < float(model.score(pictures(20, seed=2)).max())) is vouched
@@ -133,6 +132,51 @@ def test_beginning_again_counts_from_zero_and_keeps_what_was_learned() -> None:
     assert torch.equal(model.score(pictures(8, seed=5)), scores)
     model.partial_fit(pictures(16, seed=6))
     assert model.images_seen_ == 16
+
+
+def test_however_often_it_began_again_it_is_known_by_the_same_images_whether_the_basis_still_turns() -> None:
+    model = trained()
+    for seed in range(1, 6):
+        model.begin_again()
+        model.partial_fit(pictures(60, seed))
+        assert model.convergence_.change < CONVERGED_CHANGE
+        model.freeze()
+
+
+@pytest.mark.parametrize("share", [1.0, 0.9])
+def test_who_began_again_and_is_taken_up_from_its_state_goes_on_bit_by_bit(share: float) -> None:
+    model = trained()
+    model.begin_again()
+    model.partial_fit(pictures(20, seed=1))
+    resumed = learner().load_state_dict(model.state_dict())
+    for part in pictures(60, seed=2).split(STEP):
+        for each in (model, resumed):
+            each.forget(share)
+            each.partial_fit(part)
+        assert_same(model, resumed)
+    assert model.rows_before_ == pytest.approx(100 * P * share**8, abs=8)
+
+
+def test_a_state_of_an_earlier_release_that_began_again_refreshes_by_the_growth_of_all_rows() -> None:
+    model = trained()
+    model.begin_again()
+    state = model.state_dict()
+    del state["rows_before"]
+    resumed = model.load_state_dict(state)
+    resumed.partial_fit(pictures(8, seed=1))
+    assert (resumed.rows_before_, resumed.rows_at_refresh_, resumed.rows_seen_) == (0, 100 * P, 108 * P)
+
+
+def test_a_bank_that_became_smaller_than_its_pinned_anchors_is_learned_again() -> None:
+    model = trained()
+    pins = model.pin(STRANGE, 0.5)
+    smaller = learner(bank_size=pins // 2).load_state_dict(model.state_dict())
+    smaller.begin_again()
+    smaller.partial_fit(pictures(60, seed=1))
+    smaller.freeze()
+    assert (len(bank(smaller)), int(bank(smaller).pinned.sum())) == (2 * pins, pins)
+    with pytest.raises(ValueError, match="raise bank_size"):
+        smaller.pin(-STRANGE, 0.5)
 
 
 def test_feedback_goes_round_with_the_state() -> None:

@@ -192,6 +192,17 @@ def test_a_bank_that_is_reduced_moves_as_far_towards_the_mean_as_it_is_told() ->
     assert torch.equal(goes.mass, stays.mass)
 
 
+def test_a_bank_that_became_smaller_than_its_pinned_anchors_keeps_as_many_others() -> None:
+    bank = learned(3, bank_size=100)
+    bank.pinned[:40] = True
+    pinned, bank.bank_size = bank.anchors[:40].clone(), 30
+    bank.reduce()
+    assert (len(bank), int(bank.pinned.sum())) == (80, 40)
+    learn(bank, rows(40 * P, seed=7))
+    assert 80 <= len(bank) <= OVERFULL * 80
+    assert torch.equal(bank.anchors[bank.pinned], pinned)
+
+
 def test_a_bank_that_is_not_overfull_is_not_reduced() -> None:
     bank = with_anchors(rows(K), radius=0.25)
     anchors = bank.anchors.clone()

@@ -1,5 +1,6 @@
 import torch
 
+from mhpc.core.calibration import FLOOR
 from mhpc.core.recent import GUARD_AFTER, GUARD_SHARE, RECENT, Recent
 
 
@@ -17,6 +18,12 @@ def test_an_image_far_outside_the_recent_scores_is_not_admitted_unless_the_guard
     assert admitted(ordinary(GUARD_AFTER), 5.0, 50.0) == [True, False]
     assert admitted(ordinary(GUARD_AFTER), 5.0, 50.0, guard=False) == [True, True]
     assert admitted(ordinary(GUARD_AFTER - 1), 50.0) == [True]
+
+
+def test_where_nearly_all_scores_are_equal_rounding_alone_keeps_nobody_out() -> None:
+    recent = Recent()
+    admitted(recent, *[5e-7] * GUARD_AFTER)
+    assert admitted(recent, 1e-5, FLOOR, 2 * FLOOR) == [True, True, False]
 
 
 def test_a_lasting_change_is_admitted_in_the_end() -> None:

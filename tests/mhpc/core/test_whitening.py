@@ -158,6 +158,17 @@ def test_rows_that_are_all_equal_stay_finite() -> None:
         assert whitening(rows()).isfinite().all()
 
 
+@pytest.mark.parametrize("reduction", [NONE, REDUCED])
+@pytest.mark.parametrize("distance", [EUCLIDEAN, MAHALANOBIS])
+def test_one_row_is_whitened_as_two_that_are_equal(
+    reduction: PatchCoreFeatureReduction, distance: PatchCoreDistance
+) -> None:
+    space, x = ZSpace(reduction, distance), rows(1)
+    one, two = space.of_moments(batch_moments(x)), space.of_moments(batch_moments(x.repeat(2, 1)))
+    assert one(rows()).isfinite().all()
+    assert torch.equal(one(rows()), two(rows()))
+
+
 def test_three_passes_end_in_the_same_distances_as_one() -> None:
     x = rows()
     space = ZSpace(pca_variance_ratio=0.95)

@@ -18,6 +18,7 @@ from mhpc.evaluation.failures import DeviceError, check_device, exit_code, refus
         (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), 5),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), 5),
         (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), 5),
+        (RuntimeError("cusolver error: CUSOLVER_STATUS_INTERNAL_ERROR, when calling `cusolverDnCreate(handle)`"), 5),
         (MemoryError(), 5),
         (OSError(28, "No space left on device"), 1),
         (SafetensorError("Error while serializing: I/O error"), 1),

@@ -82,7 +82,7 @@ def test_what_nobody_thought_of_is_the_problem_of_its_line_and_logged_once(
     with site.events("/events") as told:
         for _ in range(2):
             states = {row["line"]: row for row in first(told, "fleet")}
-    assert states[filled.line]["state"] == "stopped"
+    assert states[filled.line]["state"] == "problem"
     assert "ZeroDivisionError: of all things" in states[filled.line]["problem"]
     assert states[other]["state"] == "scoring"
     assert log_once.cache_info().misses == 1

@@ -39,6 +39,20 @@ def test_a_line_that_stopped_says_why_and_one_without_a_keeper_says_so(site: Sit
     assert 'data-state="stopped"' in page
 
 
+def test_a_line_that_answers_on_with_a_problem_is_not_said_to_be_stopped(site: Site, filled: Filled) -> None:
+    filled.state(problem="no snapshot, and nothing is acknowledged: no space left")
+    page = site.get(f"/lines/{filled.line}").text
+    assert "no space left" in page
+    assert 'data-state="problem"' in page
+    assert "no keeper" not in page
+    assert "data-paused" not in page
+    filled.state(phase="paused")
+    assert "data-paused" in site.get(f"/lines/{filled.line}").text  # it can be resumed all the same
+    filled.state(stopped="its stream went back", problem="its stream went back")  # its lease runs out by itself
+    page = site.get("/").text
+    assert f'data-line="{filled.line}" data-state="stopped"' in page
+
+
 @pytest.mark.parametrize("stream", ["state", "scores", "review", "control", "dead", "lease"])
 def test_a_key_of_another_type_is_the_lines_problem_and_hides_nothing_else(
     site: Site, filled: Filled, stream: str

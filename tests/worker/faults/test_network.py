@@ -2,13 +2,17 @@
 
 import os
 import time
+from collections import Counter
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
+from structlog.testing import capture_logs
 
+from tests.conftest import PrivateRedis
 from tests.worker.faults.processes import (
     IMAGES,
     PHASES,
@@ -18,12 +22,17 @@ from tests.worker.faults.processes import (
     committed,
     done,
     finish,
+    patient,
     play,
+    results,
     running_worker,
+    state,
     write_config,
 )
 from tests.worker.faults.proxy import Proxy
 from tests.worker.helpers import eventually
+from tests.worker.playing import answered, send
+from tests.worker.turning import running
 from worker.snapshots import Snapshot
 
 OUTAGE_SECONDS = float(os.environ.get("FAULTS_OUTAGE_SECONDS", "5"))
@@ -95,3 +104,26 @@ def test_a_server_that_takes_commands_and_answers_nothing_is_left_and_no_image_i
         finish(client, line, worker)
     assert_each_answered_once(client, line)
     assert_learned_alike(committed(client, line, tmp_path), unbroken_run)
+
+
+def test_connections_that_end_while_they_are_idle_cost_a_look_each_and_no_image(
+    private_redis: PrivateRedis, line: str, settings: Any, tmp_path: Path
+) -> None:
+    """As a firewall ends them, or Redis by its `timeout`, again and again."""
+    client: Any = patient(private_redis.url)
+    here, ended, images = client.client_id(), 0, 0
+    changes = {"url": private_redis.url, "learning": {"images": 1000}, "snapshots": {"directory": tmp_path}}
+    with capture_logs() as logs, running(settings(line, **changes)) as worker:
+        for _ in range(6):
+            send(client, line, images + 1, images + 8)
+            images += 8
+            answered(client, line, images)
+            idle = [each["id"] for each in client.client_list() if int(each["id"]) != here and "b" not in each["flags"]]
+            ended += sum(client.client_kill_filter(_id=each) for each in idle)
+        eventually(lambda: int(state(client, line)["progress"].partition("/")[0]) == images)
+    assert ended
+    assert Counter(each["id"] for each in results(client, line)) == {str(i + 1): 1 for i in range(images)}
+    events = [entry["event"] for entry in logs]
+    looked = [event for event in events if "looking whether the server is the same" in event]
+    assert len(looked) + events.count("Redis is reached again") <= ended
+    assert not worker.redialled.is_set()

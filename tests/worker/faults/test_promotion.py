@@ -4,6 +4,7 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from tests.worker.faults.proxy import Proxy
 from tests.worker.helpers import eventually
 from tests.worker.playing import answered, send
 from tests.worker.turning import running
+from worker.streams.line_streams import LineStreams, newest_id
 
 
 def progress(client: redis.Redis, line: str) -> int:
@@ -86,12 +88,35 @@ def test_what_the_replica_has_is_answered_once_and_learned_once(
     assert pins == [lost] * (kept == "none of the versions")
 
 
+@contextmanager
+def held(at: Any, name: str) -> Iterator[None]:
+    """The worker stands before the next call of a method while the block runs; the block begins once it does."""
+    at_work, mended, goes_on = threading.Event(), threading.Event(), getattr(at, name)
+
+    def waits(*given: Any) -> Any:
+        at_work.set()
+        assert mended.wait(60)
+        return goes_on(*given)
+
+    setattr(at, name, waits)
+    assert at_work.wait(60)
+    yield
+    mended.set()
+
+
+@pytest.mark.parametrize(("where", "new_come_first"), [("fleet.keep", False), ("learning._keep", True)])
 def test_a_replica_that_took_over_between_two_commands_is_noticed_all_the_same(
-    private_redis: PrivateRedis, replica: PrivateRedis, way: Proxy, line: str, settings: Any, tmp_path: Path
+    private_redis: PrivateRedis,
+    replica: PrivateRedis,
+    way: Proxy,
+    line: str,
+    settings: Any,
+    tmp_path: Path,
+    where: str,
+    new_come_first: bool,
 ) -> None:
     """No command meets the cut: redis-py makes the connection anew, and says nothing."""
     master, follower = (patient(server.url) for server in (private_redis, replica))
-    at_work, mended = threading.Event(), threading.Event()
     no_version = {"directory": tmp_path / "snapshots", "every_images": 1000, "every_seconds": 1000}
     with running(settings(line, url=way.url, learning={"images": 1000}, snapshots=no_version)) as worker:
         send(master, line, 1, 20)
@@ -101,21 +126,51 @@ def test_a_replica_that_took_over_between_two_commands_is_noticed_all_the_same(
         send(master, line, 21, 40)  # these writes are lost
         answered(master, line, 40)
         eventually(lambda: progress(master, line) == 40)
-        lets_go = worker.fleet.keep
-
-        def works(*of_a_turn: Any) -> None:
-            at_work.set()
-            assert mended.wait(60)
-            lets_go(*of_a_turn)
-
-        worker.fleet.keep = works  # type: ignore[method-assign, assignment]
-        assert at_work.wait(60)
-        way.cut()
-        way.target = replica.port
-        way.mend()
-        mended.set()
+        part, _, method = where.partition(".")
+        with held(getattr(worker, part), method):
+            way.cut()
+            way.target = replica.port
+            if new_come_first:
+                send(follower, line, 41, 60)
+            way.mend()
         eventually(lambda: int(state(follower, line)["epoch"]) > 1)
-        send(follower, line, 41, 60)
+        if not new_come_first:
+            send(follower, line, 41, 60)
         assert sorted(int(each["id"]) for each in answered(follower, line, 40)) == [*range(1, 21), *range(41, 61)]
-        eventually(lambda: progress(follower, line) == 40)
+        eventually(lambda: worker.keepers[line].line.applied_through == newest_id(follower, f"mhpc:{{{line}}}:images"))
+        assert worker.keepers[line].line.learner.images_seen_ == 40
         assert worker.metrics.registry.get_sample_value("mhpc_redis_reconnects_total") == 0  # nothing was lost on it
+
+
+def test_a_keeper_whose_lease_lapsed_commits_nothing_to_a_replica_that_was_not_told_who_took_it(
+    private_redis: PrivateRedis,
+    replica: PrivateRedis,
+    way: Proxy,
+    line: str,
+    settings: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in {"streams.line_streams.LEASE_ENDS_MS": 2000, "lease.LAPSE_SECONDS": 1.8}.items():
+        monkeypatch.setattr(f"worker.{name}", value)
+    monkeypatch.setattr("worker.lease.RENEW_SECONDS", 0.6)
+    master, follower = (patient(server.url) for server in (private_redis, replica))
+    snapshots = {"directory": tmp_path / "snapshots", "every_images": 20, "every_seconds": 1000}
+    with running(settings(line, url=way.url, learning={"images": 1000}, snapshots=snapshots)) as worker:
+        send(master, line, 1, 20)
+        answered(follower, line, 20)
+        eventually(lambda: progress(follower, line) == 20 and state(follower, line).get("model"))
+        follower.replicaof("NO", "ONE")
+        send(master, line, 21, 28)  # these writes are lost, and who takes the lease
+        answered(master, line, 28)
+        eventually(lambda: progress(master, line) == 28)
+        with held(worker.learning, "_keep"):
+            eventually(lambda: LineStreams(master, line).acquire("other#1", 0)[0] == 2)
+            worker.keepers[line].schedule.images = 1000  # it is to commit next
+            way.cut()
+            way.target = replica.port
+            send(follower, line, 41, 60)
+            way.mend()
+        eventually(lambda: int(state(follower, line)["epoch"]) > 1000)
+        eventually(lambda: worker.keepers[line].line.applied_through == newest_id(follower, f"mhpc:{{{line}}}:images"))
+        assert worker.keepers[line].line.learner.images_seen_ == 40

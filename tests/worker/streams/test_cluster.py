@@ -20,6 +20,7 @@ from worker.streams.cluster import together
 from worker.streams.control import COMMANDS, read_commands, send
 from worker.streams.line_streams import ANSWERING, LEARNING, REVIEW_CAPS, Commit, DeadLetter, LineStreams
 from worker.streams.reads import Read, read_new, wait_and_read
+from worker.streams.redial import RedialledError
 from worker.streams.rights import missing_rights
 from worker.streams.upkeep import delete_idle_consumers, unread_lost
 from worker.views import known_lines, line_status
@@ -132,15 +133,24 @@ def test_a_producer_sends_to_lines_on_any_node(cluster: PrivateCluster, three: l
         assert producer.ahead() == 1
 
 
-def test_a_node_whose_connection_is_made_again_is_told(cluster: PrivateCluster, line: str) -> None:
-    told, name = list[bool](), cluster.lines(line)[0]
-    client: Any = connect(settings(cluster.url), redialled=lambda: told.append(True))
-    streams, node = LineStreams(client, name), cluster.holder(f"mhpc:{{{name}}}:images")
-    streams.state()
-    assert told == []
-    node.ask("CLIENT KILL TYPE normal SKIPME yes")
-    streams.state()
-    assert told == [True]
+def test_a_node_whose_connection_is_made_again_is_told_and_asked_nothing(cluster: PrivateCluster, line: str) -> None:
+    redialled, names = threading.Event(), cluster.lines(line)
+    client: Any = connect(settings(cluster.url), redialled=redialled)
+    first, other, _ = [LineStreams(client, name) for name in names]
+    for streams in (first, other):
+        streams.state()
+    assert not redialled.is_set()
+    cluster.holder(first.images).ask("CLIENT KILL TYPE normal SKIPME yes")
+    with pytest.raises(RedialledError):  # and no other node is asked for the slots
+        add(first, "1-0")
+    assert redialled.is_set()
+    redialled.clear()
+    assert [streams.state() for streams in (first, other)] == [{}, {}]
+    assert first.last_id() == "0-0"
+    cluster.holder(first.images).ask("CLIENT KILL TYPE normal SKIPME yes")
+    with pytest.raises(RedialledError):
+        publish(first, answer("1-0", b"r"))
+    assert redialled.is_set()
 
 
 def test_reading_asks_no_server_where_a_keys_slot_is(

@@ -4,7 +4,9 @@ import pytest
 import redis
 
 from tests.worker.streams.acting import add, answer, deliver, kept, pending, publish
-from worker.streams.line_streams import ANSWERING, FROM_START, LEARNING, LineStreams
+from worker.errors import StateError
+from worker.streams.line_streams import ANSWERING, LEARNING, LineStreams, entry_before
+from worker.streams.state import read_state
 from worker.streams.upkeep import unread_lost
 
 AHEAD = "9999999999999-0"  # an id by a clock that was far ahead
@@ -83,12 +85,24 @@ def test_what_is_pending_in_a_group_beyond_the_end_stays_its_consumers(streams: 
     assert publish(streams, answer("5-0", b"r"), answer("5-0", b"r")) == [True, False]
 
 
-def test_a_done_through_that_is_no_id_is_told_with_the_ways_out(streams: LineStreams) -> None:
+@pytest.mark.parametrize("remedy", ["the id before the first entry in ", "to 0-0 "])
+def test_a_done_through_that_is_no_id_is_told_with_a_remedy_that_holds(
+    streams: LineStreams, epoch: int, remedy: str
+) -> None:
+    add(streams, "1-0", "2-0", "3-0", "4-0")
+    publish(streams, *[answer(entry, b"r") for entry in deliver(streams, count=2)])
+    assert streams.trim(epoch, [ANSWERING]) == "2-0"
+    streams.client.xgroup_destroy(streams.images, ANSWERING)
     streams.client.hset(streams.state_key, "done_through", "yesterday")
     with pytest.raises(redis.ResponseError, match='has done_through "yesterday", expected an entry id') as caught:
         streams.ensure_groups()
-    assert streams.state_key in str(caught.value)
-    assert "HDEL" in str(caught.value)
-    streams.client.hdel(streams.state_key, "done_through")
+    with pytest.raises(StateError) as status:
+        read_state(streams)
+    for text in (str(caught.value), str(status.value)):
+        assert streams.state_key in text
+        assert "HSET it to the id before the first entry" in text
+        assert remedy in text
+    done = entry_before("3-0") if "before" in remedy else "0-0"
+    streams.client.hset(streams.state_key, "done_through", done)
     streams.ensure_groups()
-    assert streams.last_id() == FROM_START
+    assert (streams.state()["done_through"], deliver(streams)) == (done, ["3-0", "4-0"])

@@ -9,9 +9,11 @@ from worker.errors import FencedError
 from worker.streams.line_streams import (
     ANSWERING,
     FROM_START,
+    LAST,
     LEARNING,
     Entry,
     LineStreams,
+    entry_before,
 )
 
 # -- the lease ---------------------------------------------------------------------------------------------------------
@@ -253,3 +255,14 @@ def test_trimming_stops_right_before_the_first_entry_of_a_millisecond(streams: L
     streams.client.xgroup_destroy(streams.images, ANSWERING)
     streams.ensure_groups()
     assert deliver(streams) == ["2-0"]
+
+
+def test_an_entry_of_the_last_id_there_is_stays_and_all_before_it_is_trimmed(streams: LineStreams, epoch: int) -> None:
+    entries = add(streams, "1-0", entry_before(LAST), LAST)
+    deliver(streams)
+    publish(streams, *[answer(entry, b"r") for entry in entries])
+    for _ in range(2):
+        assert streams.trim(epoch, [ANSWERING]) == entry_before(LAST)
+        assert kept(streams) == [LAST]
+        streams.ensure_groups()
+    assert deliver(streams) == []

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from threading import Event
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -17,6 +18,7 @@ from worker.errors import ConfigurationError, RedisUnreachableError
 from worker.producer import connect_async
 from worker.settings import RedisSettings
 from worker.streams.client import CONNECTION_ERRORS, connect
+from worker.streams.redial import RedialledError
 
 MASTER = "plant"
 
@@ -151,14 +153,19 @@ def test_a_sentinels_password_is_for_sentinels_alone(redis_url: str) -> None:
 
 
 def test_a_replica_that_was_the_master_is_left(watched: Watched) -> None:
-    told, url = list[bool](), f"redis+sentinel://127.0.0.1:{watched.sentinel}/{MASTER}"
-    client: Any = connect(settings(url), redialled=lambda: told.append(True))
+    redialled, told = Event(), list[str]()
+    url = f"redis+sentinel://127.0.0.1:{watched.sentinel}/{MASTER}"
+    client: Any = connect(settings(url), redialled=redialled)
     assert client.xadd("stream", {"a": "1"})
     eventually(lambda: failed_over(watched))
 
     def moved() -> bool:
         try:
             client.xadd("stream", {"a": "1"})
+        except RedialledError as error:
+            told.append(str(error))
+            redialled.clear()
+            return False
         except CONNECTION_ERRORS:
             return False
         return bool(client.connection_pool.master_address == ("127.0.0.1", watched.ports[1]))

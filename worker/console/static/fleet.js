@@ -16,10 +16,11 @@ for (const card of list.children) {
 function summary(rows) {
   const speeds = rows.map((row) => Number(row.texts.per_second)).filter(Number.isFinite);
   const speed = speeds.reduce((sum, value) => sum + value, 0);
-  const stopped = rows.filter((row) => row.state === "stopped").length;
+  const [stopped, wrong] = ["stopped", "problem"].map((state) => rows.filter((row) => row.state === state).length);
   const parts = [`${rows.length} ${rows.length === 1 ? "line" : "lines"}`];
   if (speeds.length) parts.push(`${speed.toFixed(1)} images/s`);
   if (stopped) parts.push(`${stopped} stopped`);
+  if (wrong) parts.push(`${wrong} with a problem`);
   document.getElementById("summary").textContent = parts.join(" · ");
 }
 

@@ -16,14 +16,14 @@ const bars = histogram(byId("histogram"), byId("histogram-empty"));
 const flagged = gallery(name);
 const results = resultsTable(name);
 
-function buttons(state) {
-  byId("pause").hidden = state === "paused";
-  byId("resume").hidden = state !== "paused";
+function buttons(paused) {
+  byId("pause").hidden = paused;
+  byId("resume").hidden = !paused;
 }
 
 opacity();
 commands();
-buttons(root.dataset.state);
+buttons("paused" in root.dataset);
 follow(`/lines/${name}/events`, {
   points(points) {
     chart.push(points);
@@ -32,7 +32,7 @@ follow(`/lines/${name}/events`, {
   },
   status(row) {
     showRow(root, row);
-    buttons(row.state);
+    buttons(row.paused);
     knownModels(row.models);
     bars.judged(row.threshold);
   },

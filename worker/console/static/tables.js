@@ -51,7 +51,9 @@ export function showJournal(told) {
     const row = element("tr");
     const time = element("td");
     time.append(timeOf(entry.ms));
-    row.append(time, element("td", entry.by), element("td", `${entry.name} ${entry.args}`.trim()), element("td", entry.text, { "data-ok": String(entry.ok) }));
+    const what = element("td", entry.args && ` ${entry.args}`);
+    what.prepend(element("span", entry.name));
+    row.append(time, element("td", entry.by), what, element("td", entry.text, { "data-ok": String(entry.ok) }));
     return row;
   }));
 }

@@ -10,12 +10,20 @@ from tests.worker.console.browser.conftest import OpenPage
 from tests.worker.console.browser.plant import Plant
 from tests.worker.console.site import Filled
 from tests.worker.helpers import eventually
+from worker.streams.control import Command, Reply, encode_reply, send
 
 THEMES = ("light", "dark")
 WIDTHS = (320, 360, 768, 1280, 2560)
 PAST_ITS_CELL = (
     "node => Math.round(node.getBoundingClientRect().right - node.closest('dd').getBoundingClientRect().right)"
 )
+
+LINES_OF_FIRST_WORD = """nodes => nodes.map((node) => {
+  const word = document.createRange(), text = document.createTreeWalker(node, NodeFilter.SHOW_TEXT).nextNode();
+  word.setStart(text, 0);
+  word.setEnd(text, text.data.split(" ")[0].length);
+  return word.getClientRects().length;
+})"""
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +145,36 @@ def test_a_keepers_long_name_stays_within_its_card(plant: Plant, open_page: Open
             page.set_viewport_size({"width": width, "height": 900})
             assert sideways(page) == 0, f"{path} at {width}"
             assert name.evaluate(PAST_ITS_CELL) <= 0, f"{path} at {width}"
+
+
+def test_a_line_that_answers_on_with_a_problem_is_counted_apart_from_those_that_stopped(
+    plant: Plant, open_page: OpenPage
+) -> None:
+    filled = Filled(plant.client, f"filled-{uuid.uuid4().hex[:6]}")
+    filled.state(problem="no snapshot, and nothing is acknowledged: no space left")
+    plant.known(filled.line)
+    page = open_page("/")
+    expect(page.locator(f"#line-{filled.line} .badge")).to_have_text("problem")
+    expect(page.locator("#summary")).to_contain_text(" with a problem")
+    assert faulty(page) == []
+
+
+def test_the_name_of_a_command_is_not_broken_however_long_an_answer_or_an_id_beside_it(
+    plant: Plant, open_page: OpenPage
+) -> None:
+    filled = Filled(plant.client, f"filled-{uuid.uuid4().hex[:6]}")
+    for name, args in (("pause", {}), ("anomalous", {"entry": "1-0", "id": "x" * 80})):
+        sent = send(filled.streams, name, args, "ann")
+        answer = encode_reply(Command(sent, name, args, "ann"), Reply(False, "it goes on from there; " * 20))
+        filled.put("replies", reply=answer)
+    plant.known(filled.line)
+    page = open_page(f"/lines/{filled.line}")
+    names = page.locator("#journal td:nth-child(3)")
+    expect(names).to_have_text([f"anomalous 1-0 {'x' * 80}", "pause"])
+    for width in WIDTHS:
+        page.set_viewport_size({"width": width, "height": 900})
+        assert names.evaluate_all(LINES_OF_FIRST_WORD) == [1, 1], f"at {width}"
+        assert sideways(page) == 0, f"at {width}"
 
 
 def test_a_theme_is_chosen_and_stays(open_page: OpenPage) -> None:

@@ -103,7 +103,8 @@ class Answering:
         with self.metrics.stage("decode"):
             waits = block_ms is not None and self.batcher.patience() > 0
             room = self.judging.room
-            batch = [] if waits or not room else self.batcher.take(room == 1, busy=room <= self.engine.passes)
+            only_early = room == 1 and not _learns(keepers)
+            batch = [] if waits or not room else self.batcher.take(only_early, busy=room <= self.engine.passes)
         self.judging.launch(batch, keepers, self.batcher.was_early)
         stay = self.judging.may_stay_under_way(keepers, bool(batch), busy=block_ms is None)
         landed = self.judging.land(self._hand, stay)
@@ -149,11 +150,6 @@ class Answering:
     def would_wait(self) -> bool:
         """Whether answers wait for a loop that does something else; where threads judge they come meanwhile."""
         return self.judging.under_way or (self.engine.device.type == "cuda" and bool(self._hand))
-
-    @property
-    def threads_wait(self) -> bool:
-        """Whether a thread that judges waits for the loop to begin a batch of what is there."""
-        return self.judging.starves and self.batcher.ready
 
     def close(self) -> None:
         """Stop the threads."""
@@ -273,3 +269,8 @@ class Answering:
         """Its features to learning."""
         if part.name in keepers and entry_key(part.entry.id) > entry_key(keepers[part.name].line.applied_through):
             self.cache.take(part)
+
+
+def _learns(keepers: Mapping[str, Keeper]) -> bool:
+    """Whether a line learns: that takes the loop as long as a batch, so that one more is begun before."""
+    return any(keeper.line.learns and keeper.epoch for keeper in keepers.values())

@@ -163,11 +163,6 @@ class Batcher:
             return ""
         return (queue.ahead[0].part if queue.ahead else queue.waiting[0][0]).entry.id
 
-    @property
-    def ready(self) -> bool:
-        """Whether an image is decoded that could be taken."""
-        return any(queue.ready for queue in self._queues.values())
-
     def patience(self) -> float:
         """Seconds until a batch is to go although it is not full."""
         queues = self._queues.values()

@@ -169,11 +169,6 @@ class Judging:
         """How many more batches threads may be given: beside the full number, one that is through soon."""
         return self.engine.passes + 1 - self.computing(0.0) if self._pool else 2
 
-    @property
-    def starves(self) -> bool:
-        """Whether a thread has no batch to judge."""
-        return self._pool is not None and self.computing(0.0) < self.engine.passes
-
     def may_stay_under_way(self, keepers: Mapping[str, Keeper], begun: bool, busy: bool) -> int:
         """How many batches may be computed while this process goes on.
 

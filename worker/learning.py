@@ -23,21 +23,19 @@ class Learning:
         self.holder = holder
         self.renew = renew  # all leases
         self._turns = self._snapshots = 0  # turns so far; snapshots that this one may still make
-        self._until, self._learned = 0.0, 0  # of this turn: when it is over, entries learned so far
+        self._until = 0.0
         self._waits = False
         self._waits_for: dict[str, tuple[str, float]] = {}  # line -> an entry left to answering, seen at it last
 
     def turn(self, keepers: Mapping[str, Keeper], guarded: Callable[[Keeper, Callable[[Keeper], None]], None]) -> bool:
         """Learn within the time for it, each turn beginning with another line; whether there is more to learn from.
-
-        A turn is over sooner, after one step, where a thread that judges waits for its next batch.
         Where answering but waits for threads nothing has come to learn from; it looks again within milliseconds.
         """
         if self.answering.stands_still and not self._waits:
             self.renew()  # a batch may take its thread longer than a lease
             return False
         self._waits, self._snapshots = False, 1
-        self._until, self._learned = time.monotonic() + LEARN_SECONDS, 0
+        self._until = time.monotonic() + LEARN_SECONDS
         self._turns += 1
         kept = list(keepers.values())
         first = self._turns % max(1, len(kept))
@@ -57,13 +55,11 @@ class Learning:
         if not keeper.epoch:  # a command failed: the line is loaded again
             return
         while self._may_learn(name):
-            starved = self._learned and self.answering.threads_wait
-            if starved or time.monotonic() >= self._until or keeper.snapshot_due:
+            if time.monotonic() >= self._until or keeper.snapshot_due:
                 self._waits = True
                 break
-            if not (learned := keeper.learn(opening.extract, self._count(keeper), usable)):
+            if not keeper.learn(opening.extract, self._count(keeper), usable):
                 break
-            self._learned += learned
         if not keeper.epoch:  # an entry failed: the line is loaded again
             return
         self.answering.cache.drop(name, keeper.line.applied_through if keeper.line.learns else "")

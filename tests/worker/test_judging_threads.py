@@ -1,5 +1,6 @@
 """Batches on threads of a CPU, while turns go on."""
 
+import itertools
 import os
 import sys
 import threading
@@ -14,6 +15,7 @@ from tests.worker.station import Station
 from tests.worker.test_judging import MAY_STAY, ids, turn
 from tests.worker.test_judging import station as station  # a fixture
 from worker.judging import Judging
+from worker.line import LEARNING, SCORING
 
 on_threads = pytest.mark.parametrize("station", [2], indirect=True, ids=["on threads"])
 
@@ -157,20 +159,28 @@ def test_what_comes_before_all_turns_waits_for_no_thread_that_judges_others(
 
 
 @on_threads
-def test_a_thread_waits_where_pictures_are_there_and_no_batch_is_begun(
-    station: Station, line: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("phase", "begun"), [(SCORING, 3), (LEARNING, 4)])
+def test_while_a_line_learns_one_more_batch_is_begun_than_there_are_threads(
+    station: Station, line: str, monkeypatch: pytest.MonkeyPatch, phase: str, begun: int
 ) -> None:
-    real, may_go_on = station.engine.extract, threading.Event()
-    monkeypatch.setattr(station.engine, "extract", lambda images: (may_go_on.wait(60), real(images))[1])
+    real, may_go_on, calls = station.engine.extract, threading.Event(), itertools.count()
+    monkeypatch.setattr(  # all but the first batch, which comes before all turns
+        station.engine, "extract", lambda images: (next(calls) and may_go_on.wait(60), real(images))[1]
+    )
     monkeypatch.setattr(Judging, "may_stay_under_way", MAY_STAY)
-    assert not station.answering.threads_wait  # nothing is there
-    many = [str(number) for number in range(3 * station.engine.max_batch)]
+    monkeypatch.setattr(station.keepers[line], "epoch", 1)
+    monkeypatch.setattr(station.keepers[line].line, "phase", phase)
+    many, size = [str(number) for number in range(6 * station.engine.max_batch)], station.engine.max_batch
     station.send(line, message(*map(item, many)))
-    turn(station)
-    eventually(lambda: station.answering.threads_wait)  # one judges, and the next pictures are decoded
-    turn(station)
-    assert not station.answering.threads_wait  # both judge
+
+    def taken() -> int:
+        turn(station)
+        return len(many) - station.answering.batcher.waiting(line)
+
+    eventually(lambda: taken() == begun * size)
+    more = [taken() for _ in range(5)]
     may_go_on.set()
+    assert more == 5 * [begun * size]
     eventually(lambda: answered(station, line, many))
 
 

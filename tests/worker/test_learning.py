@@ -103,18 +103,6 @@ def test_a_batch_that_takes_longer_than_a_lease_has_its_line_learn_all_the_same(
     assert all(event.startswith("the lease lapsed, and nobody took it") for event in told)
 
 
-def test_learning_is_over_after_a_step_where_a_thread_waits_for_its_next_batch(
-    worker: Worker, line: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    left = 4 * [1]  # entries
-    monkeypatch.setattr(worker.keepers[line], "learn", lambda *_: left.pop() if left else 0)
-    for waits, learned in ((True, 1), (False, 3)):
-        monkeypatch.setattr(Answering, "threads_wait", waits)
-        before = len(left)
-        assert worker.learning.turn(worker.keepers, worker._guarded) == waits
-        assert before - len(left) == learned
-
-
 def test_who_lost_the_line_in_a_batch_that_took_longer_than_a_lease_commits_nothing(
     worker: Worker, clock: list[float], client: redis.Redis, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

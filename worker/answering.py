@@ -103,8 +103,8 @@ class Answering:
         with self.metrics.stage("decode"):
             waits = block_ms is not None and self.batcher.patience() > 0
             room = self.judging.room
-            only_early = room == 1 and not _learns(keepers)
-            batch = [] if waits or not room else self.batcher.take(only_early, busy=room <= self.engine.passes)
+            places = room + self._learns(keepers)
+            batch = [] if waits or not places else self.batcher.take(places == 1, busy=room <= self.engine.passes)
         self.judging.launch(batch, keepers, self.batcher.was_early)
         stay = self.judging.may_stay_under_way(keepers, bool(batch), busy=block_ms is None)
         landed = self.judging.land(self._hand, stay)
@@ -166,6 +166,12 @@ class Answering:
         if block_ms is not None and self._hand:  # results that are under way wait for no batch to fill up
             block_ms = 0 if self.judging.under_way or self._alone else math.ceil(1000 * self.batcher.patience())
         return self.intake.read(client, keepers, held, enough, block_ms or 0)
+
+    def _learns(self, keepers: Mapping[str, Keeper]) -> bool:
+        """Whether the loop is to learn from what is in hand: that takes as long as a batch, of which one more is begun
+        before, so that no thread waits for the next."""
+        lines = [keepers[name] for name in {part.name for part in self._hand} if name in keepers]
+        return any(keeper.line.learns and keeper.epoch for keeper in lines)
 
     def _open(self, parts: list[Opened]) -> None:
         """Let the images of entries wait for their turn."""
@@ -269,8 +275,3 @@ class Answering:
         """Its features to learning."""
         if part.name in keepers and entry_key(part.entry.id) > entry_key(keepers[part.name].line.applied_through):
             self.cache.take(part)
-
-
-def _learns(keepers: Mapping[str, Keeper]) -> bool:
-    """Whether a line learns: that takes the loop as long as a batch, so that one more is begun before."""
-    return any(keeper.line.learns and keeper.epoch for keeper in keepers.values())

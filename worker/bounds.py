@@ -12,6 +12,7 @@ HEADERS = 64  # segments, or chunks, before what is coded; encoders write ten or
 UNTOLD = 40_000_000  # pixels of a picture that declares none within so many
 SEGMENTS = frozenset((*range(0xFFE0, 0xFFF0), 0xFFDB, 0xFFC4, 0xFFDD, 0xFFFE, 0xFFCC))  # that stand before a frame
 FRAMES = frozenset(range(0xFFC0, 0xFFD0)) - SEGMENTS
+FILL = 0xFFFF  # any number of FF may stand before a marker (T.81, B.1.1.2)
 SEQUENTIAL = (0xFFC0, 0xFFC1)  # frames of a single pass, by Huffman codes
 PAIR, CHUNK, SIZE = (struct.Struct(form).unpack_from for form in (">HH", ">I4s", ">II"))
 SCANS = 100  # in a JPEG; encoders write ten or so, and each takes a decoder through all its pixels
@@ -48,7 +49,9 @@ def _declared_by_jpeg(data: bytes) -> int:
     at = 2
     for _ in range(HEADERS):
         marker, length = PAIR(data, at)
-        if marker in SEGMENTS:
+        if marker == FILL:
+            at += 1
+        elif marker in SEGMENTS:
             at += 2 + length
         elif marker in FRAMES:
             h, w = PAIR(data, at + 5)

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from worker.cli_options import ConfigOption, JsonFlag, UrlOption, examples, settings_of
 from worker.configuration import line_settings
-from worker.errors import AbsentError, ConfigurationError, WorkerError, printable
+from worker.errors import AbsentError, ConfigurationError, StateError, WorkerError, printable
 from worker.settings import LINES_KEY, LineSettings
 
 SERVED = "workers with worker.fleet = true serve it within seconds"
@@ -118,13 +118,19 @@ def _other_top_k(client: Any, line: LineSettings) -> str:
 
     It is declared all the same: which one its model was calibrated with is not known here, and this may restore it.
     """
+    import redis as redis_py
+
     from worker.streams.line_streams import LineStreams
 
     try:
         before = _top_k(line_settings(line.name, client.hget(LINES_KEY, line.name) or b"{}", "not usable"))
     except ConfigurationError:
         before = None
-    if (after := _top_k(line)) == before or not (model := LineStreams(client, line.name).state().get("model")):
+    try:
+        model = LineStreams(client, line.name).state().get("model")
+    except (redis_py.ResponseError, StateError):  # `status` says what is wrong there
+        model = ""
+    if (after := _top_k(line)) == before or not model:
         return ""
     was, now = ("as the workers' own tables say" if top_k is None else str(top_k) for top_k in (before, after))
     return (

@@ -11,11 +11,14 @@ BACKLOG = 64  # that are taken at once, before it is known how many are open; as
 
 
 class BoundedConnection(H11Protocol):
-    """Ended where no request comes whole in time; MOST are open. Whoever reaches the port can open some, without a
-    token, and they are taken from what the process may open: its Redis and its snapshots want some, too."""
+    """Ended where no request comes whole in time, or its answer is not read; MOST are open.
+
+    Whoever reaches the port can open some, without a token, and they are taken from what the process may open: its
+    Redis and its snapshots want some, too.
+    """
 
     MOST = 64
-    timeout_request: asyncio.TimerHandle | None = None  # while a request is waited for
+    timeout_request: asyncio.TimerHandle | None = None  # while a request, or room for its answer, is waited for
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
@@ -27,6 +30,14 @@ class BoundedConnection(H11Protocol):
         super().data_received(data)
         self._wait_or_not()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._wait_or_not()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._wait_or_not()
+
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._wait_or_not()
@@ -36,7 +47,7 @@ class BoundedConnection(H11Protocol):
         self._stop_waiting()
 
     def _wait_or_not(self) -> None:
-        if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
+        if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY) and not self.flow.write_paused:
             self._stop_waiting()
         elif self.timeout_request is None:
             self.timeout_request = self.loop.call_later(REQUEST_SECONDS, self._end)
@@ -54,5 +65,4 @@ class BoundedConnection(H11Protocol):
 
     def _end(self) -> None:
         self._stop_waiting()
-        if not self.transport.get_write_buffer_size():  # else it is still taking an answer
-            self.transport.abort()
+        self.transport.abort()

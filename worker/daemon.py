@@ -118,9 +118,9 @@ class Worker:
     # -- run ---------------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Turn until asked to stop; Redis may go and come back."""
+        """Turn until asked to stop; Redis may go and come back. One that may be another is looked at in any case."""
         backoff = BACKOFF_SECONDS[0]
-        while not self.stopping.is_set():
+        while self.redialled.is_set() or not self.stopping.is_set():
             self.beat()
             try:
                 while self.redialled.is_set() or not self.connected:

@@ -8,6 +8,7 @@ import torch
 from mhpc.core.devices import is_device_failure
 from worker.errors import DeviceError
 
+LESS_MEMORY = "lower model.max_batch or bank_size"
 START_AGAIN = "start the worker again, as its supervisor should; what is not in a snapshot comes again"
 
 
@@ -21,8 +22,9 @@ def device_failures(device: str, remedy: str = START_AGAIN) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise DeviceError(f"{device} failed: {error}; lower model.max_batch or bank_size") from error
+        raise DeviceError(f"{device} failed: {error}; {LESS_MEMORY}") from error
     except RuntimeError as error:
         if not is_device_failure(error):
             raise
-        raise DeviceError(f"{device} failed: {error}; {remedy}") from error
+        lacks = "_ALLOC_FAILED" in str(error)  # of a library; what torch lacks is an OutOfMemoryError
+        raise DeviceError(f"{device} failed: {error}; {LESS_MEMORY if lacks else remedy}") from error

@@ -42,7 +42,8 @@ class Replayed:
         """Of images [B, ...] on the CPU; pinned ones are copied while the caller goes on."""
         B = len(images)
         size = min(1 << (B - 1).bit_length(), max(B, self.most))
-        graph = self._graph(images, size) if size < self._refused or time.monotonic() >= self._until else None
+        refused = size >= self._refused and size not in self._graphs and time.monotonic() < self._until
+        graph = None if refused else self._graph(images, size)
         if graph is None:
             return self.function(images.to(self.device, non_blocking=True))
         replayed, given, result = graph

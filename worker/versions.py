@@ -17,7 +17,9 @@ from worker.line import SCORING, Line
 from worker.snapshots import STEM, Snapshot
 from worker.stores import Store
 from worker.streams.line_streams import FROM_START, entry_key
+from worker.watching import rehearse
 
+Rate = Annotated[float, Field(gt=0, lt=1)]
 EntryId = Annotated[str, Field(pattern="^[0-9]{1,20}-[0-9]{1,20}$")]
 
 log = structlog.get_logger()
@@ -35,9 +37,9 @@ class Restored(BaseModel, strict=True):
     scores_through: EntryId | Literal[""]
     scores_since: str = ""
     before: str = ""
-    rate: float | None
+    rate: Rate | None
     forgetting: float | None
-    false_positive_rate: float
+    false_positive_rate: Rate
     threshold: Threshold | None
     answering: Annotated[tuple[str | None, float | None, bool], Strict(False)] | None  # of JSON: a list
     sources: list[list[str | int]]
@@ -112,6 +114,7 @@ def load_line(
     try:
         line.restore(snapshot.tensors, snapshot.metadata)
         line.serve(line.served_by(stem))
+        rehearse(line, stem)
     except (ValueError, KeyError, TypeError, RuntimeError, IndexError) as error:
         if is_device_failure(error) or isinstance(error, torch.OutOfMemoryError):  # not the version's fault
             raise

@@ -12,6 +12,7 @@ import structlog
 from torch import Tensor
 
 from mhpc.core.calibration import Threshold
+from worker.learners import fitted_threshold
 from worker.line import PHASES, SCORING, Line
 from worker.metrics import Metrics
 from worker.records import Serving
@@ -109,6 +110,13 @@ def committed(line: Line, model: str, serving: Serving) -> dict[str, str]:
         "calibration": score_bins(line.calibration_scores),
         **shown(line, serving),
     }
+
+
+def rehearse(line: Line, model: str) -> None:
+    """What a keeper will make of a version that was loaded; raises where its tensors do not go together."""
+    committed(line, model, line.serving)
+    if line.threshold is not None:
+        fitted_threshold(line.calibration_scores, line.recent_scores, line.false_positive_rate, line.config.scoring)
 
 
 def score_bins(scores: Tensor) -> str:

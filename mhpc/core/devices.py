@@ -14,7 +14,8 @@ OF_WHAT_IT_IS_GIVEN = (
 def is_device_failure(error: BaseException) -> bool:
     """Whether a device or one of its libraries has failed, so that anything else may fail there, too.
 
-    A lack of memory is none, nor is a matrix that cuSOLVER finds no decomposition of.
+    A lack of memory is none, unless it is a library that finds none for itself, nor is a matrix that cuSOLVER finds no
+    decomposition of.
     """
     if not isinstance(error, RuntimeError) or isinstance(error, OF_WHAT_IT_IS_GIVEN):
         return False

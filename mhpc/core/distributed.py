@@ -70,15 +70,18 @@ def merged(learner: OnePassLearner) -> OnePassLearner | None:
 
     Raises:
         ValueError: the bank is a reservoir, the space has no moments, or pinned anchors of all ranks would take more
-            than half of the bank; on every rank, so that none waits for another.
+            than half of what the largest bank keeps; on every rank, so that none waits for another.
     """
     if learner.aggregation is PatchCoreAggregation.NONE:
         raise ValueError("aggregation is NONE, a uniform sample: ranks are merged with GREEDY or KMEANS")
     if not learner.space.needs_moments:
         raise ValueError("EUCLIDEAN without PCA: ranks are merged in a space of their moments")
     D = _over_ranks(learner, 0 if learner.bank_ is None else learner.bank_.anchors.shape[1], dist.ReduceOp.MAX)
-    pinned = int(learner.bank_.pinned.sum()) if isinstance(learner.bank_, MemoryBank) else 0  # GPU sync
-    check_pinned(_over_ranks(learner, pinned, dist.ReduceOp.SUM), learner.bank_size)
+    pinned, kept = 0, learner.bank_size
+    if isinstance(learner.bank_, MemoryBank):
+        pinned, kept = int(learner.bank_.pinned.sum()), learner.bank_.kept  # GPU sync
+    most = _over_ranks(learner, kept, dist.ReduceOp.MAX)
+    check_pinned(_over_ranks(learner, pinned, dist.ReduceOp.SUM), most)
     learned = gather_rows(_counts(learner)[None])
     recent = {name: gather_rows(getattr(learner.recent_, name).to(learner.device)) for name in Recent.STATE}
     if D == 0:
@@ -94,6 +97,7 @@ def merged(learner: OnePassLearner) -> OnePassLearner | None:
     counts = torch.cat(learned)
     whole.pca_.restore(moments)
     whole.rows_seen_ = whole.rows_at_refresh_ = moments.n
+    whole.rows_before_ = int(counts[:, 4].sum())  # GPU sync
     whole.images_learned_, whole.images_quarantined_ = (int(n) for n in counts[:, :2].sum(0))  # GPU sync
     whole.change_ = float(counts[:, 2].max())  # GPU sync
     whole.recent_ = _recent(recent)
@@ -113,10 +117,10 @@ def _over_ranks(learner: OnePassLearner, number: int, how: dist.ReduceOp.RedOpTy
 
 
 def _counts(learner: OnePassLearner) -> Tensor:
-    """Images learned and set aside, change, radius, [4]; of a rank without a bank the change is none."""
+    """Images learned and set aside, change, radius, rows before, [5]; of a rank without a bank the change is none."""
     bank = learner.bank_
     known = (learner.change_, bank.radius) if bank is not None else (0.0, 0.0)
-    counts = (learner.images_learned_, learner.images_quarantined_, *known)
+    counts = (learner.images_learned_, learner.images_quarantined_, *known, learner.rows_before_)
     return torch.tensor(counts, dtype=torch.float64, device=learner.device)
 
 

@@ -141,7 +141,7 @@ class MemoryBank(Bank):
         self._append(x[fresh], z[fresh], pictures[fresh])
         self._move(x, z, labels)
         self._count_support(labels, pictures)
-        if len(self) > OVERFULL * self.held:
+        if len(self) > OVERFULL * self.bank_size and len(self) > OVERFULL * self.held:  # `held` is no less; GPU sync
             self.reduce(self.held)
 
     def _beyond(self, known: Nearest) -> Tensor:

@@ -35,6 +35,9 @@ def test_a_photograph_counts_for_its_bytes(form: str) -> None:
     for h, w in ((40, 48), (224, 224), (700, 500)):
         data = encoded(picture(0, h, w), form)
         assert decoding_bytes(form.lower(), data) == len(data)
+    filled = b"\xff\xd8\xff\xff" + encoded(picture(0, 224, 224), "JPEG")[2:]
+    assert decode(Image("a", "jpeg", filled), LimitSettings()).shape == (224, 224, 3)
+    assert decoding_bytes("jpeg", filled) == len(filled)
     assert decoding_bytes("raw", b"x" * 1000) == 1000
 
 

@@ -58,6 +58,9 @@ def test_a_line_that_has_a_model_and_is_given_another_top_k_is_told_of(lines: Li
     assert "top_k" not in with_top_k("weight=2").out
     server.hset(LINES_KEY, "press-3", "not usable")
     assert "was as the workers' own tables say, and is 5: " in with_top_k("scoring.top_k=5").out
+    server.set(LineStreams(server, "press-4").state_key, "no hash")
+    ended = lines("add", "press-4", "--set", "scoring.top_k=7")
+    assert (ended.code, "top_k" in ended.out, server.hexists(LINES_KEY, "press-4")) == (0, False, True)
 
 
 def test_a_line_is_removed_and_what_it_learned_stays(lines: Lines, server: Any) -> None:

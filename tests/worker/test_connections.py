@@ -43,7 +43,15 @@ def server(may_answer: threading.Event) -> Iterator[HttpServer]:
     async def body(request: Request) -> PlainTextResponse:
         return PlainTextResponse(str(len(await request.body())))
 
-    routes = [Route("/slow", slow), Route("/probe", probe), Route("/body", body, methods=["POST"])]
+    def large(_: Request) -> PlainTextResponse:
+        return PlainTextResponse("x" * 2**24)
+
+    routes = [
+        Route("/slow", slow),
+        Route("/probe", probe),
+        Route("/large", large),
+        Route("/body", body, methods=["POST"]),
+    ]
     server = HttpServer(HttpSettings(port=0), Starlette(routes=routes))
     server.start()
     yield server
@@ -118,6 +126,22 @@ def test_of_too_many_the_longest_silent_make_room_and_a_probe_gets_through(
     assert httpx.get(f"http://127.0.0.1:{server.port}/probe", timeout=60).text == "ok"
     silent[-1].sendall(b"Host: a\r\nConnection: close\r\n\r\n")
     assert until_closed(silent[-1]).endswith(b"ok")
+
+
+def test_who_does_not_read_the_answer_is_let_go_and_makes_room(
+    server: HttpServer, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BoundedConnection, "MOST", 4)
+    monkeypatch.setattr(connections, "REQUEST_SECONDS", 600)
+    for _ in range(9):
+        opened(WHOLE.replace(b"probe", b"large"))
+    now = server._server.server_state.connections
+    eventually(lambda: len(now) == 4 and all(each.flow.write_paused for each in now))  # type: ignore[union-attr]
+    assert httpx.get(f"http://127.0.0.1:{server.port}/probe", timeout=60).text == "ok"
+    monkeypatch.setattr(connections, "REQUEST_SECONDS", 0.2)
+    for _ in range(3):
+        opened(WHOLE.replace(b"probe", b"large"))
+    eventually(lambda: open_now(server) <= 3)
 
 
 def test_where_all_are_being_answered_one_more_is_refused_until_they_are(

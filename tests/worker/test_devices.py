@@ -12,6 +12,7 @@ from worker.errors import DeviceError
 from worker.metrics import Metrics
 
 CUBLAS = "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(handle)`"
+NO_ROOM = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
 CUDNN = "cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"
 
 
@@ -20,6 +21,7 @@ CUDNN = "cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"
     [
         (torch.AcceleratorError("the device is gone"), "cuda failed: the device is gone; start the worker again"),
         (RuntimeError(CUBLAS), f"cuda failed: {CUBLAS}; start the worker again"),
+        (RuntimeError(NO_ROOM), f"cuda failed: {NO_ROOM}; lower model.max_batch or bank_size"),
         (torch.OutOfMemoryError("no room"), "cuda failed: no room; lower model.max_batch or bank_size"),
     ],
 )

@@ -180,3 +180,8 @@ def test_after_a_lack_of_memory_nothing_as_large_is_recorded_for_a_minute(
         clock[0] = 1000.0 + seconds
         replayed(zeros(count))
         assert len(recordings) == recorded
+    lacks.append(torch.OutOfMemoryError("nor for this one"))
+    replayed(zeros(1))
+    lacks.append(torch.OutOfMemoryError("which no replay asks for"))
+    replayed(zeros(16))  # it is recorded
+    assert len(lacks) == 1

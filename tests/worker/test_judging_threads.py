@@ -1,6 +1,5 @@
 """Batches on threads of a CPU, while turns go on."""
 
-import itertools
 import os
 import sys
 import threading
@@ -163,10 +162,14 @@ def test_what_comes_before_all_turns_waits_for_no_thread_that_judges_others(
 def test_while_a_line_learns_one_more_batch_is_begun_than_there_are_threads(
     station: Station, line: str, monkeypatch: pytest.MonkeyPatch, phase: str, begun: int
 ) -> None:
-    real, may_go_on, calls = station.engine.extract, threading.Event(), itertools.count()
-    monkeypatch.setattr(  # all but the first batch, which comes before all turns
-        station.engine, "extract", lambda images: (next(calls) and may_go_on.wait(60), real(images))[1]
-    )
+    real, may_go_on = station.engine.extract, threading.Event()
+
+    def extract(images: list[Tensor]) -> PatchMaps:
+        if threading.current_thread().name.startswith("judge_"):  # not what comes before all turns, as the first batch
+            may_go_on.wait(60)
+        return real(images)
+
+    monkeypatch.setattr(station.engine, "extract", extract)
     monkeypatch.setattr(Judging, "may_stay_under_way", MAY_STAY)
     monkeypatch.setattr(station.keepers[line], "epoch", 1)
     monkeypatch.setattr(station.keepers[line].line, "phase", phase)
@@ -178,6 +181,8 @@ def test_while_a_line_learns_one_more_batch_is_begun_than_there_are_threads(
         return len(many) - station.answering.batcher.waiting(line)
 
     eventually(lambda: taken() == begun * size)
+    station.send(f"{line}-2", message(item("early")))
+    eventually(lambda: answered(station, f"{line}-2", ["early"]))  # which waits for none of them
     more = [taken() for _ in range(5)]
     may_go_on.set()
     assert more == 5 * [begun * size]

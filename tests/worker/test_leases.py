@@ -1,3 +1,4 @@
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -126,3 +127,24 @@ def test_who_stops_over_a_connection_that_was_made_again_says_so_of_each_line(wo
     told = [entry["error"] for entry in logs if entry["event"] == "not drained; its entries come again"]
     assert len(told) == LINES
     assert all("it may be another server" in error for error in told)
+
+
+def test_a_stop_whose_last_turn_meets_connections_that_ended_drains_all_the_same(
+    worker: Worker, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def last_turn() -> None:
+        worker.stopping.set()
+        for connection in worker.client.connection_pool._available_connections:
+            connection._sock.shutdown(socket.SHUT_RDWR)
+        monkeypatch.undo()  # one more turn looks, and is as ever
+        worker._turn()
+
+    worker.connected = True
+    monkeypatch.setattr(worker, "_turn", last_turn)
+    with capture_logs() as logs:
+        worker.run()
+        worker.drain()
+    events = [entry["event"] for entry in logs]
+    assert "not drained; its entries come again" not in events
+    assert any(event.startswith("a connection to Redis had ended") for event in events)
+    assert eventually(lambda: not client.exists(*(keeper.streams.lease for keeper in worker.keepers.values())))

@@ -9,7 +9,7 @@ from tests.worker.faulty import Faults
 from tests.worker.keeping import ENTRIES, MakeKeeper, add, assert_same, extract, learn_all, opened
 from worker.errors import ModelError, RefusedError
 from worker.keeper import Keeper
-from worker.line import CALIBRATION_SCORES, SCORING, Line
+from worker.line import CALIBRATION_SCORES, SCORING, TRACKED_SCORES, Line
 from worker.object_store import ObjectStore
 from worker.resync import Resync, lost_meanwhile
 from worker.snapshots import SnapshotStore, stem_of
@@ -213,6 +213,8 @@ def test_a_version_whose_tensors_are_no_lines_is_refused_by_its_name(scored: Kee
         assert left_out in unfit(scored, {name: each for name, each in tensors.items() if name != left_out})[0]
     assert unfit(scored, {name: each[:0] if each.ndim else each for name, each in tensors.items()})[0]
     assert unfit(scored, {name: each[None] for name, each in tensors.items()})[0]
+    for name, other in ((TRACKED_SCORES, torch.full((3,), torch.nan)), ("recent_outside", torch.tensor(0.1))):
+        assert unfit(scored, {**tensors, name: other})[0]
 
 
 @pytest.mark.parametrize(
@@ -224,6 +226,9 @@ def test_a_version_whose_tensors_are_no_lines_is_refused_by_its_name(scored: Kee
         ("phase", ["scoring"]),
         ("phase", "dancing"),
         ("rate", "0.01"),
+        ("rate", 2.0),
+        ("rate", float("nan")),
+        ("false_positive_rate", 0.0),
         ("threshold", {"value": "high"}),
         ("answering", [1]),
         ("sources", 7),

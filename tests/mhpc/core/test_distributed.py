@@ -192,6 +192,21 @@ def more_pinned_than_fit() -> str:
         return str(error).partition(":")[0]
 
 
+def test_a_bank_that_became_smaller_than_its_pinned_anchors_is_merged(tmp_path: Path) -> None:
+    for kept in in_ranks(tmp_path, pinned_before_the_bank_became_smaller):
+        assert kept in (None, 40)
+
+
+def pinned_before_the_bank_became_smaller() -> int | None:
+    own = own_share(learner(), textures(IMAGES))
+    if dist.get_rank() == 0:
+        own.pin(100 * torch.randn(1, 20, 12, generator=torch.Generator().manual_seed(0)), radius=0.1)
+    smaller = OnePassLearner(30, own.space)
+    smaller.load_state_dict(own.state_dict())
+    whole = merged(smaller)
+    return None if whole is None else len(whole.bank_ or ())
+
+
 def test_on_real_tiles_four_ranks_rank_as_well_as_one_process_does(tiles: Tiles, tmp_path: Path) -> None:
     save_file({"train": tiles.train}, tmp_path / "tiles")
     found = list[tuple[float, float]]()

@@ -1,7 +1,10 @@
 """Letters among a line's dead, and what is replayed of them, for tests."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.worker.helpers import encoded, picture
 from tests.worker.streams.acting import answer, deliver, publish
@@ -14,10 +17,16 @@ JPEG = encoded(picture(1, 16, 16), "JPEG")
 Bury = Callable[..., str]
 
 
-def burying(streams: LineStreams) -> Bury:
+@pytest.fixture
+def file(config: Callable[..., Path]) -> Path:
+    return config(top=f"[streams]\npayload_bytes = {CAP}")
+
+
+@pytest.fixture
+def bury(streams: LineStreams) -> Bury:
     """What adds an entry and lets the gate put it, or one image of it, among the dead; returns the letter's name."""
 
-    def bury(batch: bytes, *fields: Any, gone: bool = False) -> str:
+    def buried(batch: bytes, *fields: Any, gone: bool = False) -> str:
         entry = streams.client.xadd(streams.images, {"batch": batch}).decode()
         deliver(streams)
         identity, reason, error, payload = fields
@@ -27,7 +36,7 @@ def burying(streams: LineStreams) -> Bury:
         name: bytes = streams.client.xrevrange(streams.dead, count=1)[0][0]
         return name.decode()
 
-    return bury
+    return buried
 
 
 def names(streams: LineStreams) -> list[str]:

@@ -1,6 +1,5 @@
 import io
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,22 +7,13 @@ import msgpack
 import pytest
 import redis
 
-from tests.worker.burying import CAP, JPEG, Bury, burying, names, newest
+from tests.worker.burying import JPEG, Bury, names, newest
+from tests.worker.burying import bury as bury  # a fixture
+from tests.worker.burying import file as file  # a fixture
 from tests.worker.calling import Call
 from tests.worker.helpers import item, message
 from worker.message import OBJECTS
 from worker.streams.line_streams import LineStreams
-
-
-@pytest.fixture
-def file(config: Callable[..., Path]) -> Path:
-    return config(top=f"[streams]\npayload_bytes = {CAP}")
-
-
-@pytest.fixture
-def bury(streams: LineStreams) -> Bury:
-    return burying(streams)
-
 
 # -- list and show -----------------------------------------------------------------------------------------------------
 

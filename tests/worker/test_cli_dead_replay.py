@@ -1,26 +1,17 @@
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgpack
 import pytest
 
-from tests.worker.burying import CAP, JPEG, Bury, burying, names, newest, rejected
+from tests.worker.burying import CAP, JPEG, Bury, names, newest, rejected
+from tests.worker.burying import bury as bury  # a fixture
+from tests.worker.burying import file as file  # a fixture
 from tests.worker.calling import Call
 from tests.worker.helpers import encoded, item, message, picture
 from worker.message import ID_LENGTH, decode_batch
 from worker.settings import LimitSettings
 from worker.streams.line_streams import LineStreams
-
-
-@pytest.fixture
-def file(config: Callable[..., Path]) -> Path:
-    return config(top=f"[streams]\npayload_bytes = {CAP}")
-
-
-@pytest.fixture
-def bury(streams: LineStreams) -> Bury:
-    return burying(streams)
 
 
 def test_a_part_is_taken_from_its_entry_with_all_that_came_with_it(

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mhpc.core.learner import OnePassLearner
 from tests.worker.keeping import ENTRIES, MakeKeeper, add, extract, opened, pending
+from worker.keeper import Extract, Keeper
 from worker.line import SCORING
 from worker.reading import ATTEMPTS
 from worker.streams.line_streams import Entry, LineStreams
@@ -25,6 +26,14 @@ def test_where_steps_are_long_all_that_is_read_is_applied_at_once_and_phases_end
     assert pending(streams) == []
 
 
+def learned_again(keeper: Keeper, extract: Extract) -> int:
+    """A step, by a line that is loaded again where the one before failed."""
+    if not keeper.epoch:
+        keeper._acquire_at = 0.0
+        opened(keeper)
+    return keeper.learn(extract, 64)
+
+
 def test_an_entry_that_fails_in_a_step_of_many_costs_itself_alone(
     make_keeper: MakeKeeper, streams: LineStreams, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -40,10 +49,7 @@ def test_an_entry_that_fails_in_a_step_of_many_costs_itself_alone(
     add(streams, *ENTRIES[:5])
     keeper = make_keeper(every_images=1000)
     for _ in range(20):
-        if not keeper.epoch:
-            keeper._acquire_at = 0.0
-            opened(keeper)
-        keeper.learn(fails, 64)
+        learned_again(keeper, fails)
     assert (keeper.line.applied_through, keeper.line.counts[0]) == ("5-0", 16)
     assert tried.count("3-0") == 1 + ATTEMPTS
     assert tried[:3] == ["1-0", "2-0", "3-0"]  # in one step, then each by itself
@@ -63,10 +69,7 @@ def test_entries_that_fail_one_after_the_other_are_each_counted_as_skipped_once(
     add(streams, *ENTRIES[:7])
     keeper = make_keeper(every_images=1000)
     for _ in range(60):
-        if not keeper.epoch:
-            keeper._acquire_at = 0.0
-            opened(keeper)
-        if not keeper.learn(fails, 64) and keeper.epoch:
+        if not learned_again(keeper, fails) and keeper.epoch:
             break
         if keeper.epoch and keeper.snapshot_due:
             keeper.snapshot()

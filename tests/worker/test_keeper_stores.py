@@ -11,15 +11,13 @@ import torch
 from tests.worker.faulty import Faults, flip, objects
 from tests.worker.helpers import eventually
 from tests.worker.keeping import ENTRIES, HOLDER, add, assert_same, extract, pending
-from worker.errors import FencedError, StoreError
+from worker.errors import StoreError
 from worker.keeper import Keeper
 from worker.line import SCORING, Line
-from worker.looking import Look
 from worker.metrics import Metrics
 from worker.object_store import ObjectStore
 from worker.settings import CalibrationSettings, LearningSettings, LineConfig, ScoringSettings, SnapshotSettings
 from worker.snapshots import stem_of
-from worker.streams.control import send
 from worker.streams.line_streams import LineStreams
 
 Make = Callable[..., Keeper]
@@ -250,74 +248,3 @@ def test_a_flipped_bit_sets_the_version_aside_and_the_one_before_serves(
     assert again.line.applied_through == "2-0"
     assert streams.state()["model"] == again.model == stem_of(2, 1)
     assert f"{stem_of(1, 2)}.bad" in objects(url)
-
-
-def test_who_was_overtaken_while_its_version_was_on_its_way_commits_and_acknowledges_nothing(
-    make: Make, streams: LineStreams, faults: Faults
-) -> None:
-    add(streams, *ENTRIES)
-    keeper = kept(make())
-    keeper.learn(extract, 2)
-    faults.open.clear()
-    keeper.snapshot()
-    streams.client.delete(streams.lease)  # its time was up
-    faults.open.set()
-    successor = kept(make(), "station-2#b")
-    with pytest.raises(FencedError):
-        saved(keeper)
-    assert successor.epoch == 2
-    assert streams.state()["model"] in ("", stem_of(2, 1))
-    assert len(pending(streams)) == 2
-
-
-def test_a_command_is_answered_when_its_version_is_in_the_store_and_not_before(
-    make: Make, streams: LineStreams, faults: Faults
-) -> None:
-    add(streams, *ENTRIES)
-    keeper = learned(kept(make()))
-    look = Look(keeper)
-    keeper.learn(extract, 2)
-    faults.open.clear()
-    keeper.snapshot()
-    send(streams, "rate", {"rate": 0.02}, "ann")
-    look(lambda _: torch.empty(0))
-    assert streams.client.xlen(streams.replies) == 0
-    faults.open.set()
-    saved(keeper)
-    look._at = 0.0
-    look(lambda _: torch.empty(0))
-    settled(keeper)
-    assert streams.client.xlen(streams.replies) == 1
-    assert streams.state()["rate"] == "0.02"
-
-
-def test_a_change_while_a_version_is_on_its_way_is_in_the_next_one(
-    make: Make, streams: LineStreams, faults: Faults
-) -> None:
-    add(streams, *ENTRIES)
-    keeper = kept(make())
-    keeper.learn(extract, 2)
-    faults.open.clear()
-    keeper.snapshot()
-    keeper.line.rate = 0.03
-    keeper.changed()
-    assert not keeper.snapshot_due
-    faults.open.set()
-    saved(keeper)
-    assert keeper.model == stem_of(1, 2)  # 1 was out of date, and 2 waited for it to end
-    assert make().store.load(keeper.model).metadata["rate"] == 0.03
-
-
-def test_who_ends_leaves_to_the_next_what_a_slow_store_did_not_take(
-    make: Make, streams: LineStreams, faults: Faults
-) -> None:
-    add(streams, *ENTRIES)
-    keeper = kept(make())
-    keeper.learn(extract, 2)
-    faults.open.clear()
-    keeper.close(HOLDER)
-    eventually(lambda: streams.client.get(streams.lease) is None)
-    assert pending(streams) == ENTRIES[:2]
-    faults.open.set()
-    again = kept(make(), "station-2#b")
-    assert again.line.applied_through in ("0-0", "2-0")

@@ -157,7 +157,8 @@ def test_however_many_come_at_once_no_more_than_allowed_are_let_in(
 
     def told_first(_: int) -> str:
         with httpx.stream("GET", site.url + path, timeout=60) as answer:
-            beginning = next(answer.iter_text())
+            texts = answer.iter_text()  # let go, it would close the connection, and leave its seat to the next
+            beginning = next(texts)
             all_here.wait(60)
         return beginning.partition("\n")[0]
 

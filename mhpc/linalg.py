@@ -144,7 +144,7 @@ def nearest(x: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def nearest_index(x: Tensor, centers: Tensor) -> Tensor:
-    """The index alone."""
+    """Index [N] of the nearest of centers [K, D] to each row of x [N, D]."""
     half_squares = centers.square().sum(1) / 2  # argmin over c of ||x - c||^2 = argmin of ||c||^2 / 2 - x.c
     products = (torch.addmm(half_squares, block, centers.T, alpha=-1) for block in blocks(x, len(centers)))
     return torch.cat([_argmin(product) for product in products])

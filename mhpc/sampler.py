@@ -80,9 +80,11 @@ class RandomSampler(Sampler):
 class GreedyCoresetSampler(Sampler):
     """PatchCore's coreset (Roth et al., 2022, algorithm 1): each row kept is the farthest from those before it.
 
-    Exact farthest-first selection, from the row farthest from the mean; ties go to the lowest index. Fewer rows than
-    the percentage asks for where fewer are distinct. Beside the features it takes memory for their projection,
-    N x dimension_to_project_features_to; the features may lie on the CPU while `device` is a GPU.
+    Exact farthest-first selection, from the row farthest from the mean; ties go to the lowest index. Near-ties that
+    rounding alone may have parted count as ties, so of float32 features some rows may be others than the textbook
+    loop's; float64 gives its rows to the last. Fewer rows than the percentage asks for where fewer are distinct. Beside
+    the features it takes memory for their projection, N x dimension_to_project_features_to; the features may lie on the
+    CPU while `device` is a GPU.
 
     Args:
         percentage: share of the rows to keep, in (0, 1).

@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -30,6 +31,7 @@ from worker.settings import Settings
 from worker.streams.client import CONNECTION_ERRORS
 from worker.streams.line_streams import LineStreams, entry_key
 from worker.streams.review import review_caps
+from worker.threads import compute_behind
 
 ALONE_SECONDS = 0.1  # of a turn, for images that are tried one by one, beyond the one in hand
 READ_AHEAD = {"cuda": 2}  # batches of a line that wait at least, if it has as many: decoding 64 pictures takes a while
@@ -73,6 +75,7 @@ class Answering:
             weights,
             apart=engine.passes > 1,
         )
+        self._for_learning = ThreadPoolExecutor(1, "decode-behind", initializer=compute_behind, initargs=(1,))
         self.publisher = Publisher(streams, settings.streams, review_caps(settings))
         self.stands_still = False  # whether the last turn but waited for threads
         self.refused: dict[str, str] = {}  # what Redis said to the last turn, by line
@@ -87,6 +90,7 @@ class Answering:
         `refused` then says which lines failed.
         """
         self.refused = {}
+        self.opening.let_keep(any(keeper.line.learns and keeper.epoch for keeper in keepers.values()))
         self.rewind([part.name for part in self._hand if part.name not in keepers])
         with self.metrics.stage("read"):
             read = self._read(client, keepers, block_ms)
@@ -146,6 +150,14 @@ class Answering:
             return False
         return any(part.name == line for part in self._hand)
 
+    def decode_for_learning(self, images: Sequence[Image]) -> "Future[Any]":
+        """Have a thread decode large pictures, behind what is answered; done with the last. Their pixels are kept."""
+
+        def decode(image: Image) -> None:
+            self.opening.keep(image, *self.decoding([image]))
+
+        return [self._for_learning.submit(decode, image) for image in images][-1]
+
     @property
     def would_wait(self) -> bool:
         """Whether answers wait for a loop that does something else; where threads judge they come meanwhile."""
@@ -153,6 +165,7 @@ class Answering:
 
     def close(self) -> None:
         """Stop the threads."""
+        self._for_learning.shutdown(wait=True, cancel_futures=True)
         self.batcher.close()
         self.judging.close()
         self.publisher.close()

@@ -162,14 +162,17 @@ def _snapshots(settings: Settings, _: Seen) -> Iterator[Told]:
     directory = settings.snapshots.directory
     if isinstance(directory, str):
         yield _object_store(directory, settings.snapshots.timeout_seconds)
+        if problem := unwritable(settings.snapshots.cache, "snapshots.cache"):
+            raise SnapshotError(problem)
+        yield OK, f"{settings.snapshots.cache.resolve()} can be written"
         return
     if problem := unwritable(directory):
         raise SnapshotError(problem)
     yield OK, f"{directory.resolve()} can be written"
 
 
-def unwritable(directory: Path) -> str:
-    """What is to be said where versions cannot be written to `snapshots.directory`, else ""; the folder is made."""
+def unwritable(directory: Path, key: str = "snapshots.directory") -> str:
+    """What is to be said where versions cannot be written to the folder of that key, else ""; the folder is made."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=directory) as file:
@@ -177,7 +180,7 @@ def unwritable(directory: Path) -> str:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        return f"snapshots.directory {directory} cannot be written: {error}; mend its rights, or name another"
+        return f"{key} {directory} cannot be written: {error}; mend its rights, or name another"
     return ""
 
 

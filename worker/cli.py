@@ -1,6 +1,5 @@
 """`mhpc-worker`: the commands. Thin; torch is imported only by those that need it."""
 
-import signal
 import sys
 from importlib import metadata
 from io import TextIOWrapper
@@ -110,7 +109,6 @@ def run(
     A line too fast for one device is learned by many processes together, which
     torchrun starts: docs/scale.md.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])  # it waits for its handler, in worker.process
     settings = settings_of(config, redis)
     set_unless_set(OF_A_WORKER)
     steady_memory()

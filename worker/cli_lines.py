@@ -12,7 +12,7 @@ from rich.text import Text
 from worker.cli_options import ConfigOption, JsonFlag, UrlOption, examples, settings_of
 from worker.configuration import line_settings
 from worker.errors import AbsentError, ConfigurationError, StateError, WorkerError, printable
-from worker.settings import LINES_KEY, LineSettings
+from worker.settings import LINES_KEY, LineSettings, Settings
 
 SERVED = "workers with worker.fleet = true serve it within seconds"
 
@@ -63,11 +63,14 @@ def add(
 
     A line that has learned goes on only by the scoring.top_k of that time.
     """
+    from worker import views
+
     settings = _assembled(given, changes or [])
     line = line_settings(name, json.dumps(settings), f"line {name}")
     value = line.model_dump_json(exclude={"name"}, exclude_unset=True)
-    client = _client(config, redis)
-    told = _other_top_k(client, line)
+    workers = settings_of(config, redis)
+    client = views.connect(workers)
+    told = _other_top_k(client, line, workers)
     new = client.hset(LINES_KEY, name, value)
     typer.echo(f"line {name} is declared, {SERVED}" if new else f"line {name} has other settings, {SERVED}")
     if told:
@@ -113,10 +116,12 @@ def _client(config: Path | None, redis: str | None) -> Any:
     return views.connect(settings_of(config, redis))
 
 
-def _other_top_k(client: Any, line: LineSettings) -> str:
-    """What is to be said of a line that has a model, and is given another top_k than it was declared with.
+def _other_top_k(client: Any, line: LineSettings, settings: Settings) -> str:
+    """What is to be said of a line that has a model, and is given another top_k than that was calibrated with; where
+    its version does not lie here, than it was declared with: it is declared all the same, and this may restore it.
 
-    It is declared all the same: which one its model was calibrated with is not known here, and this may restore it.
+    Args:
+        settings: by whose own tables the workers are taken to go, where these say where the version lies.
     """
     import redis as redis_py
 
@@ -130,7 +135,16 @@ def _other_top_k(client: Any, line: LineSettings) -> str:
         model = LineStreams(client, line.name).state().get("model")
     except (redis_py.ResponseError, StateError):  # `status` says what is wrong there
         model = ""
-    if (after := _top_k(line)) == before or not model:
+    after = _top_k(line)
+    if model and (found := _calibrated_with(settings, line.name, model)) is not None:
+        if found == (wanted := settings.scoring.top_k if after is None else after):
+            return ""
+        return (
+            f"line {line.name}: scoring.top_k is {wanted}, its version {printable(model)} was calibrated with {found}: "
+            f"workers refuse it and answer nothing; declare the line with --set scoring.top_k={found}, or learn anew "
+            "under another line name"
+        )
+    if after == before or not model:
         return ""
     was, now = ("as the workers' own tables say" if top_k is None else str(top_k) for top_k in (before, after))
     return (
@@ -138,6 +152,24 @@ def _other_top_k(client: Any, line: LineSettings) -> str:
         "calibrated with that, workers refuse it and answer nothing; declare the line as before, or learn anew under "
         "another line name"
     )
+
+
+def _calibrated_with(settings: Settings, line: str, model: str) -> int | None:
+    """The top_k that a version says, unverified; None where it does not lie in a folder of this machine."""
+    from safetensors import SafetensorError, safe_open
+
+    root = settings.snapshots.directory
+    if not isinstance(root, Path) or Path(model).name != model:  # anybody may have written the state
+        return None
+    path = root / line / f"{model}.safetensors"
+    try:
+        if not path.is_file():  # whoever opens a pipe waits for ever
+            return None
+        with safe_open(path, framework="np") as file:  # of torch, its import would take seconds
+            told = json.loads(file.metadata()["mhpc"])["top_k"]
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, RecursionError):
+        return None
+    return told if type(told) is int else None
 
 
 def _top_k(line: LineSettings) -> int | None:

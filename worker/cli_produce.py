@@ -2,14 +2,16 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
+import redis as redis_py
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from worker.cli_options import ConfigOption, LineOption, UrlOption, line_of, settings_of
 from worker.errors import WorkerError
+from worker.settings import LINES_KEY, Settings
 
 if TYPE_CHECKING:
     from worker.message import Image
@@ -45,11 +47,32 @@ def produce(
     def say(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)
 
-    client = producer.connect(settings.redis)
-    player = producer.Producer(client, line_of(settings, line), rate=rate, max_ahead=max_ahead or None, held=say)
+    client, name = producer.connect(settings.redis), line_of(settings, line)
+    player = producer.Producer(client, name, rate=rate, max_ahead=max_ahead or None, held=say)
     total = len(producer.picture_files(folder))
+    if unread := _unread(settings, client, name):
+        say(unread)
     pictures = producer.folder_images(folder, lambda text: say(f"left out {text}"), loop)
     _play(player, pictures, batch, None if loop else total, console)
+
+
+def _unread(settings: Settings, client: Any, line: str) -> str:
+    """What is to be said of a line that no worker is known to read; else "". Its stream says nothing of that: whoever
+    sends makes one."""
+    from worker.streams.address import shown
+    from worker.streams.line_streams import LineStreams
+
+    streams = LineStreams(client, line)
+    try:
+        if line in [item.name for item in settings.lines] or client.hget(LINES_KEY, line) or streams.state():
+            return ""
+    except redis_py.ResponseError:  # a user may have the right to XADD alone; whatever ails the look, he sends
+        return ""
+    where = shown(settings.redis.url.get_secret_value())
+    return (
+        f"line {line} is neither configured here nor declared at {where}, and no worker ever kept it: its pictures "
+        "wait until one does; is its name right?"
+    )
 
 
 def _play(player: "Producer", pictures: Iterator["Image"], batch: int, total: int | None, console: Console) -> None:

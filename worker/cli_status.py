@@ -45,8 +45,8 @@ def status(
     lag        entries that nobody has read yet; - where Redis cannot tell
     dead       dead letters: mhpc-worker dead list
     quar.      images that were set aside while it learned
-    keeper     the worker that learns; none: its worker's /readyz says why, if
-               there is one
+    keeper     the worker that learns; none: why, stands below, as far as a
+               worker has said so
     /s         with --watch: images answered in a second, from Redis 7.0 on
     """
     from worker import views

@@ -10,7 +10,7 @@ from mhpc.core.scorer import Scorer
 from worker.errors import RefusedError
 from worker.line import CALIBRATING, LEARNING, PAUSED, SCORING, Line
 from worker.snapshots import Snapshot
-from worker.streams.control import Command
+from worker.streams.control import Command, quoted
 from worker.streams.line_streams import ReviewPart
 from worker.streams.review import never_learned
 from worker.watching import fit_to_rate
@@ -250,7 +250,7 @@ def _share(value: Any, name: str, whole: bool = False) -> float:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not (0 < value < 1 or (whole and value == 1)):
         expected = "a number above 0 and at most 1" if whole else "a number between 0 and 1"
-        raise RefusedError(f"{name} is {value!r:.40}, expected {expected}")
+        raise RefusedError(f"{name} is {quoted(value)}, expected {expected}")
     return float(value)
 
 

@@ -3,7 +3,7 @@
 import json
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,8 @@ def load_settings(
     try:
         return Settings(**layers)
     except ValidationError as error:
-        problems = error.errors(include_url=False)
-        told = (f"{_source(each['loc'], config, layers['_flags'], environ)}: {_told(each)}" for each in problems)
+        problems, given = error.errors(include_url=False), list(_layers(config, toml, layers["_flags"], environ))
+        told = (f"{_source(each, given) or config or 'configuration'}: {_told(each)}" for each in problems)
         raise ConfigurationError("; ".join(told)) from None
     except SettingsError as error:  # its text names the section, not the variable
         section = str(error).split('"')[1]
@@ -99,18 +99,42 @@ def _told(problem: ErrorDetails, above: tuple[str, ...] = ()) -> str:
     return f"{key}: {text}" if secret else f"{key}: {text} (came: {came!r})"
 
 
-def _source(
-    loc: tuple[int | str, ...], config: Path | None, flags: Mapping[str, Any], environ: Mapping[str, str]
-) -> str:
-    """The topmost layer that has the value at loc, or the table that holds it."""
-    if loc and loc[0] in flags:
-        return "command line"
-    by_path = {name.upper(): name for name in environ}
+def _layers(
+    config: Path | None, toml: dict[str, Any], flags: Mapping[str, Any], environ: Mapping[str, str]
+) -> Iterator[tuple[str, Any]]:
+    """Where settings come from and what each source says, the topmost first; a variable is a source of its own."""
+    yield "command line", flags
+    names = [name for name in environ if name.upper().startswith(ENV_PREFIX)]
+    for name in sorted(names, key=lambda name: (-name.count("__"), name)):  # a key's goes before its table's
+        path = name[len(ENV_PREFIX) :].lower().split("__")
+        try:
+            value = json.loads(environ[name])
+        except (ValueError, RecursionError):  # a text
+            value = environ[name]
+        for part in reversed(path):
+            value = {part: value}
+        yield f"environment {name}", value
+    yield str(config), toml
+
+
+def _source(problem: ErrorDetails, layers: list[tuple[str, Any]]) -> str:
+    """The topmost layer that has the value at fault, or else the table that it belongs to; "" where none has. Where
+    values of a table do not go together, it may be any of those that have one in it: all are named."""
+    loc = problem["loc"]
+    together = problem["type"] == "value_error" and isinstance(problem["input"], dict)
     for depth in range(len(loc), 0, -1):
-        path = ENV_PREFIX + "__".join(str(part) for part in loc[:depth]).upper()
-        if path in by_path:
-            return f"environment {by_path[path]}"
-    return str(config) if config else "configuration"
+        if having := [name for name, values in layers if _has(values, loc[:depth])]:
+            return ", ".join(having) if together else having[0]
+    return ""
+
+
+def _has(values: Any, loc: tuple[int | str, ...]) -> bool:
+    try:
+        for part in loc:
+            values = values[part]
+    except (LookupError, TypeError):
+        return False
+    return True
 
 
 def _keys_beside(loc: tuple[int | str, ...]) -> list[str]:

@@ -253,9 +253,9 @@ class Worker:
         except (redis.ResponseError, StateError) as error:
             self.refusals.add(keeper.line.name, str(error))
         except StoreError as error:
-            self.refusals.add(keeper.line.name, str(error), STORE)
+            self.refusals.withhold(keeper.streams, str(error), STORE)
         except ModelError as error:
-            self.refusals.add(keeper.line.name, str(error), VERSION)  # others may have it
+            self.refusals.withhold(keeper.streams, str(error), VERSION)  # others may have it
             if not (self._serves or self.settings.worker.fleet) and all(map(self.refusals.__contains__, self.keepers)):
                 raise  # at the start, and there is no line that it could serve
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import msgpack
 
 from worker.errors import AbsentError, RejectedError, ReplayError
-from worker.message import VERSION, Image, encode_batch, image_name, unpacked
+from worker.message import VERSION, Image, encode_batch, image_data, image_name, unpacked
 from worker.streams.client import script
 from worker.streams.line_streams import LineStreams, entry_key, entry_time, newest_id
 
@@ -148,8 +148,8 @@ class Replay:
         """
         original = self.streams.entry(letter.entry).batch if _is_id(letter.entry) else None
         if original and (found := _from_entry(original, letter)):
-            batch, own = found
-            return batch, f"from the entry as it came{_named(own)}"
+            batch, changed = found
+            return batch, f"from the entry as it came{changed}"
         payload = letter.payload
         if not payload:
             raise _too_little(letter, "holds no bytes")
@@ -180,8 +180,9 @@ def _too_little(letter: Letter, what: str) -> ReplayError:
 
 
 def _from_entry(batch: bytes, letter: Letter) -> tuple[bytes, str] | None:
-    """What the letter is of, as its entry holds it, and the id of its own that it was given, "" where it came with one;
-    None where the entry of that id is another (Redis was wiped)."""
+    """What the letter is of, as its entry holds it, and what was changed of that, for people: it gets an id of its own
+    where it came without one, and its data as bytes where those came as a text. None where the entry of that id is
+    another (Redis was wiped)."""
     of_letter = [item for name, item in _named_images(batch) if name == letter.id and _holds(item, letter.payload)]
     if of_letter:
         if any(item != of_letter[0] for item in of_letter[1:]):
@@ -189,12 +190,14 @@ def _from_entry(batch: bytes, letter: Letter) -> tuple[bytes, str] | None:
                 f"cannot be told from {len(of_letter) - 1} more images {letter.id!r:.60} of entry {letter.entry}: "
                 "send it again from its source under an id of its own, then purge the letter"
             )
-        image, own = of_letter[0], ""
+        image, changed = of_letter[0], ""
         if isinstance(image, dict) and image.get("id") != letter.id:  # it goes by its place
             own = _own_id(letter)
-            image = {**image, "id": own}
+            image, changed = {**image, "id": own}, _named(own)
+        if isinstance(image, dict) and isinstance(image.get("data"), str):  # as it is it would be refused again
+            image, changed = {**image, "data": image_data(image)}, f"{changed}, its data as bytes"
         packed: bytes = msgpack.packb({"v": VERSION, "images": [image]}, unicode_errors="surrogateescape")
-        return packed, own
+        return packed, changed
     whole = not letter.id and letter.payload and batch.startswith(letter.payload)
     return (batch, "") if whole else None
 
@@ -210,8 +213,7 @@ def _named_images(batch: bytes) -> list[tuple[str, Any]]:
 
 
 def _holds(item: Any, payload: bytes) -> bool:
-    data = item.get("data") if isinstance(item, dict) else None
-    data = data if isinstance(data, bytes) else b""
+    data = image_data(item)
     return data.startswith(payload) if payload else not data
 
 

@@ -39,7 +39,9 @@ EXPLAINED: dict[str, dict[str, str]] = {
         "layers": "Submodules of the backbone whose maps are the features.",
         "input_shape": "Height and width that pictures are squashed to.",
         "bank_size": "Anchors that a line keeps. A quarter more while it learns (2,500 for 1,000 to 1,999); what "
-        "people call normal adds up to half as many until the next relearn, and then counts among them.",
+        "people call normal adds up to half as many until the next relearn, and then counts among them. Where that is "
+        "more than half of a bank_size that was lowered, a relearn keeps it and as many others, and no more may be "
+        "called normal.",
         "pca_variance_ratio": "Share of the variance that the whitened space keeps.",
         "precision": 'What the backbone computes in; "auto" is the faster of the two, found by a trial at the start.',
         "max_batch": "Images in one forward pass; 0 is 8 on a CPU and 64 on a GPU.",

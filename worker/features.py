@@ -33,6 +33,9 @@ class FeatureCache:
         """Whether features of an entry of a line are kept."""
         return bool(self._lines.get(line))
 
+    def has(self, line: str, entry: str) -> bool:
+        return entry in self._lines.get(line, ())
+
     def entries(self, line: str, images: int) -> int:
         """Of how many entries of a line features are kept, oldest first, until they are of so many images."""
         found = count = 0

@@ -29,9 +29,11 @@ def not_listed(directory: Path, error: OSError) -> StoreError:
 
 
 def remedy(error: OSError, otherwise: str) -> str:
-    """What mends it; where too many files are open, the disk is not at fault."""
+    """What mends it; where too many files are open, or a file stands in the way, the disk is not at fault."""
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return "end what holds so many files or connections, or raise how many may be open (LimitNOFILE=, ulimit -n)"
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        return "a file stands where a folder belongs: move it away, or, where it is a link, mount what it leads to"
     return otherwise
 
 

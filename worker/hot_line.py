@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mhpc.core.devices import is_device_failure
 from mhpc.core.distributed import mean_convergence
 from mhpc.core.learner import STEP
 from mhpc.core.recent import Convergence
 from worker.crew import Crew, Step
+from worker.errors import SnapshotError, one_line
 from worker.intake import largest_of_late
-from worker.keeper import Extract, Keeper
+from worker.keeper import Keeper
 from worker.line import LEARNING, Line
 from worker.message import Image
 from worker.opening import Opening
@@ -21,6 +23,7 @@ from worker.owed import Usable, nobody
 from worker.records import Source, Taken
 from worker.settings import MIB, LineConfig
 from worker.streams.line_streams import Entry
+from worker.taking import Extract, Ready
 
 SHARE = "share."  # what the tensors of the ranks' shares begin with, in a snapshot
 
@@ -76,16 +79,25 @@ class HotLine(Line):
         super().end_learning()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What is merged, which any worker can go on from; and beside it the shares, for as many ranks as there are."""
+        """What is merged, which any worker can go on from; and beside it the shares, for as many ranks as there are.
+
+        Raises:
+            SnapshotError: a rank refuses; nothing of this is in a version then.
+        """
         if not any(self.elsewhere):
             return super().state()
         own, elsewhere = self.learner, self.elsewhere
-        self.learner, self.elsewhere = self.crew.merge(own, self.ticket), (0, 0)
+        try:
+            whole, shares = self.crew.merge(own, self.ticket), self.crew.saved(own, self.ticket)
+        except RuntimeError as error:  # a rank's answer, or a device that is lost for all
+            if is_device_failure(error):
+                raise
+            raise SnapshotError(f"what the ranks have learned is not merged: {one_line(error, 300)}") from error
+        self.learner, self.elsewhere = whole, (0, 0)
         try:
             tensors, metadata = super().state()
         finally:
             self.learner, self.elsewhere = own, elsewhere
-        shares = self.crew.saved(own, self.ticket)
         tensors |= {f"{SHARE}{rank}.{name}": t for rank, share in enumerate(shares) for name, t in share.items()}
         return tensors, {**metadata, "shares": len(shares)}
 
@@ -186,7 +198,8 @@ class HotKeeper(Keeper):
     images_each = 1.0  # of an entry, of late
     largest = float(MIB)  # bytes of an entry, of late
 
-    def learn(self, extract: Extract, count: int, usable: Usable = nobody) -> int:
+    def learn(self, extract: Extract, count: int, usable: Usable = nobody, ready: Ready = lambda _: True) -> int:
+        """Without asking for `ready`: the ranks decode, each on its threads."""
         room = int(self.opening.settings.streams.prefetch_bytes / self.largest)
         enough = min(room, round(self.line.crew.size * STEP / max(1.0, self.images_each)))
         return super().learn(extract, max(count, enough), usable)

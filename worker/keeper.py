@@ -1,15 +1,14 @@
 """The keeper of one line: its lease, what it learns, its snapshots and commits."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import redis
 import structlog
 import torch
-from torch import Tensor
 
 from mhpc.core.devices import is_device_failure
-from worker.errors import FencedError, RanksError, SnapshotError, one_line
+from worker.errors import FencedError, RanksError, SnapshotError
 from worker.failpoints import failpoint
 from worker.following import STOPPED, Follower
 from worker.lease import Lease
@@ -24,7 +23,7 @@ from worker.settings import SnapshotSettings
 from worker.snapshots import stem_of
 from worker.stores import Store
 from worker.streams.line_streams import ANSWERING, LEARNING, REVIEW_CAPS, Entry, LineStreams, ReviewCaps, entry_key
-from worker.taking import book, skip
+from worker.taking import Extract, Ready, book, failed, skip, take_set_aside
 from worker.upkeep import Upkeep
 from worker.watching import committed, fit_to_rate, set_gauges, tell_opened
 
@@ -33,8 +32,6 @@ SOON_SECONDS = 0.1  # while a version is on its way
 CLOSE_SECONDS = 2.0  # that a last version may keep all lines waiting
 
 log = structlog.get_logger()
-
-Extract = Callable[[str, Entry], Iterable[Tensor]]  # an entry's features, in chunks [B, P, D]
 
 
 class Keeper(Follower):
@@ -66,7 +63,7 @@ class Keeper(Follower):
         self.epoch = 0  # 0: not the keeper
         self.stopped = False  # the stream went back behind what was learned; a person must look
         self.lease = Lease(streams)
-        self._seq, self._acquire_at = 0, 0.0
+        self._seq, self._acquire_at, self._put_back = 0, 0.0, False  # the last: whether an entry was read too early
         self.reading = Reading(streams)
         self.saving = Saving(store, settings.timeout_seconds)
         self.schedule, self.owed, self.upkeep = Schedule(settings), Owed(), Upkeep(metrics)
@@ -138,7 +135,7 @@ class Keeper(Follower):
         A store that refuses leaves it to the next attempt, and no other command is obeyed before.
         """
         self.owed.reply, self.owed.dropped = reply, dropped
-        self._take_set_aside(usable)
+        take_set_aside(self.metrics, self.line, self.owed, self.streams, usable)
         if moved:  # what was read ahead is let go
             self.owed.restart = self.line.applied_through
             self.reading.rewind()
@@ -156,68 +153,71 @@ class Keeper(Follower):
 
     # -- 2. learn ----------------------------------------------------------------------------------------------------
 
-    def learn(self, extract: Extract, count: int, usable: Usable = nobody) -> int:
-        """Read and apply up to `count` entries; returns how many were read."""
+    def learn(self, extract: Extract, count: int, usable: Usable = nobody, ready: Ready = lambda _: True) -> int:
+        """Read and apply up to `count` entries; returns how many were read, 0 where one failed or is not ready yet."""
         if not self.line.learns or self.saving.stem or self.schedule.held_up:
             return 0
-        entries = self.reading.read(1 if self.reading.marks else count)
+        entries, through = self._read(count), entry_key(self.line.applied_through)
         failpoint("learn_read")
-        for together in self._together(entries):
-            if self.line.learns and not self._tried(together, extract, usable):
+        fresh = [entry for entry in entries if entry_key(entry.id) > through]  # others only want acknowledging
+        self.reading.unacknowledged += [entry.id for entry in entries if entry_key(entry.id) <= through]
+        for together in self._together(fresh):
+            if self.line.learns and not self._tried(together, extract, usable, ready):
                 return 0
             self.reading.unacknowledged += [entry.id for entry in together]
         return len(entries)
+
+    def _read(self, count: int) -> list[Entry]:
+        """What comes next; of what was put back the first that is pending behind what is applied, by itself."""
+        rest = self.streams.read_learning(self.epoch, 1, self.line.applied_through) if self._put_back else []
+        self._put_back = bool(rest)
+        return rest or self.reading.read(1 if self.reading.marks else count)
 
     def _together(self, entries: list[Entry]) -> list[list[Entry]]:
         """What is applied at once: all, where a step may be of several entries; else each by itself."""
         all_ = self.line.learner.takes_long_steps and entries and not self.reading.marks
         return [entries] if all_ else [[entry] for entry in entries]
 
-    def _tried(self, entries: list[Entry], extract: Extract, usable: Usable) -> bool:
-        """Apply; False if it failed. Then the line is loaded again without them, and they come again, marked."""
-        entry = entries[0]  # what is marked is tried by itself
+    def _tried(self, entries: list[Entry], extract: Extract, usable: Usable, ready: Ready) -> bool:
+        """Apply; False if they are not ready yet, and come again, or if they failed: then the line is loaded again
+        without them, and they come again, marked. What is marked is tried by itself and at once: a crash of anything
+        else meanwhile would count as its own."""
+        entry = entries[0]
         if self.reading.given_up(entry):
             skip(self.metrics, self.line.name, [entry], "skipped: it failed again and again")
             self.line.apply(entry.id, [])
             self.owed.changed = True  # durable before the next is tried: if that fails, this one comes no more
             return True
         try:
+            if not (self.reading.marks or all(map(ready, entries))):
+                self._put_back = True
+                return False
             self._apply(entries, extract, usable)
         except Exception as error:
             if isinstance(error, redis.RedisError):
                 self.lose(f"Redis failed while entry {entry.id} was learned from: {error}")  # half of it may be
             if isinstance(error, redis.RedisError | FencedError | RanksError) or is_device_failure(error):
                 raise
-            failed = entry.id if len(entries) == 1 else f"{entry.id} or one of {len(entries) - 1} after it"
-            log.exception("an entry failed; it is tried again by itself", line=self.line.name, entry=failed)
-            self.lose(f"entry {failed} failed: {one_line(error, 200)}")
+            self.lose(failed(self.line.name, entries, error))
             self.reading.suspicious = True
             return False
         self.reading.survived(entry)
         return True
 
     def _apply(self, entries: list[Entry], extract: Extract, usable: Usable) -> None:
-        line, phase, through = self.line, self.line.phase, entry_key(self.line.applied_through)
-        fresh = [entry for entry in entries if entry_key(entry.id) > through]  # others only want acknowledging
-        skip(self.metrics, line.name, (e for e in fresh if e.lost), "trimmed before it was learned from")
-        for entry in fresh:
+        line, phase = self.line, self.line.phase
+        skip(self.metrics, line.name, (e for e in entries if e.lost), "trimmed before it was learned from")
+        for entry in entries:
             failpoint("apply", entry.id)
         with self.metrics.stage("learn"):
-            taken = zip(fresh, self._learned(fresh, extract), strict=False)  # no more than the line wants
+            taken = zip(entries, self._learned(entries, extract), strict=False)  # no more than the line wants
         self.schedule.images += book(self.metrics, line.name, taken, self.owed, usable)
-        self._take_set_aside(usable)
+        take_set_aside(self.metrics, line, self.owed, self.streams, usable)
         if line.phase != phase:
             log.info("phase", line=line.name, was=phase, now=line.phase, threshold=(at := line.threshold) and at.value)
 
     def _learned(self, entries: list[Entry], extract: Extract) -> list[Taken]:
         return self.line.apply_entries((entry.id, extract(self.line.name, entry)) for entry in entries)
-
-    def _take_set_aside(self, usable: Usable) -> None:
-        """What the end of learning set aside is committed with it."""
-        line = self.line
-        self.metrics.images.labels(line.name, "quarantined").inc(len(line.set_aside))
-        self.owed.set_aside_late(line.set_aside, self.streams, usable)
-        line.set_aside = []
 
     # -- 3. to 5. snapshot, commit, acknowledge ----------------------------------------------------------------------
 

@@ -2,7 +2,9 @@
 
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from functools import partial
+from typing import Any
 
 from worker.answering import Answering
 from worker.keeper import Keeper
@@ -26,6 +28,7 @@ class Learning:
         self._until = 0.0
         self._waits = False
         self._waits_for: dict[str, tuple[str, float]] = {}  # line -> an entry left to answering, seen at it last
+        self._decoded: dict[str, tuple[str, Future[Any]]] = {}  # line -> the last entry that was put off for it
 
     def turn(self, keepers: Mapping[str, Keeper], guarded: Callable[[Keeper, Callable[[Keeper], None]], None]) -> bool:
         """Learn within the time for it, each turn beginning with another line; whether there is more to learn from.
@@ -44,13 +47,14 @@ class Learning:
                 guarded(keeper, self._keep)
             else:
                 self.answering.cache.drop(keeper.line.name)
+                self._decoded.pop(keeper.line.name, None)
         return self._waits
 
     def _keep(self, keeper: Keeper) -> None:
         name, opening = keeper.line.name, self.answering.opening
         keeper.lease.renew(keeper.epoch, self.holder)
         keeper.saving.aside = self.answering.would_wait
-        usable = partial(self._usable, name)
+        usable, ready = partial(self._usable, name), partial(self._ready, name)
         self.lines.looks[name](opening.features_of, usable)
         if not keeper.epoch:  # a command failed: the line is loaded again
             return
@@ -58,7 +62,7 @@ class Learning:
             if time.monotonic() >= self._until or keeper.snapshot_due:
                 self._waits = True
                 break
-            if not keeper.learn(opening.extract, self._count(keeper), usable):
+            if not keeper.learn(opening.extract, self._count(keeper), usable, ready):
                 break
         if not keeper.epoch:  # an entry failed: the line is loaded again
             return
@@ -74,6 +78,17 @@ class Learning:
         self.renew()
         return self.answering.opening.usable(line, entry)
 
+    def _ready(self, line: str, entry: Entry) -> bool:
+        """Whether learning may take an entry now; if not, it is put off until a thread has decoded what takes long.
+
+        It is put off once: should other pictures have taken the room of some by then, those are decoded here.
+        """
+        if self._decoded.get(line, ("",))[0] == entry.id:
+            return True
+        if images := self.answering.opening.too_long(line, entry):
+            self._decoded[line] = entry.id, self.answering.decode_for_learning(images)
+        return not images
+
     def _count(self, keeper: Keeper) -> int:
         """Entries that are learned next: one, or where steps may be of several those whose features are there."""
         learner = keeper.line.learner
@@ -85,7 +100,7 @@ class Learning:
         What answering is at takes as long as it takes: its threads decode beside the answers of other lines, learning
         would in their place. Where that left no features, the next may leave none either: learning waits no more.
         """
-        if self.answering.intake.recovering(name):
+        if self.answering.intake.recovering(name) or (name in self._decoded and not self._decoded[name][1].done()):
             return False
         if not self.answering.gives_features_soon(name):
             self._waits_for.pop(name, None)

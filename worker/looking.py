@@ -76,7 +76,7 @@ class Look:
         try:
             _carried_out(keeper, command, features, usable)
         except Exception as error:
-            keeper.lose(f"command {command.name} failed: {one_line(error, 200)}")
+            keeper.lose(f"command {one_line(command.name, 40)} failed: {one_line(error, 200)}")
             if isinstance(error, redis.RedisError | WorkerError) or is_device_failure(error):
                 raise
             log.exception("a command failed", line=keeper.line.name, name=command.name, by=command.by)

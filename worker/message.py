@@ -22,7 +22,7 @@ from PIL import UnidentifiedImageError
 from worker.bounds import check_scans, check_size, is_plain, is_text
 from worker.errors import RejectedError
 from worker.settings import LimitSettings
-from worker.tokens import has_more_than
+from worker.tokens import has_more_than, unpack
 
 VERSION = 1
 FORMATS = ("jpeg", "png", "raw")
@@ -105,7 +105,7 @@ def encode_batch(images: list[Image]) -> bytes:
 
 def encode_map(image: bytes) -> bytes:
     """The value of a `batch` field with the one image whose map is packed in `image`."""
-    return _packed({"v": VERSION, "images": [_unpacked(image)]})
+    return _packed({"v": VERSION, "images": [unpack(image)]})
 
 
 def _as_map(image: Image) -> dict[str, Any]:
@@ -146,23 +146,30 @@ def unpacked(batch: bytes) -> Any:
     if has_more_than(batch, OBJECTS):
         raise RejectedError("too_large", f"`batch` holds more than {OBJECTS} values; pictures are one each")
     try:
-        return _unpacked(batch)
+        return unpack(batch)
     except (ValueError, msgpack.UnpackException, RecursionError) as error:
         raise RejectedError("not_msgpack", f"`batch` is not msgpack: {type(error).__name__}: {error}") from None
 
 
 def _image(item: Any, index: int, limits: LimitSettings) -> Image | Rejected:
-    data = item.get("data") if isinstance(item, dict) else None
     try:
         return _checked(item, limits)
     except RejectedError as error:
-        return Rejected(image_name(item, index), error.reason, str(error), data if isinstance(data, bytes) else b"")
+        return Rejected(image_name(item, index), error.reason, str(error), image_data(item))
 
 
 def image_name(item: Any, index: int) -> str:
     """The id of an image of an entry, or its place where it has none that can be used."""
     identity = item.get("id") if isinstance(item, dict) else None
     return identity if is_text(identity) and len(identity) <= ID_LENGTH else f"#{index}"
+
+
+def image_data(item: Any) -> bytes:
+    """What came as an image's `data`, be it as a text, which is of the same bytes; none where it is of another type."""
+    data = item.get("data") if isinstance(item, dict) else None
+    if isinstance(data, str):
+        return data.encode(errors="surrogateescape")
+    return data if isinstance(data, bytes) else b""
 
 
 def _checked(item: Any, limits: LimitSettings) -> Image:
@@ -270,20 +277,6 @@ def decode_result(value: bytes) -> dict[str, Any]:
 def _packed(value: Any) -> bytes:
     packed: bytes = msgpack.packb(value)
     return packed
-
-
-def _unpacked(data: bytes) -> Any:
-    size = len(data)  # no element takes less than a byte
-    return msgpack.unpackb(
-        data,
-        max_str_len=size,
-        max_bin_len=size,
-        max_array_len=size,
-        max_map_len=size,
-        max_ext_len=size,
-        strict_map_key=True,
-        unicode_errors="surrogateescape",
-    )
 
 
 def _shown(value: Any) -> str:

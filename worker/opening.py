@@ -4,6 +4,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from itertools import islice
 
 import msgpack
 import numpy as np
@@ -22,8 +23,9 @@ from worker.settings import MIB, Settings
 from worker.streams.line_streams import Entry, LineStreams
 
 BEAT_SECONDS = 1.0  # between signs of life while an entry is decoded for learning
-DENSE_BYTES = MIB // 8  # (`decoding_bytes`) that a picture counts for, beyond its own, of which the pixels are kept
-KEPT_BYTES = 64 * MIB  # of such pixels
+LARGE_BYTES = MIB // 8  # (`decoding_bytes`) of a picture, that it takes ten milliseconds or more to decode
+KEPT_BYTES = 64 * MIB  # of the pixels of such pictures
+ITSELF_BYTES = 4 * MIB  # (`decoding_bytes`) of an entry's, at most, that learning decodes itself: a third of a second's
 
 
 class Opening:
@@ -44,7 +46,8 @@ class Opening:
         self.streams = streams
         H, W = engine.settings.input_shape
         self._most = max(1, KEPT_BYTES // (3 * H * W))
-        self._dense = OrderedDict[int, Tensor | None]()  # the last dense pictures by their hashes; None: no pictures
+        self._kept = OrderedDict[int, Tensor | None]()  # the last large pictures by their hashes; None: no pictures
+        self._keeps = True
 
     def images(self, entry: Entry, rejected: list[Rejected]) -> list[Image]:
         """An entry's images; what cannot be one goes to `rejected`."""
@@ -80,15 +83,27 @@ class Opening:
         for image, pixels, x in zip(images, room, prepared, strict=True):
             large = True
             try:
-                large = self._decode_into(image, pixels) > DENSITY * DENSE_BYTES
+                large = self._decode_into(image, pixels) > DENSITY * LARGE_BYTES
                 found.append(x)
             except RejectedError as error:
                 found.append(Rejected(image.id, error.reason, str(error), image.data))
             if large and _is_dense(image):
-                self._dense[_hash(image)] = x if found[-1] is x else None
-                if len(self._dense) > self._most:
-                    self._dense.popitem(last=False)
+                self.keep(image, found[-1])
         return found
+
+    def keep(self, image: Image, x: Tensor | Rejected) -> None:
+        """Keep what a large picture is decoded to, for learning; called on any thread."""
+        if self._keeps:
+            kept = self._kept
+            kept[_hash(image)] = x if isinstance(x, Tensor) else None
+            if len(kept) > self._most:
+                kept.popitem(last=False)
+
+    def let_keep(self, keeps: bool) -> None:
+        """Whether a line learns, for which pixels are kept; else those that are kept are let go of."""
+        self._keeps = keeps
+        if not keeps:
+            self._kept = OrderedDict()  # another one: threads may be at that
 
     def _room(self, images: int) -> Pixels:
         """For the pixels of so many images, [n, H, W, 3]."""
@@ -123,6 +138,15 @@ class Opening:
             yield cached
             return
         yield from self.engine.batches(x for _, x in self._usable(line, entry))
+
+    def too_long(self, line: str, entry: Entry) -> list[Image]:
+        """Large pictures of an entry that `extract` would take longer to decode than all lines are to wait for it; none
+        where they are few, or their pixels are kept, or answering has left the entry's features."""
+        if self.cache.has(line, entry.id):
+            return []
+        undecoded = (image for image in self.images(entry, []) if _is_large(image) and _hash(image) not in self._kept)
+        images = list(islice(undecoded, self._most))
+        return images if sum(map(_size, images)) > ITSELF_BYTES else []
 
     def usable(self, line: str, entry: Entry) -> list[Image]:
         """The images of an entry that `extract` gives the features of."""
@@ -161,18 +185,27 @@ class Opening:
                 yield place, image, x
 
     def _for_learning(self, image: Image) -> Tensor | None:
-        """What the engine takes, or None. A dense picture is decoded once, as a rule by answering's threads: while it
-        is decoded here all lines wait."""
-        if _is_dense(image):
+        """What the engine takes, or None. A dense picture is decoded once, as a rule by answering's threads, and many
+        large ones by another: while they are decoded here all lines wait."""
+        if _is_large(image):
             with suppress(KeyError):
-                return self._dense[_hash(image)]
+                return self._kept[_hash(image)]
         (x,) = self.prepared([image])
         return x if isinstance(x, Tensor) else None
 
 
+def _size(image: Image) -> int:
+    return decoding_bytes(image.format, image.data)
+
+
+def _is_large(image: Image) -> bool:
+    """Whether a picture takes so long to decode that a hash of its bytes is nothing beside it."""
+    return _size(image) > LARGE_BYTES
+
+
 def _is_dense(image: Image) -> bool:
-    """Whether a picture takes longer to decode than its bytes tell, and long."""
-    return decoding_bytes(image.format, image.data) > max(DENSE_BYTES, len(image.data))
+    """Whether it is large, and takes longer to decode than its bytes tell."""
+    return _size(image) > max(LARGE_BYTES, len(image.data))
 
 
 def _hash(image: Image) -> int:

@@ -32,7 +32,7 @@ def serve(worker: Worker) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     signal.signal(signal.SIGHUP, lambda _signal, _frame: worker.reloading.set())
-    # One that came since `run` began was held back there: the configuration may have been read before it.
+    # One that came before is held back (worker.__main__): the configuration may have been read before it.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGHUP])
     device = worker.settings.worker.device
     with device_failures(device):

@@ -2,8 +2,13 @@
 
 import time
 from collections.abc import Container
+from contextlib import suppress
 
+import redis
 import structlog
+
+from worker.streams.line_streams import LineStreams
+from worker.streams.state import tell_unkept
 
 REFUSED_SECONDS = 1.0
 QUIET_SECONDS = 30.0  # longer than any attempt is apart from the next: one that goes well proves nothing yet
@@ -30,6 +35,12 @@ class Refusals:
             log.error(f"{why}; the line is tried again and again", line=name, error=error)
         self._told[name] = error, time.monotonic() + QUIET_SECONDS
         self._lines[name] = f"{why}: {error}", time.monotonic() + SECONDS[why]
+
+    def withhold(self, streams: LineStreams, error: str, why: str) -> None:
+        """Leave a line alone whose version this worker does not have; where nobody keeps it, its state says so, too."""
+        self.add(streams.line, error, why)
+        with suppress(redis.ResponseError):  # what is wrong with that key, `status` finds out itself
+            tell_unkept(streams, f"{why}: {error}")
 
     def tried_again(self) -> list[str]:
         """The lines whose time is up; they are left alone no more."""

@@ -11,7 +11,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from mhpc.core.devices import is_device_failure
-from mhpc.core.distributed import learn_numbered, merged
+from mhpc.core.distributed import merged
 from mhpc.core.learner import OnePassLearner
 from mhpc.core.scorer import Scorer
 from worker.decoding import decode
@@ -83,7 +83,7 @@ class Share:
         if steps:
             features = torch.cat(list(self._features(place for _, places in steps for place in places)))
             for (first, _), of_step in zip(steps, features.split([len(places) for _, places in steps]), strict=True):
-                learned += learn_numbered(self.learner, of_step, first).learned.tolist()
+                learned += self.learner.partial_fit(of_step, first=first).learned.tolist()
         begun = self.learner.bank_ is not None
         return {"learned": learned, "convergence": list(self.learner.convergence_) if begun else []}
 

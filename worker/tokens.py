@@ -1,4 +1,8 @@
-"""How many objects a msgpack value unpacks to, without unpacking it: a byte can become a dict of 64."""
+"""Msgpack of strangers: how many objects a value unpacks to, since a byte can become a dict of 64, and unpacking it."""
+
+from typing import Any
+
+import msgpack
 
 # Bytes behind a token's head: of its number; of the length of what follows (str, bin, ext).
 _NUMBERS = {0xCA: 4, 0xCB: 8, 0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8, 0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8}
@@ -25,3 +29,25 @@ def has_more_than(packed: bytes, most: int) -> bool:
         else:
             position += _SKIPPED.get(head, 0)
     return position < size
+
+
+def unpack(packed: bytes) -> Any:
+    """A value, whatever its maps' keys; text that is no UTF-8 has surrogates in it.
+
+    Nobody reads what stands in a map by neither a text nor bytes: a key None in the dict tells that it was there. Under
+    keys of their own, numbers that collide would take minutes, and lists have no hash.
+
+    Raises:
+        ValueError, msgpack.UnpackException, RecursionError: it is no msgpack, is cut off, or nested too deep.
+    """
+    size = len(packed)  # no element takes less than a byte
+    options: dict[str, Any] = {f"max_{kind}_len": size for kind in ("str", "bin", "array", "map", "ext")}
+    options["unicode_errors"] = "surrogateescape"
+    try:
+        return msgpack.unpackb(packed, strict_map_key=True, **options)
+    except ValueError:  # perhaps a key; the hook alone would double the time that every entry takes
+        return msgpack.unpackb(packed, strict_map_key=False, object_pairs_hook=_by_names, **options)
+
+
+def _by_names(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    return {key if isinstance(key, str | bytes) else None: value for key, value in pairs}

@@ -52,6 +52,7 @@ def line_status(client: Any, name: str) -> dict[str, Any]:
     state = _of_state(streams.state_key, found, problems)
     lag, pending, oldest = look(streams.images, lambda: _backlog(streams), UNREAD)
     holder = look(streams.lease, lambda: client.get(streams.lease), None)
+    unkept = state.pop("unkept")  # what a worker said that could not load its version
     return {
         "line": name,
         **state,
@@ -63,7 +64,7 @@ def line_status(client: Any, name: str) -> dict[str, Any]:
         "keeper": holder.decode(errors="replace").rpartition("#")[0] if holder else None,
         # Before the first commit a keeper that stops its line says no more than the problem, and lets the lease lapse.
         "stopped": state["stopped"] or bool(state["problem"] and not holder),
-        "problem": "; ".join(filter(None, [state["problem"], *problems])) or None,
+        "problem": "; ".join(filter(None, [state["problem"], unkept if not holder else "", *problems])) or None,
     }
 
 
@@ -106,6 +107,7 @@ def _of_state(key: str, found: dict[bytes, bytes], problems: list[str]) -> dict[
         "drift": number("drift"),
         "problem": text("problem"),
         "stopped": bool(text("stopped")),
+        "unkept": text("unkept"),
     }
 
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mhpc.core.choices import PatchCoreAggregation
-from mhpc.core.learner import OnePassLearner, Step
+from mhpc.core.learner import OnePassLearner
 from mhpc.core.memory_bank import MemoryBank, check_pinned
 from mhpc.core.recent import RECENT, Convergence, Recent
 from mhpc.linalg import Moments, nearest_index
@@ -52,11 +52,6 @@ def gather_rows(x: Tensor) -> list[Tensor]:
     return [part[:length].to(x.dtype) for part, length in zip(parts or (), lengths, strict=False)]
 
 
-def learn_numbered(learner: OnePassLearner, features: Tensor, first: int, guard: bool = True) -> Step:
-    """`partial_fit` of images [B, P, D] that are numbered from `first` on: numbers are to differ between ranks."""
-    return learner.partial_fit(features, guard, first)
-
-
 def merged(learner: OnePassLearner) -> OnePassLearner | None:
     """On rank 0 a new learner that knows what those of all ranks have learned; None elsewhere. All of them stay as
     they are, and may go on.
@@ -65,8 +60,9 @@ def merged(learner: OnePassLearner) -> OnePassLearner | None:
     2. The banks are gathered, seen through that basis, and reduced by exact greedy selection, to what a bank holds
        while it learns; an anchor that is kept and may move goes half way to the mean of what falls to it.
 
-    Images of different ranks are different images, by different numbers (`learn_numbered`). So counts and masses are
-    sums; an anchor's support is, of each rank, the largest of the anchors nearest to where it is now, and their sum.
+    Images of different ranks are different images, by different numbers (`first` of `partial_fit`). So counts and
+    masses are sums; an anchor's support is, of each rank, the largest of the anchors nearest to where it is now, and
+    their sum.
 
     Raises:
         ValueError: the bank is a reservoir, the space has no moments, or pinned anchors of all ranks would take more

@@ -62,13 +62,13 @@ class MemoryBank(Bank):
 
     @property
     def kept(self) -> int:
-        """Anchors that a reduction leaves: bank_size, or, where that was lowered since anchors were pinned, as many as
-        leave those that are learned their half."""
+        """Anchors that the last reduction leaves: bank_size, or, where that was lowered since anchors were pinned, as
+        many as leave those that are learned their half."""
         return max(self.bank_size, math.ceil(int(self.pinned.sum()) / MAX_PINNED))  # GPU sync
 
     @property
     def held(self) -> int:
-        """The same, while it learns."""
+        """Anchors that a reduction leaves while it learns."""
         least, most = SMALL
         return most if least <= (kept := self.kept) < most else kept
 

@@ -160,7 +160,8 @@ class Neighbours:
         return self._compared(x, products.numpy(), at + np.repeat(held.cumsum() - held, taken))
 
     def _compared(self, x: Tensor, products: NDArray[np.float32], before: Places) -> tuple[Tensor, Tensor]:
-        """The same from the products [N, W] of rows x [N, d] with those of the bank after the first `before` [N]."""
+        """Distances [N] and indices [N] of the nearest of `rows`, from the products [N, W] of x [N, d] with the W rows
+        after the first `before` [N]; what rounding leaves undecided is compared anew."""
         every = np.arange(len(x))
         column = products.argmin(1)
         least = products[every, column]

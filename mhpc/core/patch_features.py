@@ -106,7 +106,7 @@ class PatchFeatures:
 
     @torch.inference_mode()
     def maps(self, images: Tensor) -> PatchMaps:
-        """The same, not joined yet, where no target_embed_dimension asks for more than that.
+        """Each layer's maps of normalised images [B, 3, H, W], pooled by patches and not yet joined to features.
 
         Raises:
             ValueError: as for features; or there is a target_embed_dimension.

@@ -20,8 +20,8 @@ class Convergence(NamedTuple):
     """How much of what comes is new.
 
     `outside`: share of the patches of the last RECENT images that lay well outside the bank, UNLIKE times its radius
-    from all anchors; `change`: share of the
-    space that the last refresh turned to, which the one before did not span. Both are 1 until they are known.
+    from all anchors; `change`: share of the space that the last refresh turned to, which the one before did not span.
+    Both are 1 until they are known.
     """
 
     outside: float
@@ -56,7 +56,7 @@ class Recent:
         return torch.cat([self._admit(part, guard) for part in scores.split(TOGETHER)])
 
     def _admit(self, scores: Tensor, guard: bool) -> Tensor:
-        """The same for images that are judged together, by those before them."""
+        """Which images to learn from [B], all judged by those that came before the first of them."""
         learned = torch.ones(len(scores), dtype=torch.bool)
         if guard and len(self.scores) >= GUARD_AFTER:
             far = scores > max(outlier_limit(self.scores.numpy()), FLOOR)

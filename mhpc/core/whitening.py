@@ -60,7 +60,7 @@ class Whitening:
 
 @dataclass(frozen=True)
 class ZSpace:
-    """Which space is asked for; `whitening` finds it from moments.
+    """Which space is asked for; `of_moments` and `of_rows` find it.
 
     Args:
         pca_variance_ratio: share of the variance that PCA keeps, in (0, 1).

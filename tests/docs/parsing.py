@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from typer.exceptions import TyperException
 
-from mhpc.__main__ import app as mhpc
+from mhpc.cli import app as mhpc
 from worker.cli import app as worker
 
 ROOT = Path(__file__).parents[2]

@@ -1,6 +1,7 @@
 """What the worker's tests share."""
 
 import logging
+import math
 import os
 import signal
 import uuid
@@ -80,6 +81,7 @@ def make_keeper(streams: LineStreams, tmp_path: Path, monkeypatch: pytest.Monkey
     """A process that may keep the line, and waits for nothing; each call is another one."""
     for name in ("keeper.ACQUIRE_SECONDS", "upkeep.TRIM_SECONDS", "schedule.RETRY_SECONDS"):
         monkeypatch.setattr(f"worker.{name}", 0.0)
+    monkeypatch.setattr("worker.schedule.BRIEF", math.inf)  # a disk that is slow for once changes no test's versions
 
     def make_keeper(fingerprint: str = "f", **settings: Any) -> Keeper:
         config = LineConfig(

@@ -7,6 +7,7 @@ import redis
 
 from tests.worker.helpers import item, message
 from tests.worker.station import Station
+from tests.worker.test_batching import decode_all
 from worker import answering
 from worker.engine import Engine
 from worker.streams.line_streams import ANSWERING
@@ -34,6 +35,7 @@ def station(
 
 def turn(station: Station) -> None:
     """Without an end to what is in hand."""
+    decode_all(station.answering.batcher)  # turns are counted: none passes while a picture is still being decoded
     station.answering.turn(station.client, station.keepers, block_ms=None)
 
 

@@ -130,16 +130,18 @@ def test_a_poisoned_batch_costs_the_bad_images_alone(station: Station, line: str
             item("no picture", data=b"rubbish"),
             item("2"),
             item("cut", format="jpeg", data=encoded(picture(), "JPEG")[:-300]),
+            item("ended", format="jpeg", data=encoded(picture(), "JPEG")[:-300] + b"\xff\xd9"),
             item("3", ts="now"),
             "not even a map",
-            item("4"),
+            item("4", box={1: 2}),
         ),
     )
     station.turn()
     assert [result["id"] for result in station.results(line)] == ["1", "2", "4"]
     letters = station.letters(line)
     assert {(letter["id"], letter["reason"]) for letter in letters} == {
-        ("no picture", "not_an_image"), ("cut", "truncated"), ("3", "wrong_shape"), ("#5", "wrong_shape"),
+        ("no picture", "not_an_image"), ("cut", "truncated"), ("ended", "truncated"), ("3", "wrong_shape"),
+        ("#6", "wrong_shape"),
     }  # fmt: skip
     for letter in letters:
         assert set(letter) == {"entry", "id", "reason", "error", "deliveries", "payload"}
@@ -148,7 +150,7 @@ def test_a_poisoned_batch_costs_the_bad_images_alone(station: Station, line: str
         assert len(letter["payload"]) <= 100
     assert station.pending(line) == 0
     assert station.counted("images_total", line=line, outcome="scored") == 3
-    assert station.counted("images_total", line=line, outcome="dead") == 4
+    assert station.counted("images_total", line=line, outcome="dead") == 5
     assert station.counted("dead_letters_total", line=line, reason="wrong_shape") == 2
 
 

@@ -12,7 +12,7 @@ import torch
 
 from tests.worker.helpers import small_settings
 from worker.check_lines import NOTE, OK, largest_version, look_at_room, look_at_streams, look_at_versions, wrong_keys
-from worker.errors import ModelError, SnapshotError, WorkerError
+from worker.errors import ModelError, SnapshotError, StoreError, WorkerError
 from worker.line import Line
 from worker.settings import Settings, line_configs
 from worker.snapshots import SnapshotStore, stem_of
@@ -167,6 +167,16 @@ def test_versions_are_told_by_name(settings: Settings, client: redis.Redis, line
         write(settings, line, stem_of(1, seq))
     put(LineStreams(client, line), model=stem_of(1, 2))
     assert only(look_at_versions(settings, client, "f")) == (OK, f"{line} ({stem_of(1, 2)})")
+
+
+def test_a_file_in_the_place_of_the_folder_is_told(settings: Settings, client: redis.Redis, line: str) -> None:
+    folder = settings.snapshots.on_this_machine / line
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.write_text("in the way")
+    _, error = only(look_at_versions(settings, client, "f"))
+    assert isinstance(error, StoreError)
+    assert f"{folder} cannot be listed" in str(error)
+    assert "a file stands where a folder belongs: move it away" in str(error)
 
 
 def test_a_version_that_was_calibrated_otherwise_is_told(settings: Settings, client: redis.Redis, line: str) -> None:

@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 
 from tests.conftest import PrivateRedis
+from tests.worker.faulty import Faults
 from tests.worker.helpers import small_settings
 from worker.checks import run_checks
 from worker.errors import ConfigurationError, DeviceError, ModelError, RedisUnreachableError, SnapshotError, WorkerError
@@ -90,6 +91,21 @@ def test_what_is_missing_is_marked_and_told(
     assert [marks[name] for name in ("lines", "redis", "snapshots") if name != failing] == ["ok"] * (
         2 if failing in {"redis", "snapshots"} else 3
     )
+
+
+def test_of_an_object_store_its_folder_on_this_machine_is_tried_too(
+    sections: dict[str, Any], tmp_path: Path, faults: Faults
+) -> None:
+    cache = tmp_path / "cache"
+    stored = {**sections, "snapshots": {"directory": f"faulty://{tmp_path.name}", "cache": cache}}
+    lines, failure = checked(small_settings("press-3", **stored))
+    assert failure is None
+    assert f"{cache} can be written" in "\n".join(lines)
+    cache.rmdir()
+    cache.write_text("in the way")
+    _, failure = checked(small_settings("press-3", **stored))
+    assert isinstance(failure, SnapshotError)
+    assert f"snapshots.cache {cache} cannot be written: [Errno 17] File exists" in str(failure)
 
 
 def test_no_lines_is_a_matter_of_configuration(sections: dict[str, Any]) -> None:

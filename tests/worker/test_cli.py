@@ -176,7 +176,7 @@ def test_the_console_script_and_the_module_end_the_same_way(command: list[str], 
     )
     assert ended.returncode == 3
     assert ended.stderr.startswith("error: Redis at redis://127.0.0.1:1/0 is not reached")
-    assert entry_points(group="console_scripts")["mhpc-worker"].value == "worker.cli:main"
+    assert entry_points(group="console_scripts")["mhpc-worker"].value == "worker.__main__:main"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")

@@ -9,7 +9,7 @@ from tests.worker.burying import bury as bury  # a fixture
 from tests.worker.burying import file as file  # a fixture
 from tests.worker.calling import Call
 from tests.worker.helpers import encoded, item, message, picture
-from worker.message import ID_LENGTH, decode_batch
+from worker.message import ID_LENGTH, Image, decode_batch
 from worker.settings import LimitSettings
 from worker.streams.line_streams import LineStreams
 
@@ -68,6 +68,22 @@ def test_a_part_whose_id_looks_like_a_place_keeps_it(
     assert call("dead", "replay", "--all", "--config", file).code == 0
     (image,) = decode_batch(newest(streams), LimitSettings())
     assert image.id == "#7"
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_picture_that_came_as_a_text_is_shown_and_replayed_as_bytes(
+    call: Call, file: Path, bury: Bury, streams: LineStreams, tmp_path: Path, gone: bool
+) -> None:
+    came = {"v": 1, "images": [item("a", format="jpeg", data=JPEG, meta={"cam": 1})]}
+    batch = msgpack.packb(came, use_bin_type=False)  # the classic mistake
+    letter = bury(batch, *rejected(batch), gone=gone)
+    shown = call("dead", "show", letter, "--config", file, "--payload", tmp_path / "part.jpg")
+    assert "from the letter's jpeg" in shown.out if gone else "as it came, its data as bytes" in shown.out
+    assert (tmp_path / "part.jpg").read_bytes() == JPEG
+    assert call("dead", "replay", letter, "--config", file).code == 0
+    assert decode_batch(newest(streams), LimitSettings()) == [
+        Image("a", "jpeg", JPEG, meta=None if gone else {"cam": 1})
+    ]
 
 
 def test_an_entry_is_replayed_as_it_is(call: Call, file: Path, bury: Bury, streams: LineStreams) -> None:

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import redis
+import torch
 
 from tests.conftest import PrivateRedis
 from tests.worker.calling import Call, Ended
 from tests.worker.test_cli_help import completed
 from worker.fleet import declared
 from worker.settings import LINES_KEY
+from worker.snapshots import SnapshotStore
 from worker.streams.line_streams import LineStreams
 
 Lines = Callable[..., Ended]
@@ -61,6 +63,23 @@ def test_a_line_that_has_a_model_and_is_given_another_top_k_is_told_of(lines: Li
     server.set(LineStreams(server, "press-4").state_key, "no hash")
     ended = lines("add", "press-4", "--set", "scoring.top_k=7")
     assert (ended.code, "top_k" in ended.out, server.hexists(LINES_KEY, "press-4")) == (0, False, True)
+
+
+def test_a_line_whose_version_lies_here_is_told_of_the_top_k_that_was_calibrated_with(
+    lines: Lines, server: Any, tmp_path: Path
+) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(f"[scoring]\ntop_k = 3\n[snapshots]\ndirectory = '{tmp_path}'\n")
+    add = partial(lines, "add", "press-3", "--config", config)
+    SnapshotStore(tmp_path, "press-3").write(stem := "0000000001-0000000002", {"a": torch.zeros(1)}, {"top_k": 5})
+    server.hset(LineStreams(server, "press-3").state_key, "model", stem)
+    told = f"line press-3: scoring.top_k is {{}}, its version {stem} was calibrated with 5: workers refuse it"
+    assert told.format(3) in add().out  # by the workers' own table, though it was never declared otherwise
+    assert told.format(7) in add("--set", "scoring.top_k=7").out
+    assert told.format(7) in add("--set", "scoring.top_k=7").out  # declared so before
+    assert "top_k" not in add("--set", "scoring.top_k=5").out
+    (tmp_path / "press-3" / f"{stem}.safetensors").write_bytes(b"damaged")
+    assert "scoring.top_k was 5, and is 7: unless its version" in add("--set", "scoring.top_k=7").out
 
 
 def test_a_line_is_removed_and_what_it_learned_stays(lines: Lines, server: Any) -> None:

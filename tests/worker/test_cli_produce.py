@@ -14,6 +14,7 @@ from tests.worker.helpers import encoded, eventually, picture
 from tests.worker.terminal import Terminal
 from worker.cli_produce import produce
 from worker.producer import MAX_AHEAD
+from worker.settings import LINES_KEY
 from worker.streams.line_streams import LineStreams
 
 
@@ -92,6 +93,27 @@ def test_a_user_with_xadd_alone_plays_with_no_limit_of_entries_ahead(
     assert "mhpc-worker produce: --max-ahead 0" in ended.err
     assert call(*arguments, "--max-ahead", "0").code == 0
     assert sent(admin, line) == [["a.png", "more/b.png"]]
+
+
+def test_who_plays_into_a_line_that_nobody_reads_is_told_each_time(
+    call: Call, config: Any, private_redis: PrivateRedis, pictures: Path
+) -> None:
+    admin = redis.Redis(port=private_redis.port, protocol=2)
+    arguments = ("produce", pictures, "--line", "zz", "--max-ahead", "0", "--config", config(url=private_redis.url))
+    for _ in range(2):  # by the second time the line has a stream
+        ended = call(*arguments)
+        assert (ended.code, ended.err.count("line zz is neither configured here nor declared at redis://127")) == (0, 1)
+    for tell in (
+        lambda: admin.hset(LINES_KEY, "zz", "{}"),
+        lambda: LineStreams(admin, "zz").acquire("station-9#ab", 0),
+    ):
+        tell()
+        ended = call(*arguments)
+        assert (ended.code, "neither configured" in ended.err) == (0, False)
+        admin.flushdb()
+    admin.acl_setuser("camera", enabled=True, passwords=["+secret"], keys=["mhpc:{zz}:images"], commands=["+xadd"])
+    ended = call(*arguments[:-1], config(url=private_redis.url.replace("//", "//camera:secret@")))
+    assert (ended.code, "neither configured" in ended.err) == (0, False)
 
 
 def test_the_entries_that_may_wait_are_a_producers_unless_said() -> None:

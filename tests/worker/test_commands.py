@@ -51,37 +51,6 @@ def test_a_command_is_answered_once_though_the_reply_to_its_commit_is_lost(
     assert score(keeper) < limit(keeper)
 
 
-@pytest.mark.parametrize(
-    ("value", "part"),
-    [
-        ({"v": 1, "name": ["relearn"]}, "`name` is ['relearn'], expected one of relearn"),
-        ({"v": 1, "name": {"a": 1}}, "`name` is {'a': 1}, expected one of"),
-        ({"v": 1, "name": None}, "`name` is None"),
-        ({"v": [1], "name": "pause"}, "expected a map with `v` 1"),
-        ({"v": 1, "name": "pause", "args": [1]}, "with a map `args`"),
-        ({"v": 1, "name": "pause", "by": 7}, "a text `by`"),
-        ({"v": 1, "name": "normal", "args": {"entry": 5, "id": "a"}}, "entry of normal is 5, expected a text"),
-        ({"v": 1, "name": "normal", "args": {"entry": None, "id": "a"}}, "entry of normal is None"),
-        ({"v": 1, "name": "drop", "args": {"entry": "1-0", "id": ["a"]}}, "id of drop is ['a']"),
-        ({"v": 1, "name": "rollback", "args": {"version": 7}}, "version of rollback is 7, expected a text"),
-        ({"v": 1, "name": "rollback", "args": {"version": "../../etc"}}, "version '../../etc' is not there"),
-        ({"v": 1, "name": "rate", "args": {"rate": float("nan")}}, "rate is nan, expected a number between 0 and 1"),
-        ({"v": 1, "name": "rate", "args": {"rate": True}}, "rate is True"),
-        ({"v": 1, "name": "relearn", "args": {"forgetting": 0}}, "expected a number above 0 and at most 1"),
-        ({"v": 1, "name": "relearn", "args": {b"forgetting": 1}}, "came with the arguments b'forgetting'"),
-    ],
-)
-def test_a_message_that_is_no_command_is_answered_with_what_was_expected(
-    make_keeper: MakeKeeper, streams: LineStreams, value: Any, part: str
-) -> None:
-    keeper = trained(make_keeper, streams)
-    streams.client.xadd(streams.control, {"command": msgpack.packb(value)})
-    look(keeper)
-    ((ok, text),) = replies(streams)
-    assert not ok
-    assert part in text
-
-
 def test_an_answer_to_a_command_that_changed_nothing_says_nothing_of_what_is_not_durable(
     make_keeper: MakeKeeper, streams: LineStreams
 ) -> None:

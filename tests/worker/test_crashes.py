@@ -23,10 +23,10 @@ elif sys.argv[2] == "hang":
     threading.Event().wait()
 elif sys.argv[2] == "live":
     for _ in range(10):
-        file.watch(time.monotonic(), 2.0)
-        time.sleep(0.4)
+        file.watch(time.monotonic(), 4.0)  # so much longer than from one to the next: the machine may stand still
+        time.sleep(0.5)
     file.close()
-    time.sleep(3.0)
+    time.sleep(5.0)
 elif sys.argv[2] == "old":
     while True:  # it turns, but what it has threads do hangs
         file.watch(0.0, 0.5)

@@ -21,6 +21,7 @@ from worker.streams.control import wait_for_reply
 from worker.streams.line_streams import ANSWERING, LineStreams
 from worker.streams.line_streams import LEARNING as LEARNING_GROUP
 from worker.streams.reads import read_new
+from worker.views import line_status
 
 
 def backlog(worker: Worker, line: str) -> dict[str, float]:
@@ -180,7 +181,12 @@ def test_a_turn_that_takes_longer_than_a_lease_keeps_the_line(
         worker._recover()
         monkeypatch.setattr(worker.answering.cache, "capacity", 0)  # learning takes the entry as a whole
         monkeypatch.setattr("worker.engine.failpoint", takes_ten_seconds)
-        worker._turn()
+
+        def turned() -> bool:
+            worker._turn()
+            return clock[0] > 1000  # one that stood still before it came to learning has no time left for it
+
+        eventually(turned)
         assert clock[0] == 1040  # four batches learned, and none scored; by the lease's clock, longer than it lasts
         assert worker.keepers[line].lease.held
         assert worker.keepers[line].epoch == 1
@@ -223,6 +229,13 @@ def test_a_version_that_cannot_be_loaded_stops_its_own_line_alone(
         assert len(answered(client, well, 48)) == 48
         eventually(lambda: "its version cannot be loaded" in get(worker, "/readyz")[1])
         assert well not in get(worker, "/readyz")[1]
+        told = eventually(lambda: line_status(client, broken)["problem"])
+        assert told.startswith("its version cannot be loaded: ")
+        assert "scoring.top_k is 7, its model was calibrated with " in told
+        assert line_status(client, well)["problem"] is None
+    with running(settings(broken, well)):
+        eventually(lambda: line_status(client, broken)["keeper"])
+        assert line_status(client, broken)["problem"] is None
 
 
 def test_a_worker_none_of_whose_lines_can_be_loaded_ends_at_its_start(
@@ -238,6 +251,7 @@ def test_a_worker_none_of_whose_lines_can_be_loaded_ends_at_its_start(
     try:
         with pytest.raises(ModelError, match=r"scoring\.top_k is 7"):
             worker.run()
+        assert "scoring.top_k is 7" in str([line_status(client, name)["problem"] for name in names])
     finally:
         worker.shutdown()
 

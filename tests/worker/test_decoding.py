@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import simplejpeg
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image as Pillow
@@ -15,7 +16,7 @@ from worker.errors import RejectedError
 from worker.message import Image, Pixels, decode_pixels
 from worker.settings import LimitSettings
 
-START_OF_SCAN = b"\xff\xda"
+START_OF_SCAN, END = b"\xff\xda", b"\xff\xd9"
 
 LIMITS = LimitSettings()
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "300"))
@@ -43,11 +44,60 @@ def test_a_jpeg_has_the_pixels_that_pillow_gives_it(data: bytes) -> None:
 
 @given(st.sampled_from(JPEGS), st.lists(st.tuples(st.integers(0, 2**16), st.binary(max_size=6)), max_size=4))
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_of_a_damaged_jpeg_becomes_what_pillow_alone_would_make_of_it(data: bytes, hits: Any) -> None:
+def test_of_a_damaged_jpeg_becomes_what_pillow_alone_would_make_of_it_unless_a_scan_is_cut(
+    data: bytes, hits: Any
+) -> None:
     damaged = bytearray(data)
     for at, new in hits:
         damaged[at % len(damaged) : at % len(damaged) + len(new)] = new
-    np.testing.assert_array_equal(outcome(decode, bytes(damaged)), outcome(decode_pixels, bytes(damaged)))
+    found = outcome(decode, bytes(damaged))
+    if not (isinstance(found, str) and found == "truncated" and has_a_cut_scan(bytes(damaged))):
+        np.testing.assert_array_equal(found, outcome(decode_pixels, bytes(damaged)))
+
+
+def has_a_cut_scan(data: bytes) -> bool:
+    try:
+        simplejpeg.decode_jpeg(data)
+    except ValueError as error:
+        return "premature end of data segment" in str(error) or "found marker 0xd9 instead of RST" in str(error)
+    return False
+
+
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        ("RGB", {}),
+        ("RGB", {"subsampling": 0}),
+        ("RGB", {"progressive": True}),
+        ("L", {}),
+        ("L", {"progressive": True}),
+        ("CMYK", {}),
+        ("CMYK", {"progressive": True}),
+    ],
+)
+def test_a_jpeg_that_is_cut_within_a_scan_and_then_ended_is_truncated(mode: str, options: dict[str, Any]) -> None:
+    """As a camera ends it whose buffer is too small; Pillow makes the rest grey."""
+    whole = encoded(picture(0, 96, 128), "JPEG", mode, **options)
+    start = whole.index(START_OF_SCAN) + 40
+    for share in (0.0, 0.5, 0.9):
+        cut = whole[: start + int(share * (len(whole) - start))].rstrip(b"\xff") + END
+        assert isinstance(outcome(decode_pixels, cut), np.ndarray)
+        with pytest.raises(RejectedError, match=r"cut off before its end marker .*; send the file") as caught:
+            decode(Image("a", "jpeg", cut), LIMITS)
+        assert caught.value.reason == "truncated"
+
+
+def test_a_jpeg_that_ends_where_a_restart_belongs_is_truncated() -> None:
+    whole = encoded(picture(0, 96, 128), "JPEG", restart_marker_rows=1)
+    restart = whole.index(b"\xff\xd2")
+    assert outcome(decode, whole[:restart] + END) == "truncated"
+    assert isinstance(outcome(decode, whole), np.ndarray)
+
+
+def test_a_progressive_jpeg_whose_last_scans_are_missing_is_a_coarser_picture() -> None:
+    whole = encoded(picture(0, 96, 128), "JPEG", progressive=True)
+    coarse = whole[: whole.rindex(b"\xff\xc4", 0, whole.rindex(START_OF_SCAN))] + END
+    np.testing.assert_array_equal(outcome(decode, coarse), outcome(decode_pixels, coarse))
 
 
 @pytest.mark.parametrize("data", JPEGS)

@@ -19,6 +19,7 @@ from worker.errors import ModelError, SnapshotError, StoreError
 from worker.folders import listed
 from worker.snapshots import SnapshotStore, stem_of
 from worker.streams.line_streams import LineStreams
+from worker.views import line_status
 
 NOBODY = 65534
 
@@ -72,8 +73,10 @@ def test_a_folder_that_refuses_is_told_whatever_is_asked_of_it(tmp_path: Path, r
 def test_a_folder_that_is_absent_holds_nothing_and_a_file_in_its_place_is_told(tmp_path: Path) -> None:
     assert listed(tmp_path / "press-3") == []
     (tmp_path / "press-3").write_text("in the way")
-    with pytest.raises(StoreError, match=r"cannot be listed: .*mend its rights or the disk"):
+    with pytest.raises(StoreError, match=r"cannot be listed: .*: a file stands where a folder belongs: move it away"):
         listed(tmp_path / "press-3")
+    with pytest.raises(SnapshotError, match=r"is not written: .*; a file stands where a folder belongs: move it away"):
+        holds(SnapshotStore(tmp_path, "press-3"), 7)
 
 
 def test_a_version_that_is_there_and_cannot_be_opened_is_not_taken_for_an_absent_one(tmp_path: Path) -> None:
@@ -138,6 +141,7 @@ def test_a_folder_that_refuses_is_its_lines_trouble_alone(
         assert answered(client, other, 8)
         eventually(lambda: f"line {line}: the store of its versions cannot be asked" in get(worker, "/readyz")[1])
         assert "mend its rights or the disk" in get(worker, "/readyz")[1]
+        assert "mend its rights or the disk" in eventually(lambda: line_status(client, line)["problem"])
         assert client.xlen(LineStreams(client, line).scores) == 0
     assert answered(client, line, 8)
     eventually(lambda: get(worker, "/readyz")[0] == 200)

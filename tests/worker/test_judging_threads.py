@@ -47,10 +47,14 @@ def test_turns_go_on_while_a_batch_takes_long(station: Station, line: str, monke
     monkeypatch.setattr(station.engine, "extract", lambda images: (may_go_on.wait(60), real(images))[1])
     monkeypatch.setattr(Judging, "may_stay_under_way", MAY_STAY)
     station.send(line, message(item("1")))
-    began, before = time.monotonic(), spent(station, "forward")
-    while time.monotonic() < began + 0.5:
+    before = spent(station, "forward")
+
+    def under_way() -> bool:
         station.answering.turn(station.client, station.keepers, block_ms=1)
-    assert station.answering.judging.under_way
+        return station.answering.judging.under_way
+
+    eventually(under_way)
+    assert [under_way() for _ in range(20)] == 20 * [True]  # each waits for the thread for a moment
     assert station.answering.judging.since < time.monotonic() - 0.03  # for the watchdog
     may_go_on.set()
 
@@ -202,9 +206,7 @@ def test_a_failing_batch_is_blamed_on_its_lines_once_it_is_landed(
 
     monkeypatch.setattr(station.engine, "extract", extract)
     station.send(line, message(item("1"), item("2")))
-    for _ in range(4):
-        turn(station)
-    assert ids(station, line) == ["1", "2"]  # they came again, one by one
+    eventually(lambda: answered(station, line, ["1", "2"]))  # they came again, one by one
     assert station.pending(line) == 0
 
 

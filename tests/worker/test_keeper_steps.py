@@ -7,10 +7,11 @@ from torch import Tensor
 
 from mhpc.core.learner import OnePassLearner
 from tests.worker.keeping import ENTRIES, MakeKeeper, add, extract, opened, pending
-from worker.keeper import Extract, Keeper
+from worker.keeper import Keeper
 from worker.line import SCORING
 from worker.reading import ATTEMPTS
 from worker.streams.line_streams import Entry, LineStreams
+from worker.taking import Extract
 
 
 def test_where_steps_are_long_all_that_is_read_is_applied_at_once_and_phases_end_between_entries(

@@ -124,7 +124,8 @@ def test_what_one_learned_another_loads_and_goes_on_from(
         follower.learn(extract, 2)
         if follower.snapshot_due:
             follower.snapshot()
-    saved(follower)
+    settled(follower)
+    assert follower.line.serving.phase == SCORING
     assert_same(follower.line, unbroken)
     eventually(lambda: len(ObjectStore(url, streams.line, Path("/nowhere")).stems()) == 3)  # pruned on the way
 
@@ -244,7 +245,7 @@ def test_a_flipped_bit_sets_the_version_aside_and_the_one_before_serves(
     flip(f"{url}/{streams.line}", f"{stem_of(1, 2)}-")
     keeper.close(HOLDER)
     again = kept(make(), "station-2#b")
-    saved(again)
+    settled(again)  # which it is already where the store was quick
     assert again.line.applied_through == "2-0"
     assert streams.state()["model"] == again.model == stem_of(2, 1)
     assert f"{stem_of(1, 2)}.bad" in objects(url)

@@ -12,11 +12,14 @@ import redis
 from structlog.testing import capture_logs
 
 from tests.worker.helpers import DEADLINE_SECONDS, encoded, eventually, item, message
+from tests.worker.keeping import pending
 from worker.answering import Answering
 from worker.daemon import Worker
 from worker.lease import LAPSE_SECONDS, RENEW_SECONDS
-from worker.opening import DENSE_BYTES
+from worker.opening import LARGE_BYTES
 from worker.settings import Settings
+from worker.streams.line_streams import Entry, LineStreams
+from worker.streams.reads import read_new
 
 LONGER = LAPSE_SECONDS + 13
 
@@ -55,6 +58,11 @@ def turn_until(worker: Worker, what: Callable[[], object]) -> None:
         return what()
 
     eventually(turned)
+
+
+def turn_until_answered(worker: Worker, streams: LineStreams, images: int) -> None:
+    """By results alone: a turn every few seconds trims the entries that they are of."""
+    turn_until(worker, lambda: streams.client.xlen(streams.scores) == images)
 
 
 def test_while_a_thread_judges_for_long_the_leases_are_renewed(worker: Worker, clock: list[float], line: str) -> None:
@@ -157,7 +165,7 @@ def test_an_entry_that_takes_long_to_decode_is_decoded_by_threads_alone_and_othe
     by, go, loop = list[threading.Thread](), threading.Semaphore(0), threading.current_thread()
     monkeypatch.setattr("worker.opening.failpoint", takes_a_turn)
     monkeypatch.setattr("worker.answering.decoding_threads", lambda: 2)
-    monkeypatch.setattr("worker.batching.LINE_AHEAD_BYTES", DENSE_BYTES)  # for which a megapixel is huge
+    monkeypatch.setattr("worker.batching.LINE_AHEAD_BYTES", LARGE_BYTES)  # for which a megapixel is huge
     monkeypatch.setattr("worker.learning.SOON_SECONDS", 0.0)
     with keeping(settings(line, f"{line}-other")) as worker:
         slow, other = (keeper.streams for keeper in worker.keepers.values())
@@ -166,7 +174,7 @@ def test_an_entry_that_takes_long_to_decode_is_decoded_by_threads_alone_and_othe
         for number in range(40):
             assert client.xlen(slow.scores) == 0
             client.xadd(other.images, {"batch": message(item(str(number)))})
-            turn_until(worker, lambda: client.xlen(other.scores) == client.xlen(other.images))
+            turn_until_answered(worker, other, number + 1)
             go.release()
         turn_until(worker, lambda: client.xlen(slow.scores) == worker.keepers[line].line.learner.images_seen_ == 40)
         assert [thread is loop for thread in by] == 40 * [False]
@@ -209,3 +217,78 @@ def test_an_entry_that_learning_itself_takes_longer_to_decode_than_a_lease_lasts
     worker.learning._usable(line, keeper.streams.entry(keeper.streams.last_id()))  # as for what is set aside
     assert clock[0] >= before + 2 * 16 * RENEW_SECONDS
     assert (keeper.lease.lapsed, keeper.epoch) == (False, 1)
+
+
+MANY = 24  # pictures, that together take learning too long to decode
+
+
+def answered_elsewhere(streams: LineStreams) -> None:
+    """An entry of dense pictures, of which this worker's answering is told nothing."""
+    streams.client.xadd(streams.images, {"batch": of_many()})
+    read_new(streams.client, {streams: 1}, "another")
+
+
+def of_many() -> bytes:
+    return message(*(item(f"dense {n}", data=encoded(np.full((1000, 1000), n, np.uint8))) for n in range(MANY)))
+
+
+def test_what_answering_has_not_decoded_and_takes_long_is_decoded_by_a_thread_and_other_lines_are_answered_meanwhile(
+    settings: Any, client: redis.Redis, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def takes_a_turn(_: str, identity: str) -> None:
+        if identity.startswith("dense"):
+            by.append(threading.current_thread())
+            if by[-1] is not loop:
+                go.acquire(timeout=DEADLINE_SECONDS)
+
+    by, go, loop = list[threading.Thread](), threading.Semaphore(0), threading.current_thread()
+    monkeypatch.setattr("worker.opening.failpoint", takes_a_turn)
+    with keeping(settings(line, f"{line}-other")) as worker:
+        slow, other = (keeper.streams for keeper in worker.keepers.values())
+        answered_elsewhere(slow)
+        client.xadd(slow.images, {"batch": message(item("next"))})
+        for number in range(MANY):
+            client.xadd(other.images, {"batch": message(item(str(number)))})
+            turn_until_answered(worker, other, number + 1)
+            assert sum(worker.keepers[line].line.counts) == 0
+            go.release()
+        turn_until(worker, lambda: sum(worker.keepers[line].line.counts) == MANY + 1)
+        assert [thread is loop for thread in by] == MANY * [False]
+        turn_until(worker, lambda: pending(slow) == [])
+        assert {keeper.epoch for keeper in worker.keepers.values()} == {1}
+
+
+def test_a_stop_waits_for_the_one_picture_that_is_decoded_for_learning_and_the_entry_comes_again(
+    settings: Any, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def takes_until_the_end(_: str, identity: str) -> None:
+        decoded.append(identity)
+        eventually(lambda: worker.answering._for_learning._shutdown)
+
+    decoded: list[str] = []
+    with keeping(settings(line)) as worker:
+        monkeypatch.setattr("worker.opening.failpoint", takes_until_the_end)
+        answered_elsewhere(worker.keepers[line].streams)
+        turn_until(worker, lambda: decoded)
+    assert decoded == ["dense 0"]
+    assert len(pending(worker.keepers[line].streams)) == 1
+
+
+def test_pixels_are_kept_while_a_line_learns(worker: Worker, client: redis.Redis, line: str) -> None:
+    keeper, opening = worker.keepers[line], worker.answering.opening
+    for paused in (False, True):
+        keeper.line.paused = paused
+        client.xadd(keeper.streams.images, {"batch": message(item(data=encoded(np.zeros((1000, 1000), np.uint8))))})
+        turn_until_answered(worker, keeper.streams, 1 + paused)
+        assert len(opening._kept) == (not paused)
+
+
+def test_an_entry_is_put_off_once_and_once_more_where_the_line_was_lost_meanwhile(worker: Worker, line: str) -> None:
+    learning, entry = worker.learning, Entry("1-0", of_many())
+    assert not learning._ready(line, entry)
+    eventually(lambda: learning._may_learn(line))
+    worker.answering.opening.let_keep(False)
+    assert learning._ready(line, entry)
+    worker.keepers[line].lose("another has it")
+    learning.turn(worker.keepers, worker._guarded)
+    assert not learning._ready(line, entry)

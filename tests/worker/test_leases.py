@@ -13,19 +13,29 @@ from worker import leases
 from worker.daemon import Worker
 
 LINES = 5
+SILENT_SECONDS = 1.5
 
 
 @pytest.fixture
 def worker(proxy: Proxy, settings: Any, line: str) -> Iterator[Worker]:
     """Keeps its lines, by a way that may fall silent."""
     names = [f"{line}-{number}" for number in range(LINES)]
-    worker = Worker(settings(*names, url=f"{proxy.url}?socket_timeout=1.5"))
+    worker = Worker(settings(*names, url=f"{proxy.url}?socket_timeout=60"))
     worker.startup()
     worker._recover()
     worker._turn()
     assert all(keeper.epoch for keeper in worker.keepers.values())
     yield worker
     worker.shutdown()
+
+
+def falls_silent(worker: Worker, proxy: Proxy) -> None:
+    """Nothing is answered any more, which is waited for briefly: as long as there are answers, they may take long."""
+    pool = worker.client.connection_pool
+    pool.connection_kwargs["socket_timeout"] = SILENT_SECONDS
+    for connection in pool._available_connections:
+        connection._sock.settimeout(SILENT_SECONDS)
+    proxy.half_open()
 
 
 def asked(proxy: Proxy) -> int:
@@ -37,7 +47,7 @@ def test_a_stop_waits_once_for_a_redis_that_does_not_answer_however_many_lines_a
     worker: Worker, proxy: Proxy
 ) -> None:
     before = asked(proxy)
-    proxy.half_open()
+    falls_silent(worker, proxy)
     with capture_logs() as logs:
         worker.drain()
     assert asked(proxy) - before <= 1
@@ -59,7 +69,7 @@ def test_leases_are_not_asked_for_one_by_one_where_redis_does_not_answer(worker:
     for keeper in worker.keepers.values():
         keeper.lease._renew_at = 0.0
     before = asked(proxy)
-    proxy.half_open()
+    falls_silent(worker, proxy)
     with pytest.raises(redis.TimeoutError):
         leases.renew(worker.keepers.values(), worker.holder)
     assert asked(proxy) - before <= 1
@@ -85,7 +95,7 @@ def test_a_stop_asks_nothing_of_a_redis_that_was_not_reached_when_it_came(
 ) -> None:
     def waits_in_vain() -> None:
         worker.stopping.set()  # meanwhile
-        proxy.half_open()
+        falls_silent(worker, proxy)
         worker.client.ping()
 
     monkeypatch.setattr(worker, "_turn", waits_in_vain)
@@ -114,7 +124,7 @@ def test_a_stop_with_pictures_in_hand_waits_once_for_a_redis_that_does_not_answe
         keeper.lease._renew_at = 0.0  # after the first batch
     worker.stopping.set()
     sent = commands(worker, monkeypatch)
-    proxy.half_open()
+    falls_silent(worker, proxy)
     worker.drain()
     assert sent == ["asked"]
 

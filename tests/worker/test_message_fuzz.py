@@ -17,6 +17,7 @@ from tests.worker.test_message import SMALL, nested, outcome, outcomes, result
 from worker.errors import RejectedError
 from worker.message import (
     Image,
+    Rejected,
     decode_batch,
     decode_result,
     encode_result,
@@ -27,7 +28,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarn
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "300"))  # each
 
 SCALARS = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=20)
-KEYS = st.text(max_size=4) | st.binary(max_size=4)
+NAMES = st.text(max_size=4) | st.binary(max_size=4)
+KEYS = NAMES | st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False)
 VALUES = st.recursive(
     SCALARS | st.binary(max_size=60),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4),
@@ -64,6 +66,31 @@ def test_any_msgpack_is_answered_or_rejected_and_what_is_answered_can_be_publish
         if isinstance(image, Image):
             sent = dataclasses.replace(result(None), id=image.id, ts=image.ts, meta=image.meta)
             assert decode_result(encode_result(sent))["id"] == image.id
+
+
+ODD = {7: 1, None: 2, (1, 2): 3, 2.5: 4, True: 5, msgpack.Timestamp(0): 6}
+
+
+def test_keys_of_any_type_are_unknown_ones_and_cost_nothing() -> None:
+    images = [item("1", box=[ODD]), {**item("2"), **ODD}, item("3")]
+    assert outcomes(msgpack.packb({"v": 1, "images": images, "sent": ODD, **ODD}), SMALL) == dict.fromkeys("123", "ok")
+
+
+@pytest.mark.parametrize("field", ["id", "format", "data", "shape", "ts", "meta"])
+def test_keys_of_any_type_in_a_field_that_is_read_cost_its_own_image(field: str) -> None:
+    bad = {**item("bad", format="raw", data=bytes(3), shape=[1, 1, 3]), field: ODD}
+    name = "#1" if field == "id" else "bad"
+    assert outcomes(message(item("1"), bad, item("2")), SMALL) == {"1": "ok", name: "wrong_shape", "2": "ok"}
+
+
+@given(st.binary(max_size=300) | st.integers(256, 70_000).map(bytes))
+@settings(max_examples=EXAMPLES, deadline=None)
+def test_of_data_that_came_as_a_text_each_byte_is_kept(data: bytes) -> None:
+    """The classic mistake: a packer without bin."""
+    batch = msgpack.packb({"v": 1, "images": [{"id": "a", "format": "jpeg", "data": data}]}, use_bin_type=False)
+    (image,) = decode_batch(batch, SMALL)
+    assert isinstance(image, Rejected)
+    assert (image.id, image.reason, image.payload) == ("a", "wrong_shape", data)
 
 
 PICTURES: list[tuple[Any, bytes]] = [

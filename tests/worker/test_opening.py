@@ -98,3 +98,41 @@ def test_the_pixels_of_so_many_such_pictures_are_kept_as_there_is_room_for(
     assert decoded == ["0", "1", "2"]
     opening.usable("a", Entry("1-0", message(item("0", data=dense(0)))))
     assert decoded == ["0", "1", "2", "0"]
+
+
+def test_learning_leaves_to_a_thread_what_it_would_take_long_to_decode(
+    opening: Opening, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.opening.ITSELF_BYTES", 2 * 3_000_000 // 16)  # two megapixels
+    few, many = (Entry(f"{n}-0", message(*(item(str(i), data=dense(i)) for i in range(n)), item("a"))) for n in (2, 3))
+    assert opening.too_long("a", few) == []
+    images = opening.too_long("a", many)
+    assert [image.id for image in images] == ["0", "1", "2"]
+    opening.cache.put("a", many.id, torch.zeros(4, 64, 384))
+    assert opening.too_long("a", many) == []
+    assert opening.cache.pop("a", many.id) is not None
+    assert opening.too_long("a", many) == images
+    opening.prepared(images)
+    assert opening.too_long("a", many) == []
+
+
+def test_pictures_of_many_bytes_are_too_long_and_kept_once_they_are_decoded_for_learning(
+    opening: Opening, decoded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = encoded(np.random.default_rng(0).integers(0, 256, (600, 600), np.uint8))  # as many bytes as pixels
+    entry = Entry("1-0", message(item("noise", data=noise), item("a")))
+    assert opening.too_long("a", entry) == []
+    monkeypatch.setattr("worker.opening.ITSELF_BYTES", len(noise) - 1)
+    images = opening.too_long("a", entry)
+    opening.keep(images[0], *opening.prepared(images))
+    assert [image.id for image in opening.usable("a", entry)] == ["noise", "a"]
+    assert decoded == ["noise", "a"]
+
+
+def test_where_nothing_is_to_be_learned_no_pixels_are_kept(opening: Opening, decoded: list[str]) -> None:
+    images = opening.images(entry := Entry("1-0", message(item("dense", data=dense()))), [])
+    for keep, times in ((True, 1), (False, 3), (True, 4)):
+        opening.let_keep(keep)
+        opening.prepared(images)
+        opening.usable("a", entry)
+        assert decoded == times * ["dense"]

@@ -1,7 +1,7 @@
 """Nothing goes twice: not where who is told of an entry raises, nor where the end of a producer fails."""
 
 import asyncio
-import time
+from typing import Any
 
 import pytest
 import redis
@@ -96,17 +96,21 @@ def test_in_an_event_loop_too_what_an_end_that_failed_leaves_is_not_sent_later(
 
 
 def test_an_image_of_a_block_that_failed_lingers_again_in_the_next_one(client: redis.Redis, line: str) -> None:
-    producer = Producer(client, line, linger=LINGER)
+    producer = Producer(client, line, linger=60)  # longer than anything stands still before the block fails
+    timers = list[Any]()
 
     def camera() -> None:
         with producer:
             producer.add(image(0))
+            timers.append(producer._timer)
             raise KeyError
 
     with pytest.raises(KeyError):
         camera()
-    time.sleep(2 * LINGER)
+    timers[0].join(10)
+    assert not timers[0].is_alive()  # nor will it send anything
     assert sent(client, line) == []
+    producer._collector.linger = LINGER
     with producer:
         producer.add(image(1))
         eventually(lambda: sent(client, line) == ["01"])

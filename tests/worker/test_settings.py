@@ -173,6 +173,43 @@ def test_a_variable_that_cannot_be_used_is_named(
     assert [part for part in [f"environment {name}", *parts] if part not in told] == []
 
 
+@pytest.mark.parametrize(
+    ("text", "environ", "flags", "sources"),
+    [
+        ("[model]\nbackbone = 'tiny'", {"BACKBONE": "resnet18", "WEIGHTS": "bundled"}, {}, ["BACKBONE", "WEIGHTS", ""]),
+        ("[http]\nport = 1", {"BACKBONE": "resnet18", "WEIGHTS": "bundled"}, {}, ["BACKBONE", "WEIGHTS"]),
+        ("[model]\nweights = 'bundled'", {"BACKBONE": "resnet18"}, {}, ["BACKBONE", ""]),
+        ("[model]\nweights = 'bundled'", {"": '{"backbone": "resnet18"}'}, {}, ["MODEL", ""]),
+        ("[redis]\npassword_file = 'f'", {}, {"redis": {"url": "redis://a:b@h"}}, ["command line", ""]),
+        ("[model]\nbackbone = 'resnet18'\nweights = 'bundled'", {"BANK_SIZE": "9"}, {}, ["BANK_SIZE", ""]),
+    ],
+)
+def test_values_that_do_not_go_together_are_laid_to_all_that_gave_their_table_one(
+    toml: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    text: str,
+    environ: dict[str, str],
+    flags: dict[str, Any],
+    sources: list[str],
+) -> None:
+    variables = {key: f"MHPC_MODEL__{key}" if key else "MHPC_MODEL" for key in environ}
+    for key, value in environ.items():
+        monkeypatch.setenv(variables[key], value)
+    config = toml(text)
+    named = {"": str(config), "MODEL": "environment MHPC_MODEL", "command line": "command line"}
+    expected = ", ".join(named.get(source) or f"environment {variables[source]}" for source in sources)
+    assert refusal(config, flags).partition(": ")[0] == expected
+
+
+@pytest.mark.parametrize("text", ["[redis]\nuri = 'h'", "[redis]\nusername = 3", "[http]\nport = 'x'"])
+def test_a_key_of_the_file_is_not_laid_to_others_of_its_table(
+    toml: Any, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv("MHPC_HTTP", '{"host": "127.0.0.1"}')
+    config = toml(text)
+    assert refusal(config, {"redis": {"url": "redis://h"}}).startswith(f"{config}: ")
+
+
 def test_a_flag_that_cannot_be_used_is_laid_to_the_command_line(toml: Any) -> None:
     told = refusal(toml("[redis]\nurl = 'redis://h'"), {"redis": {"url": "127.0.0.1"}})
     assert told.startswith("command line: redis.url: has no ://, must start with redis://")

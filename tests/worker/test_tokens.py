@@ -8,7 +8,7 @@ from tests.worker.test_message_fuzz import VALUES
 from worker.errors import RejectedError
 from worker.message import OBJECTS, decode_batch
 from worker.settings import LimitSettings
-from worker.tokens import has_more_than
+from worker.tokens import has_more_than, unpack
 
 
 def counted(value: Any) -> int:
@@ -43,3 +43,14 @@ def test_an_entry_of_a_million_empty_maps_is_refused_before_it_is_unpacked() -> 
     with pytest.raises(RejectedError, match="more than 500000 values") as caught:
         decode_batch(b"\x82\xa1v\x01\xa6images" + empty, LimitSettings())
     assert caught.value.reason == "too_large"
+
+
+def test_keys_that_collide_reach_no_dict() -> None:
+    """As many numbers of one hash as an entry may hold would take a dict minutes."""
+    colliding = [3 + number * (2**61 - 1) for number in range(8)]
+    assert len(set(map(hash, colliding))) == 1
+    assert unpack(msgpack.packb({"a": 1, b"b": dict.fromkeys(colliding, 2)})) == {"a": 1, b"b": {None: 2}}
+
+
+def test_a_key_without_a_hash_costs_nothing_else() -> None:
+    assert unpack(b"\x82\x91\x01\x02\xa1a\x81\x80\x05") == {None: 2, "a": {None: 5}}  # {[1]: 2, "a": {{}: 5}}

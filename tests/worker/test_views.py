@@ -12,7 +12,7 @@ from worker import views
 from worker.errors import RedisUnreachableError, StateError
 from worker.settings import Settings
 from worker.streams.line_streams import LineStreams
-from worker.streams.state import read_state
+from worker.streams.state import read_state, tell_unkept
 
 # -- status ------------------------------------------------------------------------------------------------------------
 
@@ -86,6 +86,19 @@ def test_a_problem_stops_a_line_where_it_says_so_or_nobody_keeps_it(client: redi
     assert views.line_status(client, line)["stopped"] is True
     streams.client.hset(streams.state_key, "problem", "")
     assert views.line_status(client, line)["stopped"] is False
+
+
+def test_a_line_that_nobody_can_load_says_why_until_it_is_kept(client: redis.Redis, line: str) -> None:
+    streams = LineStreams(client, line)
+    tell_unkept(streams, "its version cannot be loaded: it is another backbone's")
+    status = views.line_status(client, line)
+    assert status["problem"] == "its version cannot be loaded: it is another backbone's"
+    assert "unkept" not in status
+    assert streams.acquire("station-1#ab", 0)[0]
+    tell_unkept(streams, "another worker, which cannot load it, says so")
+    assert views.line_status(client, line)["problem"] is None
+    streams.client.delete(streams.lease)
+    assert views.line_status(client, line)["problem"] is None
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image as Pillow
 
+from worker.decoding import decode
 from worker.demo.parts import Mask, Part, Split
 from worker.errors import ConfigurationError, RejectedError
-from worker.message import decode_pixels
 from worker.producer import as_image, picture_files
 from worker.settings import LimitSettings
 
@@ -102,7 +102,7 @@ def _readable(folder: Path, files: Sequence[Path]) -> tuple[list[Path], list[str
 
     def problem(path: Path) -> str | None:
         try:
-            decode_pixels(as_image(path.name, path.read_bytes()), limits)
+            decode(as_image(path.name, path.read_bytes()), limits)
         except (RejectedError, OSError) as error:
             return f"left out: {path.relative_to(folder)}: {error}"
         return None

@@ -120,7 +120,7 @@ class Producer:
         image is taken.
 
         Raises:
-            RejectedError: a worker would refuse this image; it was not taken.
+            RejectedError: a worker would refuse this image, as shows without decoding it; it was not taken.
             ConfigurationError: `retry`, and its id stands in the entry already; it was not taken.
             WorkerError: as `send`, also of an entry that went out since the call before, because it had lingered.
         """
@@ -146,7 +146,7 @@ class Producer:
             The entry's id, or None when `stop` was set while it waited: then nothing was added.
 
         Raises:
-            RejectedError: a worker would refuse one of the images.
+            RejectedError: a worker would refuse one of the images, as shows without decoding it.
             ConfigurationError: there is none, or `retry` fits neither the entry nor the line.
             FateUnknownError: the connection was lost during the XADD; with `retry`, for as long as was tried.
             RedisUnreachableError: it was lost before; nothing was added.

@@ -8,7 +8,7 @@ local own = holder and ARGV[4] ~= '' and string.match(holder, '^(.*)#') == ARGV[
 if holder and holder ~= ARGV[1] and not own then
   return {0, holder, redis.call('PTTL', KEYS[1])}
 end
-redis.call('HDEL', KEYS[2], '')  -- a full server lets a script go on whose first write takes no memory
+redis.call('HDEL', KEYS[2], '', 'unkept')  -- a full server lets a script go on whose first write takes no memory
 local epoch = math.max(tonumber(redis.call('HGET', KEYS[2], 'epoch') or 0), tonumber(ARGV[3])) + 1
 redis.call('HSET', KEYS[2], 'epoch', string.format('%d', epoch), 'holder', ARGV[1])
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])

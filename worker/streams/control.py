@@ -1,5 +1,6 @@
 """Commands to a line and the keeper's answers to them. Imports no torch."""
 
+import reprlib
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -28,9 +29,12 @@ COMMANDS = {
     "resync": (),
 }
 
+EXPECTED = f"expected a map with `v` {VERSION}, `name`, `args` and `by`"
+
 
 class Command(NamedTuple):
-    """One entry of the control stream; `problem` says why it cannot be one."""
+    """One entry of the control stream; `problem` says why it cannot be one: then it has no `args`, and `name` and `by`
+    are what came where that are texts."""
 
     entry: str
     name: str
@@ -44,6 +48,11 @@ class Reply(NamedTuple):
 
     ok: bool
     text: str
+
+
+def quoted(value: Any) -> str:
+    """What came, cut, for a refusal; built-in `repr` fails on lists that are nested some thousand deep."""
+    return f"{reprlib.repr(value):.40}"
 
 
 def encode_command(name: str, args: dict[str, Any], by: str) -> bytes:
@@ -64,32 +73,51 @@ def read_commands(streams: LineStreams, after: str) -> list[Command]:
 
 
 def _decoded(entry: str, value: bytes | None) -> Command:
-    def refused(problem: str) -> Command:
-        return Command(entry, "", {}, "", problem)
+    try:
+        message = _unpacked(value)
+    except ValueError as error:
+        return Command(entry, "", {}, "", str(error))
+    name: Any = message.get("name")
+    args, by = message.get("args", {}), message.get("by", "")
+    if problem := _problem(message.get("v"), name, args, by):
+        return Command(entry, name if isinstance(name, str) else "", {}, by if isinstance(by, str) else "", problem)
+    given = {arg: value for arg, value in args.items() if value is not None or arg in COMMANDS[name]}
+    return Command(entry, name, given, by)
 
+
+def _unpacked(value: bytes | None) -> dict[str, Any]:
+    """Raises ValueError, with a text for the sender."""
     if value is None or len(value) > COMMAND_BYTES:
         came = "no field `command`" if value is None else f"{len(value)} bytes"
-        return refused(f"{came}, expected a msgpack map of at most {COMMAND_BYTES} bytes in `command`")
+        raise ValueError(f"{came}, expected a msgpack map of at most {COMMAND_BYTES} bytes in `command`")
     try:
         message = msgpack.unpackb(value, strict_map_key=True)
     except (ValueError, msgpack.UnpackException, RecursionError) as error:
-        return refused(f"`command` is not msgpack: {error}")
-    if not isinstance(message, dict) or message.get("v") != VERSION:
-        return refused(f"expected a map with `v` {VERSION}, `name`, `args` and `by`")
-    name, args, by = message.get("name"), message.get("args", {}), message.get("by", "")
-    if not isinstance(name, str) or name not in COMMANDS or not isinstance(args, dict) or not isinstance(by, str):
-        return refused(
-            f"`name` is {name!r:.40}, expected one of {', '.join(COMMANDS)}, with a map `args` and a text `by`"
-        )
+        raise ValueError(f"`command` is not msgpack: {error}") from None
+    if not isinstance(message, dict):
+        raise ValueError(f"`command` is {quoted(message)}, {EXPECTED}")
+    return message
+
+
+def _problem(v: Any, name: Any, args: Any, by: Any) -> str:
+    """Why these are no command; "" where they are one."""
+    if v != VERSION:
+        return f"`v` is {quoted(v)}, {EXPECTED}"
+    if not isinstance(name, str) or name not in COMMANDS:
+        return f"`name` is {quoted(name)}, expected one of {', '.join(COMMANDS)}"
+    if not isinstance(args, dict):
+        return f"`args` of {name} is {quoted(args)}, expected a map, empty or left out where there are none"
+    if not isinstance(by, str):
+        return f"`by` of {name} is {quoted(by)}, expected a text, or none at all"
     required = {arg for arg in COMMANDS[name] if not arg.endswith("?")}
     if not required <= set(args) <= {arg.rstrip("?") for arg in COMMANDS[name]}:
         expected = ", ".join(COMMANDS[name]) or "none"
-        return refused(f"{name} came with the arguments {', '.join(map(str, args)) or 'none'}, expected {expected}")
-    given = {arg: value for arg, value in args.items() if value is not None or arg in required}
-    for arg in {"entry", "id", "version"} & set(given):
-        if not isinstance(given[arg], str):
-            return refused(f"{arg} of {name} is {given[arg]!r:.40}, expected a text")
-    return Command(entry, name, given, by)
+        return f"{name} came with the arguments {', '.join(map(str, args)) or 'none'}, expected {expected}"
+    for arg in ("entry", "id", "version"):
+        value = args.get(arg)
+        if not isinstance(value, str) and (arg in required or value is not None):
+            return f"{arg} of {name} is {quoted(value)}, expected a text"
+    return ""
 
 
 def encode_reply(command: Command, reply: Reply) -> bytes:

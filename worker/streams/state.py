@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 
 from worker.errors import StateError
+from worker.streams.client import script
 from worker.streams.line_streams import LineStreams, entry_key
 
 ENTRY_ID = re.compile(r"[0-9]{1,20}-[0-9]{1,20}\Z")
@@ -49,6 +50,11 @@ def unreadable(key: str, state: Mapping[str, str]) -> dict[str, str]:
 
 def _is_id(text: str) -> bool:
     return bool(ENTRY_ID.match(text)) and max(entry_key(text)) < 2**64
+
+
+def tell_unkept(streams: LineStreams, why: str) -> None:
+    """Have the state say why a worker does not keep the line, where nobody does, until somebody is given the lease."""
+    streams.client.register_script(script("unkept"))(keys=[streams.lease, streams.state_key], args=[why])
 
 
 def learn_anew(place: str, streams: LineStreams) -> str:

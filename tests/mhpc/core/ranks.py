@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mhpc.core.distributed import learn_numbered, merged
+from mhpc.core.distributed import merged
 from mhpc.core.learner import STEP, OnePassLearner
 
 RANKS = 4
@@ -57,7 +57,7 @@ def own_share(learner: OnePassLearner, images: Tensor) -> OnePassLearner:
     """Learn this rank's steps of images [B, P, D]: steps of 8 go to the ranks in turn."""
     for number, step in enumerate(images.split(STEP)):
         if number % dist.get_world_size() == dist.get_rank():
-            learn_numbered(learner, step, number * STEP)
+            learner.partial_fit(step, first=number * STEP)
     return learner
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mhpc.core import distributed
 from mhpc.core.choices import PatchCoreAggregation, PatchCoreDistance, PatchCoreFeatureReduction
-from mhpc.core.distributed import MERGE, _union, gather_rows, learn_numbered, merged, reduce_moments
+from mhpc.core.distributed import MERGE, _union, gather_rows, merged, reduce_moments
 from mhpc.core.learner import STEP, OnePassLearner
 from mhpc.core.memory_bank import MemoryBank
 from mhpc.core.recent import RECENT
@@ -247,7 +247,7 @@ def test_pictures_may_come_in_any_order_of_their_numbers(order: list[int]) -> No
         if step == 5:
             images[3, 2:4] += 9 * torch.tensor([1.0, -1.0]).repeat(4)
         in_turn.partial_fit(images, guard=False)
-        learn_numbered(as_numbered, images, STEP * number, guard=False)
+        as_numbered.partial_fit(images, guard=False, first=STEP * number)
     assert as_numbered.images_learned_ == in_turn.images_learned_ == STEP * len(order)
     for each in (in_turn, as_numbered):
         each.freeze()
@@ -257,7 +257,7 @@ def test_pictures_may_come_in_any_order_of_their_numbers(order: list[int]) -> No
 
 def test_pictures_without_a_number_get_one_that_is_free() -> None:
     whole = learner(60)
-    learn_numbered(whole, pictures(STEP), 20)
+    whole.partial_fit(pictures(STEP), first=20)
     whole.partial_fit(pictures(3 * STEP, seed=1))
     bank = whole._memory_bank()
     assert len(bank.numbers) == len(bank.numbers.unique()) > STEP

@@ -12,7 +12,7 @@ from PIL import Image
 from threadpoolctl import threadpool_info, threadpool_limits  # type: ignore[import-untyped]  # publishes no types
 from typer.testing import CliRunner, Result
 
-from mhpc.__main__ import app
+from mhpc.cli import app
 from mhpc.core.mh_patch_core import MHPatchCore
 from mhpc.evaluation.options import Output, SamplerName
 from mhpc.evaluation.tables import check_output

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from mhpc.__main__ import app
+from mhpc.cli import app
 
 TOY = "tests.mhpc.training.toy_teacher:toy_teacher"
 

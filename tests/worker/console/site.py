@@ -63,10 +63,11 @@ class Site:
         """What the page is told, event by event."""
         with self.browser.stream("GET", path) as answer:
             assert answer.headers["content-type"].startswith("text/event-stream")
-            yield _events(answer.iter_lines())
+            yield events_of(answer.iter_lines())
 
 
-def _events(lines: Iterator[str]) -> Iterator[Event]:
+def events_of(lines: Iterator[str]) -> Iterator[Event]:
+    """What an event stream says by these lines."""
     name = ""
     for text in lines:
         if text.startswith("event: "):

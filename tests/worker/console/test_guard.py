@@ -194,7 +194,7 @@ def test_behind_tls_the_cookie_is_for_tls_alone(site: Site) -> None:
 
 
 def test_no_cookie_goes_with_a_page_that_was_not_asked_to_log_in(site: Site) -> None:
-    assert "set-cookie" not in httpx.get(site.url).headers
+    assert "set-cookie" not in httpx.get(site.url, timeout=60).headers
 
 
 def test_an_answer_to_what_nobody_thought_of_leaves_no_room_for_mischief_either(
@@ -234,5 +234,5 @@ def test_half_a_surrogate_pair_is_no_argument(site: Site, filled: Filled) -> Non
 )
 def test_a_proxys_user_is_named_as_he_spells_himself(open_site: Callable[..., Site], sent: bytes, known: str) -> None:
     site = open_site({"tokens": {}, "user_header": "X-Forwarded-User"})
-    page = httpx.get(site.url, headers=[(b"x-forwarded-user", sent)])
+    page = httpx.get(site.url, headers=[(b"x-forwarded-user", sent)], timeout=60)
     assert f">{known}<" in page.text

@@ -41,7 +41,7 @@ def settings(url: str, folder: Path, images: int) -> dict[str, Any]:
     return {
         "redis": {"url": url},
         "worker": {"name": "chaos-1", "device": "cpu"},
-        "model": {"input_shape": (32, 32), "bank_size": 100},
+        "model": {"input_shape": (32, 32), "bank_size": 100, "precision": "float32"},  # not by a trial in each run
         "learning": {"images": int(LEARN * images), "converge": False},
         "calibration": {"images": int(CALIBRATE * images), "false_positive_rate": 0.05},
         "scoring": {"track_threshold": False, "heat_map": False},

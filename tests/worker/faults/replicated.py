@@ -144,7 +144,7 @@ def _sentinel(folder: Path, master: int) -> Iterator[int]:
 @contextmanager
 def cluster_with_replica(folder: Path) -> Iterator[tuple[PrivateCluster, Failing]]:
     """A Cluster of three masters, the last of which has a replica; one of the others is asked first."""
-    with private_cluster(folder) as cluster, ExitStack() as stack:
+    with private_cluster(folder, "--cluster-node-timeout", "2000") as cluster, ExitStack() as stack:
         master = cluster.nodes[-1]
         way = stack.enter_context(contextlib.closing(Relay(master.port)))
         master.restart("--cluster-announce-port", str(way.port))

@@ -1,5 +1,6 @@
 """Servers that keep what they confirmed, and a Cluster of them."""
 
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,14 +15,24 @@ from tests.worker.helpers import eventually
 
 SLOTS = 16_384
 MASTERS = 3
-HIGHEST_PORT = 55_535  # a node listens for the others 10,000 above
+BUS = 10_000  # so far above its port a node listens for the others
+NODE_TIMEOUT_MS = 60_000  # a node that but stands still is not given up by the others
 
 
 def node_port() -> int:
-    """A free one for a node of a Cluster."""
-    while (port := free_port()) > HIGHEST_PORT:
+    """A free one for a node of a Cluster, with the one where it listens for the others."""
+    while not _is_free((port := free_port()) + BUS):
         pass
     return port
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError):  # taken; beyond the last one
+            return False
+    return True
 
 
 class DurableRedis(PrivateRedis):
@@ -47,7 +58,7 @@ class Node:
     def start(self, *further: str) -> None:
         command = [redis_executable(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
         durable = ["--save", "", "--appendonly", "yes", "--appendfsync", "always"]
-        clustered = ["--cluster-enabled", "yes", "--cluster-node-timeout", "2000"]
+        clustered = ["--cluster-enabled", "yes", "--cluster-node-timeout", str(NODE_TIMEOUT_MS)]
         options = [*durable, *clustered, *self.options, *further]
         self.process = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL)
         eventually(lambda: answers(self.port))
@@ -95,10 +106,20 @@ class PrivateCluster:
         """Another node, without slots, that the others know."""
         node = Node(self.folder, *self.options)
         self.nodes.append(node)
-        node.ask("CLUSTER MEET", "127.0.0.1", self.nodes[0].port)
-        known = f"cluster_known_nodes:{len(self.nodes)}\r".encode()
-        eventually(lambda: all(known in self.info(each) for each in self.nodes))
+        eventually(lambda: self._met(node))
         return node
+
+    def _met(self, node: Node) -> bool:
+        """Whether all know each other. A meeting over which they stood still is off after a node's timeout, and made
+        again here: by themselves they try once."""
+        if node.identity not in self._known(self.nodes[0]) or self.nodes[0].identity not in self._known(node):
+            node.ask("CLUSTER MEET", "127.0.0.1", self.nodes[0].port)
+        return all(self._known(each) == {other.identity for other in self.nodes} for each in self.nodes)
+
+    def _known(self, node: Node) -> set[str]:
+        """Whom the node has met; one that it is still meeting goes by a name that is not its own."""
+        told: bytes = node.ask("CLUSTER NODES")
+        return {line.split()[0] for line in told.decode().splitlines() if "handshake" not in line}
 
     def holder(self, key: str) -> Node:
         """Who has the key's slot."""

@@ -103,7 +103,7 @@ def test_an_address_is_shown_without_user_and_password(url: str, expected: str) 
 
 
 @pytest.mark.parametrize(
-    "name", ["gate", "acquire", "fenced", "claim", "lost", "seen", "replay", "mark", "groups", "announce"]
+    "name", ["gate", "acquire", "fenced", "claim", "lost", "seen", "replay", "mark", "groups", "announce", "unkept"]
 )
 def test_the_scripts_are_in_the_package(name: str, client: redis.Redis) -> None:
     assert client.script_load(script(name))

@@ -30,7 +30,8 @@ ME = "station-1"
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateCluster]:
-    with private_cluster(tmp_path_factory.mktemp("cluster") / "nodes") as cluster:
+    patient = ("--cluster-node-timeout", "60000")  # a node that but stands still is not given up by the others
+    with private_cluster(tmp_path_factory.mktemp("cluster") / "nodes", *patient) as cluster:
         yield cluster
 
 

@@ -31,12 +31,12 @@ class Watched(NamedTuple):
 
 @pytest.fixture
 def watched(tmp_path: Path) -> Iterator[Watched]:
-    """A master, its replica, and a sentinel that lets the replica take over."""
+    """A master, its replica, and a sentinel that lets the replica take over: not from one that but stands still."""
     first, second, sentinel = free_port(), free_port(), free_port()
     configuration = tmp_path / "sentinel.conf"
     configuration.write_text(
         f"port {sentinel}\nsentinel monitor {MASTER} 127.0.0.1 {first} 1\n"
-        f"sentinel down-after-milliseconds {MASTER} 500\nsentinel failover-timeout {MASTER} 2000\n"
+        f"sentinel down-after-milliseconds {MASTER} 60000\nsentinel failover-timeout {MASTER} 2000\n"
     )
     with ExitStack() as servers:
         master = servers.enter_context(started(tmp_path, "--port", str(first), "--save", ""))
@@ -80,6 +80,8 @@ def test_the_same_client_reaches_the_new_master_and_adds_nothing_twice(watched: 
     watched.master.kill()
     with pytest.raises(CONNECTION_ERRORS):
         client.xadd("stream", {"lost": "1"})
+    asked: Any = redis.Redis(port=watched.sentinel)
+    assert asked.execute_command("SENTINEL", "SET", MASTER, "down-after-milliseconds", 500)  # now that it is dead
 
     def added() -> bool:
         try:

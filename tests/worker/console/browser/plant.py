@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import redis
 
-from tests.worker.console.site import TOKEN
+from tests.worker.console.site import TOKEN, events_of, first
 from tests.worker.helpers import eventually, message
 from tests.worker.playing import in_phase, results, send
 from tests.worker.station import stained
@@ -53,7 +53,12 @@ class Plant:
 
     def known(self, line: str) -> None:
         """Wait until the console knows this line, of which it was not told."""
-        eventually(lambda: httpx.get(f"{self.url}/lines/{line}").status_code == 200)
+        eventually(lambda: httpx.get(f"{self.url}/lines/{line}", timeout=60).status_code == 200)
+
+    def gallery(self, line: str) -> list[str]:
+        """The keys of the parts in review that the console would show now."""
+        with httpx.stream("GET", f"{self.url}/lines/{line}/events", timeout=60) as answer:
+            return [part["key"] for part in first(events_of(answer.iter_lines()), "review")]
 
     def commands(self, line: str) -> int:
         """How many commands the line was ever sent."""

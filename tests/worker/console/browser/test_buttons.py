@@ -2,15 +2,13 @@
 
 import json
 import re
-import time
 
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from tests.worker.console.browser.conftest import OpenPage, live
 from tests.worker.console.browser.plant import Plant
-from tests.worker.helpers import encoded, picture
-from worker.console.lines import STATUS_SECONDS
+from tests.worker.helpers import encoded, eventually, picture
 from worker.message import Image
 from worker.streams.review import review_part
 
@@ -156,7 +154,7 @@ def test_a_part_that_was_set_aside_and_is_bad_leaves_review_and_takes_nothing_al
     page.keyboard.press("Enter")
     expect(answer(page)).to_contain_text("removed from review (anomalous, ann at")
     assert plant.client.xrange(streams.review, key, key) == []
-    time.sleep(1.1 * STATUS_SECONDS)  # by then galleries know: the next test's would ask for its picture
+    eventually(lambda: key not in plant.gallery(plant.shown))  # the next test's would ask for its picture
 
 
 def test_who_only_looks_finds_every_button_shut(plant: Plant, open_page: OpenPage, flagged: list[str]) -> None:

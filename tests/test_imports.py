@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-WITHOUT_TORCH = ["worker.errors", "worker.settings", "worker.message", "worker.producer", "worker.views", "worker.cli"]
+WITHOUT_TORCH = [
+    "worker.errors",
+    "worker.settings",
+    "worker.message",
+    "worker.producer",
+    "worker.views",
+    "worker.cli.app",
+]
 WITHOUT_TORCH += ["worker.console.server"]
 
 # What the parts of mhpc may import of it; training and evaluation, above core, may import all of these.
@@ -24,8 +31,9 @@ MHPC = {
     "weights": {"weights"},
 }
 # Of the worker's parts that have a place in the order none may import one of a higher rank.
-WORKER = {"errors": 0, "settings": 0, "message": 1, "streams": 2, "snapshots": 2, "metrics": 2}
-WORKER |= {"line": 3, "engine": 3, "daemon": 4, "cli": 5}
+WORKER = {"errors": 0, "settings": 0, "runtime": 0, "message": 1, "pictures": 1, "streams": 2, "snapshots": 2}
+WORKER |= {"metrics": 2, "storage": 2, "line": 3, "engine": 3, "keeping": 4, "answering": 5, "learning": 6, "daemon": 7}
+WORKER |= {"ranks": 8, "cli": 9}
 
 
 def modules() -> dict[str, Path]:

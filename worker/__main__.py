@@ -21,7 +21,7 @@ def main() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])  # it waits for its handler
         if os.getpid() == 1:  # a container's: the kernel drops what it has no handler for
             signal.signal(signal.SIGTERM, _end)
-    from worker.cli import main as command_line
+    from worker.cli.app import main as command_line
 
     if heeds and not runs:
         signal.signal(signal.SIGINT, signal.default_int_handler)

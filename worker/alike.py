@@ -5,7 +5,7 @@ import time
 
 import structlog
 
-from worker.keeper import Keeper
+from worker.keeping.keeper import Keeper
 from worker.metrics import Metrics
 from worker.settings import LineConfig
 

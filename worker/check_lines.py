@@ -6,13 +6,13 @@ from typing import Any
 
 import redis
 
-from worker.errands import waited
 from worker.errors import ModelError, SnapshotError, WorkerError
+from worker.keeping.versions import gone_back
+from worker.runtime.errands import waited
 from worker.settings import LineConfig, Settings, line_configs
-from worker.stores import Store, open_store
+from worker.storage.stores import Store, open_store
 from worker.streams.line_streams import ANSWERING, FROM_START, LEARNING, LineStreams, entry_key
 from worker.streams.state import learn_anew, read_state
-from worker.versions import gone_back
 
 OK, NOTE = "ok", "note"
 MB = 1e6

@@ -185,8 +185,8 @@ def unwritable(directory: Path, key: str = "snapshots.directory") -> str:
 
 
 def _object_store(url: str, seconds: float) -> Told:
-    from worker.errands import waited
-    from worker.objects import tried
+    from worker.runtime.errands import waited
+    from worker.storage.objects import tried
 
     try:
         waited(lambda: tried(url), True, seconds, url)

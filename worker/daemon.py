@@ -9,30 +9,30 @@ from contextlib import suppress
 import redis
 import structlog
 
-from worker import leases
-from worker.answering import Answering
-from worker.crashes import CrashFile
+from worker.answering.turns import Answering
 from worker.engine import Engine, pick_device
-from worker.environment import collect
 from worker.errors import AbsentError, ConfigurationError, FencedError, ModelError, StateError, StoreError
 from worker.fleet import Fleet, configured
 from worker.http import HttpServer, make_app
-from worker.keeper import Keeper
+from worker.keeping import leases
+from worker.keeping.keeper import Keeper
+from worker.keeping.resync import Resync, lost_meanwhile
+from worker.keeping.versions import learned_in
+from worker.keeping.watching import Backlogs
 from worker.learning import Learning
 from worker.line import Line
 from worker.lines import Lines, needing_a_restart
 from worker.metrics import Metrics
-from worker.notify import Notifier
-from worker.pulse import Pulse
 from worker.refusals import REFUSED_SECONDS, STORE, VERSION, Refusals
-from worker.resync import Resync, lost_meanwhile
+from worker.runtime.crashes import CrashFile
+from worker.runtime.environment import collect
+from worker.runtime.notify import Notifier
+from worker.runtime.pulse import Pulse
 from worker.settings import LineConfig, Settings
-from worker.stores import open_store
+from worker.storage.stores import open_store
 from worker.streams.client import CONNECTION_ERRORS, connect
 from worker.streams.line_streams import LineStreams
 from worker.streams.review import review_caps
-from worker.versions import learned_in
-from worker.watching import Backlogs
 
 BLOCK_MS = 500  # so that SIGTERM is prompt
 FINISH_SECONDS = 5.0  # for what is in hand when the worker stops

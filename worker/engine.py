@@ -20,8 +20,8 @@ from worker.failpoints import failpoint
 from worker.graphs import Replayed
 from worker.message import Pixels
 from worker.metrics import Metrics
+from worker.runtime.threads import computing_on
 from worker.settings import ModelSettings
-from worker.threads import computing_on
 
 MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]  # ImageNet's, which the backbones were trained with
 DEVIATION = torch.tensor([0.229, 0.224, 0.225])[:, None, None]

@@ -14,7 +14,7 @@ import structlog
 from worker.alike import Alike, digest
 from worker.configuration import line_settings
 from worker.errors import ConfigurationError, one_line, printable
-from worker.keeper import Keeper
+from worker.keeping.keeper import Keeper
 from worker.metrics import Metrics
 from worker.settings import LINES_KEY, WORKERS_KEY, LineConfig, LineSettings, Settings, line_configs
 from worker.streams.client import script

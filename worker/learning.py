@@ -6,8 +6,8 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
-from worker.answering import Answering
-from worker.keeper import Keeper
+from worker.answering.turns import Answering
+from worker.keeping.keeper import Keeper
 from worker.lines import Lines
 from worker.message import Image
 from worker.streams.line_streams import Entry

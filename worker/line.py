@@ -32,7 +32,7 @@ class Line:
     """The state machine learning -> calibrating -> scoring, and back by a command; it switches between entries only.
 
     `apply` takes each entry once: what `applied_through` covers is not applied again. What commands do to a line is
-    in `worker.commands`. `state` and `restore` carry all of it through a snapshot.
+    in `worker.keeping.commands`. `state` and `restore` carry all of it through a snapshot.
     """
 
     def __init__(self, config: LineConfig, pca_variance_ratio: float, device: torch.device) -> None:

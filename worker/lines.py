@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from worker.alike import FIELD, digest
-from worker.keeper import Keeper
-from worker.looking import Look
+from worker.keeping.keeper import Keeper
+from worker.keeping.looking import Look
 from worker.metrics import Metrics
 from worker.settings import LineConfig, Settings
 from worker.streams.line_streams import LineStreams

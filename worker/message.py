@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
 
-from worker.bounds import check_scans, check_size, is_plain, is_text
 from worker.errors import RejectedError
+from worker.pictures.bounds import check_scans, check_size, is_plain, is_text
 from worker.settings import LimitSettings
 from worker.tokens import has_more_than, unpack
 

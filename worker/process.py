@@ -11,8 +11,8 @@ import structlog
 from worker.checks import unwritable
 from worker.daemon import Worker
 from worker.devices import device_failures
-from worker.environment import collect
 from worker.errors import DeviceError
+from worker.runtime.environment import collect
 from worker.settings import Settings
 
 log = structlog.get_logger()

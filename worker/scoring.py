@@ -1,8 +1,12 @@
 """Scores of images by the version that answers, on whichever thread."""
 
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
 from mhpc.core.patch_maps import PatchMaps
 from mhpc.linalg import all_finite
-from worker.fetching import fetch
 from worker.message import heat_maps
 from worker.records import Scores, Serving, Verdict
 
@@ -37,3 +41,22 @@ def verdicts_of(scored: Scores) -> list[Verdict]:
         scored.serving.monitor.update(scores, means)
     heats = heat_maps(maps[0].numpy()) if maps else [None] * scored.images
     return [Verdict(score, heat) for score, heat in zip(scores.tolist(), heats, strict=True)]
+
+
+def fetch(*tensors: Tensor) -> Callable[[], tuple[Tensor, ...]]:
+    """Begin to copy tensors of one device to the CPU; what is returned waits for the copies and gives them."""
+    device = tensors[0].device
+    if device.type == "cpu":
+        return lambda: tensors
+    # Copies out of pinned memory alone run beside the CPU.
+    copies = tuple(
+        torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t.detach(), non_blocking=True) for t in tensors
+    )
+    arrived = torch.cuda.Event()
+    arrived.record(torch.cuda.current_stream(device))
+
+    def wait() -> tuple[Tensor, ...]:
+        arrived.synchronize()  # GPU sync
+        return copies
+
+    return wait

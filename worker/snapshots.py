@@ -17,7 +17,7 @@ from torch import Tensor
 
 from worker.errors import AbsentError, ModelError, SnapshotError, StoreError
 from worker.failpoints import failpoint
-from worker.folders import fsync_folder, listed, not_listed, remedy
+from worker.storage.folders import fsync_folder, listed, not_listed, remedy
 
 VERSION = 2  # 1 knew no commands, no pinned anchors and no recent scores
 STEM = re.compile(r"^(\d{10})-(\d{10})$")

@@ -16,10 +16,10 @@ from starlette.testclient import TestClient
 from tests.deploy.composing import HOW, ROOT
 from tests.deploy.promql import exported, problems
 from worker.configuration import load_settings
-from worker.crashes import SIGNS
 from worker.errors import ConfigurationError
 from worker.http import make_app
-from worker.pulse import STALLED_SECONDS
+from worker.runtime.crashes import SIGNS
+from worker.runtime.pulse import STALLED_SECONDS
 
 FOLDER = ROOT / "deploy" / "kubernetes"
 VERSIONS = ("1.32", "1.37")  # the oldest and the newest that are checked

@@ -10,7 +10,7 @@ import pytest
 from worker.configuration import load_settings
 from worker.daemon import FINISH_SECONDS
 from worker.errors import ConfigurationError, ModelError
-from worker.pulse import STALLED_SECONDS
+from worker.runtime.pulse import STALLED_SECONDS
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "systemd"
 UNITS = ("mhpc-worker@.service", "mhpc-console.service")

@@ -71,7 +71,7 @@ NOT_RUN = {
     "mhpc-worker bench [--backbone resnet18 --weights random:0] [--lines 1,8,64] [--json FILE]": "it takes minutes; "
     "tests/worker/bench/test_run.py runs it with small pictures",
     "mhpc-worker bench --lines 1,8 --json bench.json": "likewise",
-    "mhpc-worker plan --lines 200 --rate 2 --costs bench.json": "tests/worker/test_cli_plan.py runs it on such a file",
+    "mhpc-worker plan --lines 200 --rate 2 --costs bench.json": "tests/worker/cli/test_plan.py runs it on such a file",
     "torchrun --nproc-per-node 4 --max-restarts 1000 -m worker run --distributed --config config.toml": RANKS,
     "torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d --rdzv-endpoint HOST:29400 --max-restarts 1000 -m "
     "worker run --distributed --config config.toml": RANKS,

@@ -10,7 +10,7 @@ import typer
 from typer.exceptions import TyperException
 
 from mhpc.cli import app as mhpc
-from worker.cli import app as worker
+from worker.cli.app import app as worker
 
 ROOT = Path(__file__).parents[2]
 APPS: dict[str, Any] = {"mhpc-worker": typer.main.get_command(worker), "mhpc": typer.main.get_command(mhpc)}

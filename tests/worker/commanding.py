@@ -7,10 +7,10 @@ import msgpack
 from torch import Tensor
 
 from tests.worker.helpers import judge, patches
-from tests.worker.keeping import ENTRIES, MakeKeeper, add, learn_all, opened
-from worker.keeper import Keeper
+from tests.worker.keepers import ENTRIES, MakeKeeper, add, learn_all, opened
+from worker.keeping.keeper import Keeper
+from worker.keeping.looking import Look
 from worker.line import SCORING
-from worker.looking import Look
 from worker.message import Image
 from worker.streams import review
 from worker.streams.control import send

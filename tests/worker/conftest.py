@@ -21,15 +21,15 @@ from tests.worker.faults.proxy import Proxy
 from tests.worker.faulty import Faults
 from tests.worker.faulty import faults as _faults
 from tests.worker.helpers import picture, small_settings
-from tests.worker.keeping import ENTRIES, MakeKeeper, extract
+from tests.worker.keepers import ENTRIES, MakeKeeper, extract
 from tests.worker.station import State
 from tests.worker.turning import Run, running
-from worker.cli import main
+from worker.cli.app import main
 from worker.engine import Engine, pick_device
-from worker.keeper import Keeper
+from worker.keeping.keeper import Keeper
 from worker.line import CALIBRATING, LEARNING, SCORING, Line
-from worker.logs import ToStructlog
 from worker.metrics import Metrics
+from worker.runtime.logs import ToStructlog
 from worker.settings import (
     CalibrationSettings,
     LearningSettings,
@@ -79,9 +79,11 @@ def streams(client: redis.Redis, line: str) -> LineStreams:
 @pytest.fixture
 def make_keeper(streams: LineStreams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeKeeper:
     """A process that may keep the line, and waits for nothing; each call is another one."""
-    for name in ("keeper.ACQUIRE_SECONDS", "upkeep.TRIM_SECONDS", "schedule.RETRY_SECONDS"):
+    for name in ("keeping.keeper.ACQUIRE_SECONDS", "keeping.upkeep.TRIM_SECONDS", "keeping.schedule.RETRY_SECONDS"):
         monkeypatch.setattr(f"worker.{name}", 0.0)
-    monkeypatch.setattr("worker.schedule.BRIEF", math.inf)  # a disk that is slow for once changes no test's versions
+    monkeypatch.setattr(
+        "worker.keeping.schedule.BRIEF", math.inf
+    )  # a disk that is slow for once changes no test's versions
 
     def make_keeper(fingerprint: str = "f", **settings: Any) -> Keeper:
         config = LineConfig(

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from tests.worker.helpers import encoded, picture, small_settings
-from worker.answering import Answering
+from worker.answering.features import FeatureCache
+from worker.answering.turns import Answering
 from worker.engine import Engine
-from worker.features import FeatureCache
-from worker.keeper import Keeper
+from worker.keeping.keeper import Keeper
 from worker.line import Line
 from worker.message import decode_result
 from worker.metrics import Metrics

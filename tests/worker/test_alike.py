@@ -10,15 +10,15 @@ from structlog.testing import capture_logs
 
 from tests.worker.commanding import features, limit, told, trained, version
 from tests.worker.helpers import eventually
-from tests.worker.keeping import MakeKeeper, opened
+from tests.worker.keepers import MakeKeeper, opened
 from tests.worker.playing import answered, send
 from tests.worker.turning import Run, get
 from worker.alike import FIELD, Alike, digest
 from worker.daemon import Worker
 from worker.errors import SnapshotError
-from worker.keeper import Keeper
+from worker.keeping.keeper import Keeper
+from worker.keeping.looking import Look
 from worker.line import Line
-from worker.looking import Look
 from worker.metrics import Metrics
 from worker.settings import CalibrationSettings, LearningSettings, LineConfig, ScoringSettings
 from worker.streams.line_streams import LineStreams
@@ -26,7 +26,7 @@ from worker.streams.line_streams import LineStreams
 
 @pytest.fixture(autouse=True)
 def _sooner(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("alike.LOOK_SECONDS", "fleet.LOOK_SECONDS", "keeper.ACQUIRE_SECONDS"):
+    for name in ("alike.LOOK_SECONDS", "fleet.LOOK_SECONDS", "keeping.keeper.ACQUIRE_SECONDS"):
         monkeypatch.setattr(f"worker.{name}", 0.2)
 
 

@@ -18,7 +18,7 @@ from mhpc.core.calibration import FLOOR
 from tests.worker.faults.malformed import ENTRIES, IMAGES
 from tests.worker.helpers import encoded, item, message, picture
 from tests.worker.station import Station, stained
-from worker.answers import Opened
+from worker.answering.answers import Opened
 from worker.engine import Engine
 from worker.errors import RejectedError
 from worker.line import CALIBRATING, LEARNING, SCORING

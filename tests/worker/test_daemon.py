@@ -3,7 +3,7 @@ from typing import Any
 import redis
 
 from tests.worker.helpers import eventually, item, message
-from tests.worker.keeping import take
+from tests.worker.keepers import take
 from tests.worker.playing import answered, in_phase, results, send
 from tests.worker.station import stained
 from tests.worker.test_metrics import EXPECTED

@@ -169,7 +169,7 @@ def test_a_turn_that_takes_longer_than_a_lease_keeps_the_line(
     settings: Any, client: redis.Redis, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [1000.0]
-    monkeypatch.setattr("worker.lease.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr("worker.keeping.lease.time", SimpleNamespace(monotonic=lambda: clock[0]))
 
     def takes_ten_seconds(*_: object) -> None:
         clock[0] += 10.0

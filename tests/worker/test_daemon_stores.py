@@ -14,9 +14,9 @@ from tests.worker.helpers import eventually
 from tests.worker.playing import answered, in_phase, send
 from tests.worker.station import State
 from tests.worker.turning import Run, get
+from worker.answering.judging import Judging
 from worker.engine import Engine
-from worker.judging import Judging
-from worker.lease import RENEW_SECONDS
+from worker.keeping.lease import RENEW_SECONDS
 from worker.line import SCORING
 from worker.settings import Settings
 from worker.snapshots import SnapshotStore, stem_of
@@ -66,7 +66,7 @@ def test_a_store_that_hangs_holds_up_neither_answers_nor_the_lease(
     run: Run, stored: Any, client: redis.Redis, line: str, faults: Faults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [1000.0]
-    monkeypatch.setattr("worker.lease.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr("worker.keeping.lease.time", SimpleNamespace(monotonic=lambda: clock[0]))
     worker, streams = run(stored(line, "a")), LineStreams(client, line)
     send(client, line, 1, 8)
     eventually(lambda: streams.state().get("applied_through") == streams.last_id())

@@ -11,7 +11,7 @@ from torch import Tensor
 from mhpc.core.patch_maps import PatchMaps
 from tests.worker.helpers import encoded, item, message, picture
 from tests.worker.station import Station
-from worker import batching
+from worker.answering import batching
 from worker.devices import device_failures
 from worker.engine import Engine
 from worker.errors import DeviceError
@@ -36,7 +36,7 @@ def until_quiet(station: Station) -> None:
 def test_an_image_that_fails_with_an_error_nobody_expected_costs_that_image_alone(
     station: Station, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.opening.failpoint", armed("decode=5:error:1+"))
+    monkeypatch.setattr("worker.answering.opening.failpoint", armed("decode=5:error:1+"))
     for first in (0, 8, 16):
         station.send(line, message(*(item(str(number)) for number in range(first, first + 8))))
     until_quiet(station)
@@ -49,7 +49,7 @@ def test_an_image_that_fails_with_an_error_nobody_expected_costs_that_image_alon
 
 
 def test_an_error_that_passes_costs_nothing(station: Station, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.opening.failpoint", armed("decode=1:error:1"))
+    monkeypatch.setattr("worker.answering.opening.failpoint", armed("decode=1:error:1"))
     station.send(line, message(item("0"), item("1")))
     until_quiet(station)
     assert [result["id"] for result in station.results(line)] == ["0", "1"]
@@ -198,7 +198,7 @@ def test_an_entry_that_cannot_even_be_split_ends_as_one_letter_and_the_others_ar
             raise MemoryError
         return decode_batch(batch, limits)
 
-    monkeypatch.setattr("worker.opening.decode_batch", fails)
+    monkeypatch.setattr("worker.answering.opening.decode_batch", fails)
     for batch in (bad, good):
         station.send(line, batch)
     until_quiet(station)

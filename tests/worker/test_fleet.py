@@ -27,7 +27,7 @@ from worker.streams.line_streams import LineStreams
 
 @pytest.fixture(autouse=True)
 def _sooner(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("fleet.LOOK_SECONDS", "keeper.ACQUIRE_SECONDS"):
+    for name in ("fleet.LOOK_SECONDS", "keeping.keeper.ACQUIRE_SECONDS"):
         monkeypatch.setattr(f"worker.{name}", 0.2)
 
 

@@ -26,7 +26,7 @@ def server(private_redis: PrivateRedis) -> Any:
 @pytest.fixture
 def member(private_redis: PrivateRedis, settings: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Settings of a worker of the fleet."""
-    for name in ("fleet.LOOK_SECONDS", "keeper.ACQUIRE_SECONDS"):
+    for name in ("fleet.LOOK_SECONDS", "keeping.keeper.ACQUIRE_SECONDS"):
         monkeypatch.setattr(f"worker.{name}", 0.2)
     return lambda name: settings(url=private_redis.url, worker={"name": name, "fleet": True})
 

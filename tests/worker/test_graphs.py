@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from worker.fetching import fetch
 from worker.graphs import Replayed
+from worker.scoring import fetch
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 CUDA = torch.device("cuda")

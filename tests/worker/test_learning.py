@@ -12,11 +12,11 @@ import redis
 from structlog.testing import capture_logs
 
 from tests.worker.helpers import DEADLINE_SECONDS, encoded, eventually, item, message
-from tests.worker.keeping import pending
-from worker.answering import Answering
+from tests.worker.keepers import pending
+from worker.answering.opening import LARGE_BYTES
+from worker.answering.turns import Answering
 from worker.daemon import Worker
-from worker.lease import LAPSE_SECONDS, RENEW_SECONDS
-from worker.opening import LARGE_BYTES
+from worker.keeping.lease import LAPSE_SECONDS, RENEW_SECONDS
 from worker.settings import Settings
 from worker.streams.line_streams import Entry, LineStreams
 from worker.streams.reads import read_new
@@ -28,7 +28,7 @@ LONGER = LAPSE_SECONDS + 13
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """By which leases go."""
     clock = [1000.0]
-    monkeypatch.setattr("worker.lease.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr("worker.keeping.lease.time", SimpleNamespace(monotonic=lambda: clock[0]))
     return clock
 
 
@@ -163,9 +163,9 @@ def test_an_entry_that_takes_long_to_decode_is_decoded_by_threads_alone_and_othe
                 go.acquire(timeout=DEADLINE_SECONDS)
 
     by, go, loop = list[threading.Thread](), threading.Semaphore(0), threading.current_thread()
-    monkeypatch.setattr("worker.opening.failpoint", takes_a_turn)
-    monkeypatch.setattr("worker.answering.decoding_threads", lambda: 2)
-    monkeypatch.setattr("worker.batching.LINE_AHEAD_BYTES", LARGE_BYTES)  # for which a megapixel is huge
+    monkeypatch.setattr("worker.answering.opening.failpoint", takes_a_turn)
+    monkeypatch.setattr("worker.answering.turns.decoding_threads", lambda: 2)
+    monkeypatch.setattr("worker.answering.batching.LINE_AHEAD_BYTES", LARGE_BYTES)  # for which a megapixel is huge
     monkeypatch.setattr("worker.learning.SOON_SECONDS", 0.0)
     with keeping(settings(line, f"{line}-other")) as worker:
         slow, other = (keeper.streams for keeper in worker.keepers.values())
@@ -209,8 +209,8 @@ def test_an_entry_that_learning_itself_takes_longer_to_decode_than_a_lease_lasts
 
     keeper, loop = worker.keepers[line], threading.current_thread()
     monkeypatch.setattr(worker.answering.cache, "capacity", 0)
-    monkeypatch.setattr("worker.opening.failpoint", takes_long)
-    monkeypatch.setattr("worker.opening.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr("worker.answering.opening.failpoint", takes_long)
+    monkeypatch.setattr("worker.answering.opening.time", SimpleNamespace(monotonic=lambda: clock[0]))
     before = clock[0]
     client.xadd(keeper.streams.images, {"batch": message(*(item(str(n)) for n in range(16)))})
     turn_until(worker, lambda: keeper.line.learner.images_seen_ == 16)
@@ -242,7 +242,7 @@ def test_what_answering_has_not_decoded_and_takes_long_is_decoded_by_a_thread_an
                 go.acquire(timeout=DEADLINE_SECONDS)
 
     by, go, loop = list[threading.Thread](), threading.Semaphore(0), threading.current_thread()
-    monkeypatch.setattr("worker.opening.failpoint", takes_a_turn)
+    monkeypatch.setattr("worker.answering.opening.failpoint", takes_a_turn)
     with keeping(settings(line, f"{line}-other")) as worker:
         slow, other = (keeper.streams for keeper in worker.keepers.values())
         answered_elsewhere(slow)
@@ -267,7 +267,7 @@ def test_a_stop_waits_for_the_one_picture_that_is_decoded_for_learning_and_the_e
 
     decoded: list[str] = []
     with keeping(settings(line)) as worker:
-        monkeypatch.setattr("worker.opening.failpoint", takes_until_the_end)
+        monkeypatch.setattr("worker.answering.opening.failpoint", takes_until_the_end)
         answered_elsewhere(worker.keepers[line].streams)
         turn_until(worker, lambda: decoded)
     assert decoded == ["dense 0"]

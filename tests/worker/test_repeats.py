@@ -6,7 +6,7 @@ import pytest
 import redis
 
 from tests.worker.helpers import item, message
-from tests.worker.keeping import opened
+from tests.worker.keepers import opened
 from tests.worker.station import Station
 from worker.engine import Engine
 from worker.failpoints import armed

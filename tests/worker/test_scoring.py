@@ -9,9 +9,9 @@ from torch import Tensor
 
 from tests.worker.commanding import look, replies, told
 from tests.worker.helpers import judge, patches
-from tests.worker.keeping import ENTRIES, MakeKeeper, add, opened
+from tests.worker.keepers import ENTRIES, MakeKeeper, add, opened
 from worker.errors import SnapshotError
-from worker.keeper import Keeper
+from worker.keeping.keeper import Keeper
 from worker.line import CALIBRATING, SCORING
 from worker.streams.control import send
 from worker.streams.line_streams import Entry, LineStreams, entry_key

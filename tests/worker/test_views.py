@@ -6,7 +6,7 @@ import pytest
 import redis
 from pydantic import SecretStr
 
-from tests.worker.keeping import take
+from tests.worker.keepers import take
 from tests.worker.test_results import publish
 from worker import views
 from worker.errors import RedisUnreachableError, StateError

@@ -23,13 +23,13 @@ from worker.bench.figures import Bare, Trial
 from worker.bench.pictures import as_images, read_parts
 from worker.bench.probe import machine_seconds, memory_bytes
 from worker.configuration import load_settings
-from worker.decoding import decode, decoding_threads
 from worker.devices import device_failures
 from worker.engine import DEVIATION, MEAN, passes_of, pick_device
-from worker.environment import steady_memory
 from worker.errors import ModelError, WorkerError, one_line
+from worker.pictures.decoding import decode, decoding_threads
+from worker.runtime.environment import steady_memory
+from worker.runtime.threads import compute_on
 from worker.settings import LimitSettings, Settings
-from worker.threads import compute_on
 
 BATCHES: dict[str, tuple[int, ...]] = {"cpu": (1, 8, 16, 32), "cuda": (8, 32, 64, 128)}
 FIRST_BATCH = {"cpu": 8, "cuda": 64}  # at which precisions are compared: a GPU is slow by launches at small ones

@@ -10,8 +10,8 @@ from typing import Literal, NamedTuple
 
 from starlette.requests import Request
 
-from worker.environment import user_name
 from worker.errors import ConfigurationError
+from worker.runtime.environment import user_name
 from worker.settings import ConsoleSettings, check_token
 
 SESSION_SECONDS = 12 * 3600

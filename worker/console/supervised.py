@@ -4,7 +4,7 @@ import socket
 
 import uvicorn
 
-from worker.notify import Notifier
+from worker.runtime.notify import Notifier
 
 
 class SupervisedServer(uvicorn.Server):

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image as Pillow
 
-from worker.decoding import decode
 from worker.demo.parts import Mask, Part, Split
 from worker.errors import ConfigurationError, RejectedError
+from worker.pictures.decoding import decode
 from worker.producer import as_image, picture_files
 from worker.settings import LimitSettings
 

@@ -15,8 +15,8 @@ from rich.console import Console
 from worker.demo.parts import Part
 from worker.demo.play import LINE, Player, Result, images_of, progress_bars
 from worker.demo.processes import Child, free_port, started_console, wait_until_ready
-from worker.environment import user_name
 from worker.message import Image
+from worker.runtime.environment import user_name
 from worker.settings import ConsoleSettings
 
 SERVE_RATE = 5.0  # images per second where no rate is asked for

@@ -12,7 +12,7 @@ from worker.bench import run, station
 from worker.bench.latency import latencies
 from worker.bench.load import Flow
 from worker.bench.options import BenchOptions
-from worker.cli import app
+from worker.cli.app import app
 from worker.demo.processes import Child, ChildEndedError, spawn
 from worker.errors import ConfigurationError, WorkerError
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
+from tests.worker.cli.test_console import console
 from tests.worker.console.site import Filled, Site
 from tests.worker.helpers import encoded
-from tests.worker.test_cli_console import console
 from worker.console.pictures import MAP_SIDE
 from worker.message import Image
 

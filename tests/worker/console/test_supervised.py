@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests.worker.helpers import eventually
-from tests.worker.test_notify import WATCHDOG_SECONDS, Manager, halted
+from tests.worker.runtime.test_notify import WATCHDOG_SECONDS, Manager, halted
 from worker.configuration import load_settings
 from worker.console.server import serve
 from worker.console.supervised import SupervisedServer

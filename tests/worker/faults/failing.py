@@ -20,10 +20,10 @@ def work(config: Path, failpoint: str, stalled_seconds: float) -> None:
     log = os.open(config.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    from worker import pulse
     from worker.configuration import load_settings
     from worker.errors import WorkerError
     from worker.process import run_worker
+    from worker.runtime import pulse
 
     pulse.STALLED_SECONDS = stalled_seconds
     try:

@@ -17,7 +17,8 @@ from tests.worker.faults.forking import ForkedWorker
 from tests.worker.faults.processes import patient, results
 from tests.worker.helpers import encoded, message, picture
 from worker import fleet as worker_fleet
-from worker import intake, lease
+from worker.answering import intake
+from worker.keeping import lease
 from worker.line import SCORING
 from worker.settings import LINES_KEY
 from worker.streams import line_streams

@@ -151,9 +151,9 @@ def test_a_keeper_whose_lease_lapsed_commits_nothing_to_a_replica_that_was_not_t
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name, value in {"streams.line_streams.LEASE_ENDS_MS": 2000, "lease.LAPSE_SECONDS": 1.8}.items():
+    for name, value in {"streams.line_streams.LEASE_ENDS_MS": 2000, "keeping.lease.LAPSE_SECONDS": 1.8}.items():
         monkeypatch.setattr(f"worker.{name}", value)
-    monkeypatch.setattr("worker.lease.RENEW_SECONDS", 0.6)
+    monkeypatch.setattr("worker.keeping.lease.RENEW_SECONDS", 0.6)
     master, follower = (patient(server.url) for server in (private_redis, replica))
     snapshots = {"directory": tmp_path / "snapshots", "every_images": 20, "every_seconds": 1000}
     with running(settings(line, url=way.url, learning={"images": 1000}, snapshots=snapshots)) as worker:

@@ -28,10 +28,10 @@ UNDER_WAY = {  # by the arguments that tell it
 @pytest.fixture(autouse=True)
 def _short_leases(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worker.streams.line_streams.LEASE_ENDS_MS", int(LEASE_SECONDS * 1000))
-    monkeypatch.setattr("worker.lease.RENEW_SECONDS", 1.0)
-    monkeypatch.setattr("worker.lease.LAPSE_SECONDS", 0.9 * LEASE_SECONDS)
-    monkeypatch.setattr("worker.keeper.ACQUIRE_SECONDS", 0.3)
-    monkeypatch.setattr("worker.intake.CLAIM_SECONDS", 0.5)
+    monkeypatch.setattr("worker.keeping.lease.RENEW_SECONDS", 1.0)
+    monkeypatch.setattr("worker.keeping.lease.LAPSE_SECONDS", 0.9 * LEASE_SECONDS)
+    monkeypatch.setattr("worker.keeping.keeper.ACQUIRE_SECONDS", 0.3)
+    monkeypatch.setattr("worker.answering.intake.CLAIM_SECONDS", 0.5)
 
 
 @pytest.fixture

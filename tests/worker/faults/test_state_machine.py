@@ -17,9 +17,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from torch import Tensor
 
 from tests.worker.commanding import told
-from tests.worker.keeping import take
+from tests.worker.keepers import take
 from worker.errors import FencedError
-from worker.keeper import Keeper
+from worker.keeping.keeper import Keeper
 from worker.line import LEARNING, Line
 from worker.metrics import Metrics
 from worker.settings import CalibrationSettings, LearningSettings, LineConfig, ScoringSettings, SnapshotSettings

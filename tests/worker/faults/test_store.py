@@ -25,8 +25,8 @@ from tests.worker.faults.processes import (
 )
 from tests.worker.faulty import objects
 from tests.worker.helpers import eventually
-from worker.object_store import ObjectStore
 from worker.snapshots import Snapshot
+from worker.storage.object_store import ObjectStore
 
 
 def configured(folder: Path, redis_url: str, line: str, url: str, name: str = "") -> Path:

@@ -3,7 +3,7 @@
 import pytest
 
 from worker.errors import StateError
-from worker.lease import LOST_EPOCHS
+from worker.keeping.lease import LOST_EPOCHS
 from worker.snapshots import STEM, stem_of
 from worker.streams.line_streams import LineStreams
 from worker.streams.state import read_state

@@ -12,11 +12,11 @@ from typing import Any
 import httpx
 import redis
 
+from tests.worker.cli.test_console import console
 from tests.worker.console.site import TOKEN, events_of, first
 from tests.worker.helpers import eventually, message
 from tests.worker.playing import in_phase, results, send
 from tests.worker.station import stained
-from tests.worker.test_cli_console import console
 from worker.streams.line_streams import LineStreams
 
 LEARN, CALIBRATE = 16, 24

@@ -1,0 +1,1 @@
+"""Answering: every image of every line gets its result or its dead letter."""

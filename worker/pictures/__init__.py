@@ -1,0 +1,1 @@
+"""Pictures as they come: what they may declare, and what the engine takes of them."""

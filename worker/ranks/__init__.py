@@ -1,0 +1,1 @@
+"""One line that many ranks learn together."""

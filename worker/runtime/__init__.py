@@ -1,0 +1,1 @@
+"""What any of our processes has to do with the system: environment, threads, logs, signs of life."""

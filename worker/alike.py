@@ -1,4 +1,4 @@
-"""Whether those who serve a line go by the same settings for it; where they do not, it is as its keeper is told."""
+"""Warns where a line's keeper goes by other settings for it than this worker; the keeper's hold."""
 
 import hashlib
 import time
@@ -8,6 +8,7 @@ import structlog
 from worker.keeping.keeper import Keeper
 from worker.metrics import Metrics
 from worker.settings import LineConfig
+from worker.streams.ids import worker_of
 
 LOOK_SECONDS = 2.0
 FIELD = "settings"  # of the line's state: its keeper's digest
@@ -48,7 +49,7 @@ class Alike:
                 "a line is kept by other settings than this worker's, or by another release: it is as its keeper is "
                 "told; let all have the same",
                 line=name,
-                keeper=holder.rpartition("#")[0],
+                keeper=worker_of(holder),
             )
 
     def forget(self, name: str) -> None:

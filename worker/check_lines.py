@@ -6,12 +6,14 @@ from typing import Any
 
 import redis
 
+from mhpc.core.memory_bank import most_anchors
 from worker.errors import ModelError, SnapshotError, WorkerError
 from worker.keeping.versions import gone_back
-from worker.runtime.errands import waited
+from worker.runtime.errands import run_within
 from worker.settings import LineConfig, Settings, line_configs
 from worker.storage.stores import Store, open_store
-from worker.streams.line_streams import ANSWERING, FROM_START, LEARNING, LineStreams, entry_key
+from worker.streams.ids import FROM_START, entry_key
+from worker.streams.line_streams import ANSWERING, LEARNING, LineStreams
 from worker.streams.state import learn_anew, read_state
 
 OK, NOTE = "ok", "note"
@@ -110,7 +112,7 @@ def look_at_versions(settings: Settings, client: Any, fingerprint: str) -> Itera
 
     def look(name: str) -> tuple[str, str]:
         store, streams = open_store(settings.snapshots, name), LineStreams(client, name)
-        kept = waited(store.kept, store.remote, settings.snapshots.timeout_seconds, store.place)
+        kept = run_within(store.kept, store.remote, settings.snapshots.timeout_seconds, store.place)
         found = {version.stem: version.about for version in kept if not version.bad}
         return _version(store, found, streams, fingerprint, top_k[name], learn_anew(store.place, streams))
 
@@ -156,7 +158,7 @@ def look_at_room(settings: Settings, features: int | None) -> Iterator[Told]:
     sizes = dict[str, list[int]]()
     for line in lines:
         store = open_store(snapshots, line.name)
-        kept = waited(store.kept, store.remote, snapshots.timeout_seconds, store.place)
+        kept = run_within(store.kept, store.remote, snapshots.timeout_seconds, store.place)
         sizes[line.name] = [version.bytes for version in kept]
     there = sum(map(sum, sizes.values()))
     wanted = (snapshots.keep + 2) * sum(_largest(line, sizes[line.name], features) for line in lines)
@@ -186,7 +188,10 @@ def largest_version(line: LineConfig, features: int) -> int:
     """Bytes of one of a line's versions, at most.
 
     Anchors, their Z images and the means of pictures that they were born from, in float32, and what is kept of each;
-    the means of calibration's pictures; scatter in float64 and whitening; what is there whatever the line is.
+    the means of calibration's pictures; scatter in float64 and whitening; while it relearns, the images and whitening
+    of the bank that answers; what is there whatever the line is.
     """
-    anchors = 5 * line.bank_size // 4
-    return anchors * (3 * 4 * features + 64) + 4 * features * line.calibration.images + 12 * features**2 + 100_000
+    anchors = most_anchors(line.bank_size)
+    learned = anchors * (3 * 4 * features + 64) + 4 * features * line.calibration.images + 12 * features**2
+    answering = anchors * 4 * (features + 1) + 4 * features**2
+    return learned + answering + 100_000

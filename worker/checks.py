@@ -15,7 +15,7 @@ from rich.text import Text
 
 from worker.check_lines import NOTE, OK, Told, look_at_room, look_at_streams, look_at_versions
 from worker.errors import ConfigurationError, RedisUnreachableError, SnapshotError, StoreError, WorkerError, one_line
-from worker.fleet import configured, declared
+from worker.fleet import declared, require_lines
 from worker.settings import LINES_KEY, LineSettings, Settings, line_configs
 from worker.streams.address import shown
 from worker.streams.client import OLDEST_VERSION, connect
@@ -97,7 +97,7 @@ def _print(console: Console, item: str, outcome: str, text: str) -> None:
 
 
 def _lines(settings: Settings, _: Seen) -> Iterator[Told]:
-    configured(settings)
+    require_lines(settings)
     if not settings.lines:
         yield OK, "none of its own; those that are declared for the fleet come with redis"
         return
@@ -185,11 +185,11 @@ def unwritable(directory: Path, key: str = "snapshots.directory") -> str:
 
 
 def _object_store(url: str, seconds: float) -> Told:
-    from worker.runtime.errands import waited
-    from worker.storage.objects import tried
+    from worker.runtime.errands import run_within
+    from worker.storage.objects import probe
 
     try:
-        waited(lambda: tried(url), True, seconds, url)
+        run_within(lambda: probe(url), True, seconds, url)
     except StoreError as error:
         raise SnapshotError(str(error)) from None
     return OK, f"{url} can be written and read, and overwrites nothing"

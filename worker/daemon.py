@@ -12,7 +12,7 @@ import structlog
 from worker.answering.turns import Answering
 from worker.engine import Engine, pick_device
 from worker.errors import AbsentError, ConfigurationError, FencedError, ModelError, StateError, StoreError
-from worker.fleet import Fleet, configured
+from worker.fleet import Fleet, require_lines
 from worker.http import HttpServer, make_app
 from worker.keeping import leases
 from worker.keeping.keeper import Keeper
@@ -63,7 +63,7 @@ class Worker:
 
     def startup(self) -> None:
         """Connect, load the backbone, bind the port; each failure is a WorkerError with its exit code."""
-        configured(self.settings)
+        require_lines(self.settings)
         self.client = connect(self.settings.redis, redialled=self.redialled)
         self.fleet = Fleet(self.client, self.settings, self.holder, self.metrics)
         wanted, snapshots = self.fleet.wanted(), self.settings.snapshots
@@ -79,7 +79,7 @@ class Worker:
         for config in wanted:
             self.lines.open(config)
         self.answering = Answering(self.settings, self.engine, self.metrics, lines.streams, lines.weights)
-        self.learning = Learning(self.answering, self.lines, self.holder, self._in_a_turn)
+        self.learning = Learning(self.answering, self.lines, self._in_a_turn)
         if self.crash_file.open():
             self.answering.intake.rewind(self.keepers, alone=True)
             for keeper in self.keepers.values():
@@ -160,7 +160,7 @@ class Worker:
     def _in_a_turn(self) -> None:
         """After each batch: a turn may take longer than a lease."""
         self.beat()
-        leases.amid_a_turn(self.fleet.announce, self.keepers.values(), self.holder, self.stopping)
+        leases.amid_a_turn(self.fleet.announce, self.keepers.values(), self.stopping)
 
     def _recover(self) -> None:
         """Groups first, then own pending entries: a lost reply may have left some behind what is read next."""
@@ -203,7 +203,7 @@ class Worker:
         for name in gone:
             if reached:
                 self._in_a_turn()  # each may want a snapshot, on a slow disk
-            reached = leases.let_go(self.keepers[name], self.holder, reached)
+            reached = leases.let_go(self.keepers[name], reached)
             self.answering.forget(name)
             self.lines.close(name)
             self.refusals.forget(name)
@@ -222,7 +222,7 @@ class Worker:
         for name in self.refusals.tried_again():
             self._guarded(self.keepers[name], self._rewind)
         for name in self.fleet.surplus(self._usable()):
-            leases.let_go(self.keepers[name], self.holder)
+            leases.let_go(self.keepers[name])
         self.fleet.keep(self._usable(), self._guarded)
         for keeper in self.keepers.values():
             if keeper.stopped and keeper.line.name not in self.refusals:
@@ -289,7 +289,7 @@ class Worker:
             reached = False
         for keeper in self.keepers.values():
             self.pulse.beat(time.monotonic())
-            reached = leases.let_go(keeper, self.holder, reached)
+            reached = leases.let_go(keeper, reached)
 
     def shutdown(self) -> None:
         """End the threads, and stop answering HTTP."""

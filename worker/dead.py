@@ -1,6 +1,5 @@
 """Dead letters: finding them, and sending what they hold again. Imports no torch."""
 
-import re
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -9,11 +8,11 @@ import msgpack
 from worker.errors import AbsentError, RejectedError, ReplayError
 from worker.message import VERSION, Image, encode_batch, image_data, image_name, unpacked
 from worker.streams.client import script
-from worker.streams.line_streams import LineStreams, entry_key, entry_time, newest_id
+from worker.streams.ids import entry_time, is_entry_id
+from worker.streams.line_streams import LineStreams, newest_id
 
 PAGE = 16  # letters read at once: each may hold streams.payload_bytes
 DELETED = 1000  # letters deleted at once
-ENTRY_ID = re.compile(r"\d{1,20}-\d{1,20}\Z")
 NO_ID = "`id` "  # so begins what a worker says of an image without an id that can be used
 # An image may have an empty id, too: these reasons no image is given, and those no whole entry.
 OF_AN_ENTRY = {"no_batch_field", "not_msgpack", "wrong_version", "empty_batch", "too_many_images", "lost"}
@@ -64,7 +63,7 @@ def find(streams: LineStreams, name: str) -> Letter:
     Raises:
         AbsentError: there is none.
     """
-    found = streams.client.xrange(streams.dead, min=name, max=name) if _is_id(name) else []
+    found = streams.client.xrange(streams.dead, min=name, max=name) if is_entry_id(name) else []
     if not found:
         raise _absent(streams, [name])
     return _letter(name, found[0][1])
@@ -99,10 +98,6 @@ def _letter(name: str, fields: dict[bytes, bytes]) -> Letter:
 
     entry, identity, reason = text("entry"), text("id"), text("reason")
     return Letter(name, entry, identity, reason, text("error"), text("deliveries"), fields.get(b"payload", b""))
-
-
-def _is_id(text: str) -> bool:
-    return bool(ENTRY_ID.match(text)) and max(entry_key(text)) < 2**64
 
 
 def purge(streams: LineStreams, names: list[str]) -> int:
@@ -146,7 +141,7 @@ class Replay:
         Raises:
             ReplayError: neither is whole.
         """
-        original = self.streams.entry(letter.entry).batch if _is_id(letter.entry) else None
+        original = self.streams.entry(letter.entry).batch if is_entry_id(letter.entry) else None
         if original and (found := _from_entry(original, letter)):
             batch, changed = found
             return batch, f"from the entry as it came{changed}"

@@ -177,14 +177,14 @@ class Engine:
         return self.maps(images).joined()
 
     def maps(self, images: list[Tensor]) -> PatchMaps:
-        """The same, not joined yet."""
+        """Patch maps of prepared images [3, H, W] uint8, before they are joined to features."""
         with self.metrics.stage("forward"):
             maps = self.extract(images)
         self.beat()
         return maps
 
     def extract(self, images: list[Tensor]) -> PatchMaps:
-        """The same on whichever thread, and not timed; more than `passes` and two wait for one another.
+        """As `maps`, on whichever thread, and not timed; more than `passes` and two wait for one another.
 
         A batch that the device has no memory for is halved, down to one image.
         """

@@ -37,15 +37,10 @@ OTHERWISE = (
 log = structlog.get_logger()
 
 
-def configured(settings: Settings) -> list[LineConfig]:
-    """The lines of a worker's own file; only one of a fleet may have none.
-
-    Raises:
-        ConfigurationError: there are none.
-    """
+def require_lines(settings: Settings) -> None:
+    """Raise ConfigurationError where a worker's own file has no lines; only one of a fleet may have none."""
     if not settings.lines and not settings.worker.fleet:
         raise ConfigurationError(NO_LINES)
-    return line_configs(settings)
 
 
 def declared(found: Mapping[bytes, bytes]) -> tuple[dict[str, LineSettings], dict[str, str]]:
@@ -124,7 +119,7 @@ class Fleet:
         """Go by these from now on, as far as that takes no restart; raises ConfigurationError for no lines."""
         model = self.settings.model.model_copy(update={"bank_size": settings.model.bank_size})
         settings = settings.model_copy(update={"worker": self.settings.worker, "model": model})
-        configured(settings)
+        require_lines(settings)
         self.settings, self.changed = settings, True
 
     def wanted(self) -> list[LineConfig]:

@@ -34,7 +34,6 @@ def learn_entries(
     entries: deque[tuple[str, Iterable[Tensor]]],
     wanted: int,
     kept: Callable[[int], float],
-    guard: bool,
 ) -> list[Lesson]:
     """Learn from entries, taken from the left until as many images are learned from as are wanted, at least from one.
 
@@ -51,7 +50,7 @@ def learn_entries(
         features = torch.cat(waiting) if len(waiting) > 1 else waiting[0]
         waiting.clear()
         learner.forget(kept(len(features)))
-        learned.extend(_learned(learner, features, guard))
+        learned.extend(_learned(learner, features))
 
     while entries and (not names or sum(counts) < wanted):
         name, features = entries.popleft()
@@ -70,16 +69,16 @@ def learn_entries(
     return [Lesson(*of) for of in zip(names, starts, (list(islice(flags, n)) for n in counts), strict=False)]
 
 
-def _learned(learner: OnePassLearner, features: Tensor, guard: bool) -> list[bool]:
+def _learned(learner: OnePassLearner, features: Tensor) -> list[bool]:
     """Learn from features [B, P, D], by halves where the device has no memory for all; which images were learned."""
     try:
-        learned: list[bool] = learner.partial_fit(features, guard).learned.tolist()
+        learned: list[bool] = learner.partial_fit(features).learned.tolist()
         return learned
     except torch.OutOfMemoryError:
         if len(features) <= STEP:
             raise
     half = len(features) // 2
-    return [flag for part in features.split([half, len(features) - half]) for flag in _learned(learner, part, guard)]
+    return [flag for part in features.split([half, len(features) - half]) for flag in _learned(learner, part)]
 
 
 def fitted_threshold(calibration: Tensor, recent: Tensor, rate: float, scoring: ScoringSettings) -> Threshold:

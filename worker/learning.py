@@ -19,10 +19,9 @@ SOON_SECONDS = 5.0  # that learning waits at most for features that answering is
 class Learning:
     """Has the keepers learn, look and make snapshots between two batches of answers."""
 
-    def __init__(self, answering: Answering, lines: Lines, holder: str, renew: Callable[[], None]) -> None:
+    def __init__(self, answering: Answering, lines: Lines, renew: Callable[[], None]) -> None:
         self.answering = answering
         self.lines = lines
-        self.holder = holder
         self.renew = renew  # all leases
         self._turns = self._snapshots = 0  # turns so far; snapshots that this one may still make
         self._until = 0.0
@@ -52,7 +51,7 @@ class Learning:
 
     def _keep(self, keeper: Keeper) -> None:
         name, opening = keeper.line.name, self.answering.opening
-        keeper.lease.renew(keeper.epoch, self.holder)
+        keeper.lease.renew(keeper.epoch)
         keeper.saving.aside = self.answering.would_wait
         usable, ready = partial(self._usable, name), partial(self._ready, name)
         self.lines.looks[name](opening.features_of, usable)
@@ -105,9 +104,9 @@ class Learning:
         if not self.answering.gives_features_soon(name):
             self._waits_for.pop(name, None)
             return True
+        # The clock runs only once answering is past the entry that was waited for.
         now, at = time.monotonic(), self.answering.batcher.at(name)
         entry, since = self._waits_for.get(name, (at, now))
-        if at and entry in ("", at):
-            entry, since = at, now
-        self._waits_for[name] = entry, since
-        return now - since > SOON_SECONDS
+        still_at_it = bool(at) and entry in ("", at)
+        self._waits_for[name] = (at, now) if still_at_it else (entry, since)
+        return not still_at_it and now - since > SOON_SECONDS

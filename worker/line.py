@@ -19,7 +19,7 @@ from worker.learners import fitted_threshold, learn_entries, new_learner
 from worker.records import Scores, Serving, SetAside, Source, Taken
 from worker.scoring import begin_to_score
 from worker.settings import LineConfig
-from worker.streams.line_streams import FROM_START, entry_key
+from worker.streams.ids import FROM_START, entry_key
 
 LEARNING, CALIBRATING, SCORING, PAUSED = "learning", "calibrating", "scoring", "paused"
 PHASES = (LEARNING, CALIBRATING, SCORING, PAUSED)
@@ -101,15 +101,15 @@ class Line:
         """What begins to score images by the version that answers now, on whichever thread."""
         return partial(begin_to_score, self.serving, self.config.scoring.heat_map)
 
-    def apply(self, entry: str, features: Iterable[Tensor], guard: bool = True) -> Taken:
+    def apply(self, entry: str, features: Iterable[Tensor]) -> Taken:
         """Learn from, or calibrate on, an entry's images, given as chunks [B, P, D]; then switch if it is time.
 
         An entry at or before `applied_through` changes nothing. All chunks but the last are of a multiple of STEP
         images, so that an entry is learned in the same steps however it was cut.
         """
-        return self.apply_entries([(entry, features)], guard)[0]
+        return self.apply_entries([(entry, features)])[0]
 
-    def apply_entries(self, entries: Iterable[tuple[str, Iterable[Tensor]]], guard: bool = True) -> list[Taken]:
+    def apply_entries(self, entries: Iterable[tuple[str, Iterable[Tensor]]]) -> list[Taken]:
         """`apply` for entries one after the other, until the line wants no more; what came of each.
 
         Where the learner takes long steps, they may be of several entries, and whether learning has converged is looked
@@ -121,14 +121,14 @@ class Line:
                 rest.popleft()
                 taken.append(Taken(0, 0, 0))
                 continue
-            taken += self._learn_from(rest, guard) if self.phase == LEARNING else [self._calibrate_on(*rest.popleft())]
+            taken += self._learn_from(rest) if self.phase == LEARNING else [self._calibrate_on(*rest.popleft())]
             self._switch()
         return taken
 
-    def _learn_from(self, rest: deque[tuple[str, Iterable[Tensor]]], guard: bool) -> list[Taken]:
+    def _learn_from(self, rest: deque[tuple[str, Iterable[Tensor]]]) -> list[Taken]:
         """Take entries from the left, until as many images are learned as are to be: a phase ends between entries."""
         done, wanted = self.progress
-        lessons = learn_entries(self.learner, rest, wanted - done, self._kept, guard)
+        lessons = learn_entries(self.learner, rest, wanted - done, self._kept)
         self.sources += [Source(lesson.entry, lesson.first) for lesson in lessons if lesson.learned]
         self.applied_through = lessons[-1].entry
         return [Taken.of_learning(lesson.learned) for lesson in lessons]

@@ -13,7 +13,8 @@ import msgpack
 from worker.errors import one_line, printable
 from worker.message import ID_LENGTH, decode_result
 from worker.streams.client import CONNECTION_ERRORS
-from worker.streams.line_streams import FROM_START, LineStreams, newest_id
+from worker.streams.ids import FROM_START
+from worker.streams.line_streams import LineStreams, newest_id
 
 BLOCK_MS = 1000
 AGAIN_SECONDS = 1.0  # to the next look at a server that is not reached

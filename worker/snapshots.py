@@ -92,7 +92,7 @@ class SnapshotStore:
         self.put(stem, packed(tensors, metadata))
 
     def put(self, stem: str, content: bytes) -> None:
-        """The same for what is packed; raises the same."""
+        """Make a packed version durable; raises SnapshotError as `write` does, and leaves nothing behind."""
         path = self.directory / f"{stem}.safetensors"
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         try:

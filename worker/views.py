@@ -12,10 +12,10 @@ from worker.settings import LINES_KEY, Settings
 from worker.streams.address import shown
 from worker.streams.client import connect as _connect
 from worker.streams.control import COMMANDS, Reply, send, wait_for_reply
-from worker.streams.line_streams import ANSWERING, Backlog, LineStreams, entry_key
+from worker.streams.ids import entry_key, is_entry_id, worker_of
+from worker.streams.line_streams import ANSWERING, Backlog, LineStreams
 from worker.streams.state import unreadable
 
-ENTRY_ID = re.compile(r"\d+-\d+")
 IMAGES_KEY = re.compile(r"^mhpc:\{(.+)\}:images$")
 NO_RIGHT = "; log in by redis.username and redis.password_file as a user who may, see deploy/redis/users.acl"
 UNREAD = Backlog(None, 0, None)
@@ -61,7 +61,7 @@ def line_status(client: Any, name: str) -> dict[str, Any]:
         "oldest_pending_seconds": look("TIME", lambda: _age(client, oldest), None) if oldest else None,
         "results": look(streams.scores, lambda: client.xlen(streams.scores), 0),
         "dead": look(streams.dead, lambda: client.xlen(streams.dead), 0),
-        "keeper": holder.decode(errors="replace").rpartition("#")[0] if holder else None,
+        "keeper": worker_of(holder.decode(errors="replace")) if holder else None,
         # Before the first commit a keeper that stops its line says no more than the problem, and lets the lease lapse.
         "stopped": state["stopped"] or bool(state["problem"] and not holder),
         "problem": "; ".join(filter(None, [state["problem"], unkept if not holder else "", *problems])) or None,
@@ -224,7 +224,7 @@ def _arguments(name: str, args: list[str]) -> dict[str, Any]:
         if not (0 < named[arg] < 1 or (arg == "forgetting" and named[arg] == 1)):
             most = "at most 1" if arg == "forgetting" else "below 1"
             raise ConfigurationError(f"{arg} is {named[arg]:g}, expected a number above 0 and {most}")
-    if "entry" in named and not ENTRY_ID.fullmatch(named["entry"]):
+    if "entry" in named and not is_entry_id(named["entry"]):
         raise ConfigurationError(f"ENTRY is {named['entry']!r}, expected an id such as 1764150000000-0, and then ID")
     return named
 
@@ -237,4 +237,4 @@ def _why(streams: LineStreams, name: str) -> str:
     if not holder:
         said = f"; the last one said: {problem}" if (problem := state.get("problem")) else ""
         return f"it has no keeper: start a worker{said}"
-    return f"its keeper is {holder.decode(errors='replace').rpartition('#')[0]}"
+    return f"its keeper is {worker_of(holder.decode(errors='replace'))}"

@@ -69,8 +69,7 @@ class MemoryBank(Bank):
     @property
     def held(self) -> int:
         """Anchors that a reduction leaves while it learns."""
-        least, most = SMALL
-        return most if least <= (kept := self.kept) < most else kept
+        return _held(self.kept)
 
     @property
     def lifts(self) -> Tensor:
@@ -276,6 +275,16 @@ class MemoryBank(Bank):
             gone[0] = False
         self._keep((~gone).nonzero()[:, 0])
         return int(gone.sum())
+
+
+def most_anchors(bank_size: int) -> int:
+    """How many a bank ever holds between two steps: while it learns, and beside those as many as may be pinned."""
+    return int(OVERFULL * _held(bank_size)) + int(MAX_PINNED * bank_size)
+
+
+def _held(kept: int) -> int:
+    least, most = SMALL
+    return most if least <= kept < most else kept
 
 
 def check_pinned(n: int, bank_size: int) -> None:

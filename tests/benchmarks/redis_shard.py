@@ -19,7 +19,8 @@ import redis
 from tests.conftest import PrivateRedis
 from tests.worker.helpers import eventually
 from worker.message import Image, Result, encode_batch, encode_result, heat_maps
-from worker.streams.line_streams import ANSWERING, FROM_START, Answer, LineStreams, ReviewCaps
+from worker.streams.ids import FROM_START
+from worker.streams.line_streams import ANSWERING, Answer, LineStreams, ReviewCaps
 from worker.streams.reads import read_new
 
 SIZES_KB = (10, 80, 320)  # of a picture; a KB has 1,000 bytes

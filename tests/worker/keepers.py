@@ -9,8 +9,9 @@ from torch import Tensor
 from tests.worker.helpers import patches
 from worker.keeping.keeper import Keeper
 from worker.line import Line
+from worker.streams.ids import entry_key
 from worker.streams.line_streams import LEARNING as LEARNING_GROUP
-from worker.streams.line_streams import REVIEW_CAPS, Answer, Entry, LineStreams, entry_key
+from worker.streams.line_streams import REVIEW_CAPS, Answer, Entry, LineStreams
 from worker.streams.reads import read_new
 
 HOLDER = "station-1#a"

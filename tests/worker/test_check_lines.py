@@ -256,13 +256,20 @@ def test_what_lies_there_already_is_no_further_need(
         only(look_at_room(settings, None))
 
 
-def test_no_version_is_larger_than_what_room_is_asked_for(settings: Settings) -> None:
-    config = line_configs(settings)[0].model_copy(update={"bank_size": 60})
+@pytest.mark.parametrize(("bank_size", "most_learned"), [(60, 75), (1000, 2500)])
+def test_no_version_is_larger_than_what_room_is_asked_for(
+    settings: Settings, bank_size: int, most_learned: int
+) -> None:
+    config = line_configs(settings)[0].model_copy(update={"bank_size": bank_size})
     line = Line(config, 0.99, torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
-    for _ in range(20):
+    for _ in range(20 + bank_size // 20):
         line.learner.partial_fit(torch.randn(8, 36, 48, generator=generator))
-    assert len(line.learner.bank_ or ()) >= 60
+        if len(bank := line.learner._memory_bank()) > 0.9 * most_learned:
+            break
+    assert len(bank) > 0.9 * most_learned
+    far = 100 + torch.randn(bank_size // 2, 48, generator=generator)
+    bank._append(far, bank.whitening(far), torch.full((len(far),), -1), pinned=True)
     tensors, metadata = line.state()
     store = SnapshotStore(settings.snapshots.on_this_machine, line.name)
     store.write(stem_of(1, 1), tensors, metadata)

@@ -113,7 +113,7 @@ def test_a_worker_that_lost_a_line_answers_on_and_takes_it_back(
     answered(client, line, 12)
     eventually(lambda: worker.keepers[line].epoch == 0 and not worker.keepers[line].problem)
     assert get(worker, "/readyz") == (200, "ok\n")  # another keeps it, this one answers
-    streams.release(2, "other#1")
+    streams.release(2)
     send(client, line, 13, 36)
     eventually(lambda: in_phase(client, line, SCORING))
     assert int(streams.state()["epoch"]) == 3

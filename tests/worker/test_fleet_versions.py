@@ -100,7 +100,7 @@ def test_a_version_of_a_newer_format_is_left_to_those_who_can_load_it(
     assert "line press-1: its version cannot be loaded: " in eventually(
         lambda: text if told in (text := get(worker, "/readyz")[1]) else ""
     )
-    streams.release(2, "next#1")  # it dies
+    streams.release(2)  # it dies
     send(server, "press-1", 9, 12)
     send(server, "press-2", 1, 8)
     answered(server, "press-2", 8)

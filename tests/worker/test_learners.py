@@ -30,11 +30,11 @@ def test_a_step_that_the_device_has_no_memory_for_is_learned_by_halves(monkeypat
     monkeypatch.setattr(OnePassLearner, "step", 20)
     real, sizes = OnePassLearner.partial_fit, []
 
-    def small_device(learner: OnePassLearner, features: Tensor, guard: bool) -> Any:
+    def small_device(learner: OnePassLearner, features: Tensor) -> Any:
         sizes.append(len(features))
         if len(features) > 10:
             raise torch.OutOfMemoryError("no room")
-        return real(learner, features, guard)
+        return real(learner, features)
 
     monkeypatch.setattr(OnePassLearner, "partial_fit", small_device)
     line = fresh()

@@ -14,7 +14,8 @@ from worker.errors import SnapshotError
 from worker.keeping.keeper import Keeper
 from worker.line import CALIBRATING, SCORING
 from worker.streams.control import send
-from worker.streams.line_streams import Entry, LineStreams, entry_key
+from worker.streams.ids import entry_key
+from worker.streams.line_streams import Entry, LineStreams
 
 FLAT = torch.tensor([1, 1, 1, 1, 0.01, 0.01])  # so there are fewer components
 WINDOW = 256  # images that drift is judged by

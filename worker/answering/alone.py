@@ -24,7 +24,7 @@ class GivesUpLaterError(Exception):
     """An entry failed as a whole, and is to be tried again."""
 
 
-def judged_alone(opening: Opening, part: Opened, judge: Judge) -> Iterator[None]:
+def judge_alone(opening: Opening, part: Opened, judge: Judge) -> Iterator[None]:
     """Judge an entry's images one by one, by a step each; what failed ATTEMPTS times goes to its `rejected`.
 
     Between two steps no image is marked but those that are given up: what ends the process then is not theirs.

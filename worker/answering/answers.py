@@ -7,7 +7,8 @@ from torch import Tensor
 
 from worker.message import Image, Rejected, Result, encode_result
 from worker.records import Serving, Verdict
-from worker.streams.line_streams import Answer, DeadLetter, Entry, entry_key
+from worker.streams.ids import entry_key
+from worker.streams.line_streams import Answer, DeadLetter, Entry
 from worker.streams.review import review_part
 
 

@@ -100,11 +100,11 @@ class Batcher:
     """Forms batches across lines by deficit round-robin (Shreedhar & Varghese, 1996), a line's images in order.
 
     A line's turn is of as many images as a batch has, times its weight: those of one line are searched for together,
-    so turns and batches are kept in step. One that is nearly through when a batch is full is over, and the line's next
-    is longer by what was left. A line that is new, or had nothing waiting, comes before all turns, with what is left of
-    its share of the round: who sends little waits for no queue, as in FQ-CoDel (RFC 8290). A turn of which less than
-    half would fit behind such lines begins the next batch, and this one goes as it is. Only images that are decoded are
-    taken: a line whose images take long holds nobody up, and where all wait for decoding, shares are not kept.
+    so turns and batches are kept in step. Where a batch is full and a turn nearly used up, the turn ends, and what was
+    left of it is added to the line's next. A line that is new, or had nothing waiting, comes before all turns, with
+    what is left of its share of the round: who sends little waits for no queue, as in FQ-CoDel (RFC 8290). A turn of
+    which less than half would fit behind such lines begins the next batch, and this one goes as it is. Only what is
+    decoded is taken: a line whose images take long holds nobody up; where all wait for decoding, shares are not kept.
 
     Args:
         decode: from images to what the engine takes of each, or why it has none; runs on threads.

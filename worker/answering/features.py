@@ -8,7 +8,7 @@ from torch import Tensor
 
 from worker.answering.answers import Opened
 from worker.settings import MIB
-from worker.streams.line_streams import entry_key
+from worker.streams.ids import entry_key
 
 CACHE_BYTES = 256 * MIB
 SHARE_OF_GPU = 1 / 32  # of its memory, if that is more: a batch of 64 has 300 MiB of wide_resnet50_2's

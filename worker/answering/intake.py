@@ -76,7 +76,7 @@ class Intake:
     ) -> Read:
         """Entries of the lines, within the bytes that are read ahead; waits up to block_ms for the first.
 
-        Of all lines a single entry is in hand that is to be tried by itself: it may have been memory that was lacking.
+        At most one entry, over all lines, is in hand to be tried by itself: what failed may have been a lack of memory.
 
         Args:
             held: bytes of the entries in hand, by line and id; of other lines none is.

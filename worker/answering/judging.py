@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from itertools import groupby
 from typing import NamedTuple
 
@@ -71,16 +71,14 @@ class Judging:
     turns (`Batcher`) is judged beside them, at once; the scheduler prefers it, and what the process does in between.
 
     Args:
-        blamed_on: has the entries of lines come again where something fails within; what it gives is empty then.
+        blame: given an error that is handled and lines, has their entries read again, or raises it.
     """
 
-    def __init__(
-        self, opening: Opening, cache: FeatureCache, blamed_on: Callable[..., AbstractContextManager[list[bool]]]
-    ) -> None:
+    def __init__(self, opening: Opening, cache: FeatureCache, blame: Callable[..., None]) -> None:
         self.opening = opening
         self.engine = opening.engine
         self.cache = cache
-        self.blamed_on = blamed_on
+        self.blame = blame
         self._pool: ThreadPoolExecutor | None = None
         self._aside: ThreadPoolExecutor | None = None  # for what comes before all turns
         if (passes := self.engine.passes) > 1:
@@ -101,9 +99,12 @@ class Judging:
         runs, pixels = list[Run](), list[Tensor]()
         in_order = sorted(batch, key=lambda picture: picture.part.name)  # stable: a line's images stay in order
         for name, of_line in groupby(in_order, key=lambda picture: picture.part.name):
-            with self.blamed_on(name) as well:
-                ready = [(picture, x) for picture in list(of_line) if (x := self._pixels(picture)) is not None]
-            if well and ready:
+            try:
+                ready = [(picture, x) for picture in of_line if (x := self._pixels(picture)) is not None]
+            except Exception as error:
+                self.blame(error, name)
+                continue
+            if ready:
                 images = [(picture.part, picture.image) for picture, _ in ready]
                 runs.append(self._run(keepers[name], images))
                 pixels += [x for _, x in ready]
@@ -143,15 +144,15 @@ class Judging:
     def _found(self, runs: list[Run], pixels: list[Tensor], seconds: dict[str, float]) -> list[Found]:
         of_batch = PatchMaps((torch.empty(sum(len(run.images) for run in runs), 0, 1, 1),))
         if pixels:
-            with clocked(seconds, "forward"):
+            with add_seconds(seconds, "forward"):
                 of_batch = self.engine.extract(pixels)
         found, start = list[Found](), 0
         for run in runs:
             of_run = of_batch.images(start, start + len(run.images))
             start += len(run.images)
-            with clocked(seconds, "score"):
+            with add_seconds(seconds, "score"):
                 scores = _scores_of(run, of_run)
-            with clocked(seconds, "forward"):
+            with add_seconds(seconds, "forward"):
                 found.append(Found(scores, of_run.joined() if run.learns else None))
         return found
 
@@ -209,14 +210,19 @@ class Judging:
             flight = self._next()
             # A line that let go of its images has them come again.
             in_hand = [run for run in flight.runs if run.images[0][0] in hand]
-            with self.blamed_on(*(run.keeper.line.name for run in in_hand)) as well:
+            try:
                 if isinstance(found := flight.found.result(), Exception):
                     raise _fresh(found)
+            except Exception as error:
+                self.blame(error, *(run.keeper.line.name for run in in_hand))
+                in_hand, found = [], []
             self.engine.beat()
-            for run, of_run in zip(flight.runs, found, strict=True) if well else ():
-                if run in in_hand:
-                    with self.blamed_on(run.keeper.line.name):
+            for run, of_run in zip(flight.runs, found, strict=False):  # none where all failed
+                try:
+                    if run in in_hand:
                         self._fill_in(run, of_run, hand)
+                except Exception as error:
+                    self.blame(error, run.keeper.line.name)
             for picture in flight.pictures:
                 picture.part.left -= 1
             landed += 1
@@ -284,7 +290,7 @@ def _scores_of(run: Run, features: PatchMaps) -> Scores | Exception:
 
 
 @contextmanager
-def clocked(seconds: dict[str, float], name: str) -> Iterator[None]:
+def add_seconds(seconds: dict[str, float], name: str) -> Iterator[None]:
     """Add the time of the block to seconds[name]."""
     began = time.perf_counter()
     try:

@@ -72,7 +72,7 @@ class Opening:
         return torch.from_numpy(room[0]).permute(2, 0, 1)
 
     def prepared(self, images: list[Image]) -> list[Tensor | Rejected]:
-        """The same of images, with a rejection as a value, for threads.
+        """What the engine takes of each image, or why it is rejected, as a value: for threads.
 
         An exception that a future keeps is held by the frames of its own traceback, which hold the future: a cycle with
         the image's whole entry in it, which waits for the collector, and at times for its rarest round.

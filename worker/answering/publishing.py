@@ -11,7 +11,8 @@ from worker.answering.answers import Opened, answer_of
 from worker.failpoints import failpoint
 from worker.metrics import Metrics
 from worker.settings import StreamSettings
-from worker.streams.line_streams import LineStreams, ReviewCaps, entry_key
+from worker.streams.ids import entry_key
+from worker.streams.line_streams import LineStreams, ReviewCaps
 
 
 class Published(NamedTuple):

@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -12,7 +11,7 @@ import redis
 import structlog
 
 from mhpc.core.devices import is_device_failure
-from worker.answering.alone import GivesUpLaterError, judged_alone
+from worker.answering.alone import GivesUpLaterError, judge_alone
 from worker.answering.answers import Opened
 from worker.answering.batching import Batcher
 from worker.answering.features import FeatureCache, cache_on
@@ -30,7 +29,8 @@ from worker.runtime.pulse import Timed
 from worker.runtime.threads import compute_behind
 from worker.settings import Settings
 from worker.streams.client import CONNECTION_ERRORS
-from worker.streams.line_streams import LineStreams, entry_key
+from worker.streams.ids import entry_key
+from worker.streams.line_streams import LineStreams
 from worker.streams.review import review_caps
 
 ALONE_SECONDS = 0.1  # of a turn, for images that are tried one by one, beyond the one in hand
@@ -81,7 +81,7 @@ class Answering:
         self.refused: dict[str, str] = {}  # what Redis said to the last turn, by line
         self._hand: list[Opened] = []  # entries in hand that are not sent yet, in the order that they were read
         self._alone: tuple[Opened, Iterator[None]] | None = None  # that of them which is tried alone
-        self.judging = Judging(self.opening, self.cache, self._blamed_on)
+        self.judging = Judging(self.opening, self.cache, self._blame)
 
     def turn(self, client: Any, keepers: Mapping[str, Keeper], block_ms: int | None) -> int:
         """Judge one batch and send what it finishes; returns the number of entries that were in hand.
@@ -107,8 +107,9 @@ class Answering:
         with self.metrics.stage("decode"):
             waits = block_ms is not None and self.batcher.patience() > 0
             room = self.judging.room
-            places = room + self._learns(keepers)
-            batch = [] if waits or not places else self.batcher.take(places == 1, busy=room <= self.engine.passes)
+            places = room + 1 if self._will_learn(keepers) else room
+            only_early = places == 1  # the last one is kept for what comes before all turns
+            batch = [] if waits or not places else self.batcher.take(only_early, busy=room <= self.engine.passes)
         self.judging.launch(batch, keepers, self.batcher.was_early)
         stay = self.judging.may_stay_under_way(keepers, bool(batch), busy=block_ms is None)
         landed = self.judging.land(self._hand, stay)
@@ -180,9 +181,9 @@ class Answering:
             block_ms = 0 if self.judging.under_way or self._alone else math.ceil(1000 * self.batcher.patience())
         return self.intake.read(client, keepers, held, enough, block_ms or 0)
 
-    def _learns(self, keepers: Mapping[str, Keeper]) -> bool:
-        """Whether the loop is to learn from what is in hand: that takes as long as a batch, of which one more is begun
-        before, so that no thread waits for the next."""
+    def _will_learn(self, keepers: Mapping[str, Keeper]) -> bool:
+        """Whether this loop learns from what is in hand before it answers on. That takes as long as a batch: so one
+        more batch is begun first, and no thread waits for the next."""
         lines = [keepers[name] for name in {part.name for part in self._hand} if name in keepers]
         return any(keeper.line.learns and keeper.epoch for keeper in lines)
 
@@ -199,27 +200,17 @@ class Answering:
             part.left = len(images)
         self.batcher.put(opened)
 
-    @contextmanager
-    def _blamed_on(self, *lines: str) -> Iterator[list[bool]]:
-        """What fails within has the lines' entries come again; what is given is empty then.
-
-        The device and Redis are lost for all, whatever they are given: that is passed on.
-        """
-        well = [True]
-        try:
-            yield well
-        except CONNECTION_ERRORS:
-            raise
-        except redis.ResponseError as error:
-            well.clear()
+    def _blame(self, error: Exception, *lines: str) -> None:
+        """Where an error is handled: have the lines' entries read again. What is lost for all lines, the device or
+        Redis, is raised again."""
+        if isinstance(error, CONNECTION_ERRORS) or is_device_failure(error):
+            raise error
+        if isinstance(error, redis.ResponseError):
             self.rewind(list(lines))
             self.refused |= dict.fromkeys(lines, str(error))
-        except Exception as error:
-            if is_device_failure(error):
-                raise
-            well.clear()
-            for name in lines:
-                self._try_alone(name)
+            return
+        for name in lines:
+            self._try_alone(name)
 
     def _try_alone(self, line: str) -> None:
         log.exception("a batch failed; the line's entries are tried one by one", line=line)
@@ -229,7 +220,7 @@ class Answering:
     def _begin_alone(self, part: Opened, keepers: Mapping[str, Keeper]) -> None:
         part.left = 1  # as a whole
         judge = partial(self.judging.judge, keepers[part.name])
-        self._alone = part, judged_alone(self.opening, part, judge)
+        self._alone = part, judge_alone(self.opening, part, judge)
 
     def _go_on_alone(self) -> bool:
         """Try images of the entry one by one, for a while; whether there was one.

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from worker.message import decode_result
-from worker.streams.line_streams import entry_key
+from worker.streams.ids import entry_key, line_key
 
 READ = 500  # results at a time
 
@@ -36,7 +36,7 @@ def redis_ms(client: Any) -> int:
 
 def latencies(client: Any, line: str, since: int, until: int) -> list[int]:
     """Milliseconds, one for each result so far of the entries added from `since` to before `until`, by Redis' clock."""
-    found, key, after = list[int](), f"mhpc:{{{line}}}:scores", str(since)
+    found, key, after = list[int](), line_key(line, "scores"), str(since)
     while page := client.xrange(key, min=after, count=READ):
         for identity, fields in page:
             added = entry_key(decode_result(fields[b"result"])["entry"])[0]

@@ -15,7 +15,8 @@ from typing import Any
 
 from worker.bench.pictures import as_entries, read_parts
 from worker.producer import connect
-from worker.streams.line_streams import ANSWERING, LEARNING, entry_key
+from worker.streams.ids import entry_key, line_key
+from worker.streams.line_streams import ANSWERING, LEARNING
 
 POLL_SECONDS = 0.01  # between looks at how far the worker is
 POLL_SECONDS_PER_LINE = 0.002  # more lines hold more entries in all, so they last longer
@@ -57,7 +58,7 @@ class Paced:
         gap = self.flow.per_entry / self.flow.rate
         while (wait := self._begun + self._sent * gap - time.monotonic()) <= 0:
             for line in self.flow.lines:
-                self.client.xadd(_images(line), {"batch": next(self.entries)})
+                self.client.xadd(line_key(line, "images"), {"batch": next(self.entries)})
             self._sent += 1
         return wait
 
@@ -77,7 +78,7 @@ class FlatOut:
         adding, lines = self.client.pipeline(transaction=False), []
         for line, waiting in self._waiting().items():
             for _ in range(self.flow.ahead - waiting):
-                adding.xadd(_images(line), {"batch": next(self.entries)})
+                adding.xadd(line_key(line, "images"), {"batch": next(self.entries)})
                 lines.append(line)
         for line, entry in zip(lines, adding.execute(), strict=True):
             self._unread[line].append(entry)
@@ -87,7 +88,7 @@ class FlatOut:
         """Entries of each line that are unread by a group that counts, or read and not answered."""
         asking = self.client.pipeline(transaction=False)
         for line in self.flow.lines:
-            asking.xinfo_groups(_images(line))
+            asking.xinfo_groups(line_key(line, "images"))
         replies = asking.execute()
         return {line: self._behind(line, groups) for line, groups in zip(self.flow.lines, replies, strict=True)}
 
@@ -99,10 +100,6 @@ class FlatOut:
         while unread and entry_key(unread[0].decode()) <= read_by_all:
             unread.popleft()
         return len(unread) + int(by_name[ANSWERING]["pending"])
-
-
-def _images(line: str) -> str:
-    return f"mhpc:{{{line}}}:images"
 
 
 def run(client: Any, parts: list[bytes], flows: list[Flow]) -> None:

@@ -18,6 +18,7 @@ from worker.bench.probe import Page, Probe, Window
 from worker.demo.processes import Child, free_port, private_redis, spawn, started_worker, wait_until_ready
 from worker.errors import WorkerError
 from worker.producer import connect
+from worker.streams.ids import line_key
 from worker.streams.line_streams import ANSWERING
 
 SETTLE_SECONDS = 1.0  # after a load has begun, before anything is measured
@@ -75,7 +76,7 @@ class Station:
         """Results of all lines so far."""
         asking = self.client.pipeline(transaction=False)
         for line in self.lines:
-            asking.xlen(f"mhpc:{{{line}}}:scores")
+            asking.xlen(line_key(line, "scores"))
         return sum(asking.execute())
 
     def first_result(self) -> float:
@@ -109,7 +110,7 @@ class Station:
         """Wait until no entry of any line is unread or unanswered."""
 
         def answered(line: str) -> bool:
-            key = f"mhpc:{{{line}}}:images"
+            key = line_key(line, "images")
             groups = {group["name"].decode(): group for group in self.client.xinfo_groups(key)}
             group, newest = groups[ANSWERING], self.client.xinfo_stream(key)["last-generated-id"]
             return bool(group["pending"] == 0 and group["last-delivered-id"] == newest)
@@ -171,7 +172,7 @@ def station(folder: Path, options: BenchOptions, plan: Plan, parts: Path) -> Ite
         port, config = free_port(), folder / "config.toml"
         config.write_text(worker_config(options, plan, url, port, folder), encoding="utf-8")
         client = connect(url)
-        client.xadd(f"mhpc:{{{plan.lines[0]}}}:images", {"batch": as_entries(read_parts(parts)[:1], 1)[0]})
+        client.xadd(line_key(plan.lines[0], "images"), {"batch": as_entries(read_parts(parts)[:1], 1)[0]})
         client.close()
         begun = time.monotonic()
         with started_worker(config, folder / "worker.log") as worker:

@@ -88,6 +88,7 @@ def remove(name: NameArgument, config: ConfigOption = None, redis: UrlOption = N
 @lines.command("list", epilog=examples("lines list --config config.toml", "lines list --json"))
 def list_lines(config: ConfigOption = None, redis: UrlOption = None, as_json: JsonFlag = False) -> None:
     """List the declared lines with their settings and keepers."""
+    from worker.streams.ids import worker_of
     from worker.streams.line_streams import LineStreams
 
     client = _client(config, redis)
@@ -99,7 +100,7 @@ def list_lines(config: ConfigOption = None, redis: UrlOption = None, as_json: Js
             settings = line_settings(name, value, "not usable").model_dump(exclude={"name"}, exclude_unset=True)
         except ConfigurationError as error:
             problem = str(error)
-        keeper = holder.decode(errors="replace").rpartition("#")[0] if holder else None
+        keeper = worker_of(holder.decode(errors="replace")) if holder else None
         rows.append({"line": name, "settings": settings, "keeper": keeper, "problem": problem})
     if as_json:
         for row in rows:

@@ -139,7 +139,7 @@ def _write(path: Path, image: "Image", limits: "LimitSettings") -> None:
 
 def _row(key: str, part: "ReviewPart") -> dict[str, Any]:
     """All but the picture, for JSON."""
-    from worker.streams.line_streams import entry_time
+    from worker.streams.ids import entry_time
 
     return {
         "entry": part.entry,

@@ -137,9 +137,9 @@ def _store(line: str | None, config: Path | None, redis: str | None) -> "tuple[S
 
 def _within(settings: "Settings", store: "Store", work: Callable[[], T]) -> T:
     """A store may be slow, or away."""
-    from worker.runtime.errands import waited
+    from worker.runtime.errands import run_within
 
-    return waited(work, store.remote, settings.snapshots.timeout_seconds, store.place)
+    return run_within(work, store.remote, settings.snapshots.timeout_seconds, store.place)
 
 
 def _problem(settings: "Settings", store: "Store", version: str) -> str:

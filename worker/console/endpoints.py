@@ -15,12 +15,13 @@ from worker.console.asking import Asking, asked, body_of
 from worker.console.events import FLEET_SECONDS, TICK_SECONDS, FleetTurns, LineTurns, Lookers
 from worker.console.lines import Lines, Watched
 from worker.console.pages import Pages, part_values
-from worker.console.parts import Kind, Part, find_part, image_of, is_key, neighbour
+from worker.console.parts import Kind, Part, find_part, image_of, neighbour
 from worker.console.pictures import SIDES, Drawn, heat_map, picture
 from worker.console.rows import largest_first, row
 from worker.console.source import AWAY, Source, why_unread
 from worker.errors import RejectedError
 from worker.settings import Settings
+from worker.streams.ids import is_entry_id
 
 KEPT_SECONDS = 3600  # that a browser may keep a picture: what an entry holds never changes
 KINDS: dict[str, Kind] = {"scores": "scores", "review": "review"}
@@ -181,7 +182,7 @@ class Console:
 
 def _place(request: Request) -> tuple[Kind, str]:
     kind, key = request.path_params["kind"], request.path_params["key"]
-    if kind not in KINDS or not is_key(key):
+    if kind not in KINDS or not is_entry_id(key):
         raise HTTPException(404)
     return KINDS[kind], key
 

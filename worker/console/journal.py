@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 from worker.console.text import cut
 from worker.console.unpacking import unpacked
-from worker.streams.line_streams import LineStreams, entry_key
+from worker.streams.ids import entry_key
+from worker.streams.line_streams import LineStreams
 
 SHOWN = 20
 ANSWERS = 100  # replies looked through

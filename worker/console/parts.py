@@ -11,7 +11,8 @@ from worker.console.unpacking import unpacked
 from worker.errors import RejectedError
 from worker.message import ID_LENGTH, Image, Rejected, decode_batch
 from worker.settings import LimitSettings
-from worker.streams.line_streams import LineStreams, entry_key
+from worker.streams.ids import entry_key, is_entry_id
+from worker.streams.line_streams import LineStreams
 from worker.streams.review import image_kept
 
 Kind = Literal["scores", "review"]
@@ -100,7 +101,7 @@ def image_of(streams: LineStreams, part: Part, limits: LimitSettings) -> Image:
     if part.in_review is not None:
         fields = fields_of(streams, "review", part.in_review.key) or {}
         return image_kept(fields.get(b"image", b""), limits)
-    entry = streams.entry(part.entry) if is_key(part.entry) else None
+    entry = streams.entry(part.entry) if is_entry_id(part.entry) else None
     if entry is None or entry.lost:
         raise RejectedError("lost", "not kept: only parts that were flagged or set aside keep their picture")
     image = next((image for image in decode_batch(entry.batch, limits) if image.id == part.id), None)
@@ -109,12 +110,6 @@ def image_of(streams: LineStreams, part: Part, limits: LimitSettings) -> Image:
     if isinstance(image, Rejected):
         raise RejectedError(image.reason, image.error)
     return image
-
-
-def is_key(text: str) -> bool:
-    """Whether it is an entry's id in full."""
-    ms, dash, seq = text.partition("-")
-    return dash == "-" and all(p.isascii() and p.isdigit() and len(p) <= 20 and int(p) < 2**64 for p in (ms, seq))
 
 
 def _stream(streams: LineStreams, kind: Kind) -> str:

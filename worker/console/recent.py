@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 from worker.console.text import cut, number_of
 from worker.console.unpacking import unpacked
 from worker.message import ID_LENGTH
-from worker.streams.line_streams import FROM_START, LineStreams, entry_key
+from worker.streams.ids import FROM_START, entry_key
+from worker.streams.line_streams import LineStreams
 
 KEPT = 2000  # points of a line whose own page is looked at
 SPARK = 60  # points of a small chart: all that the list of lines shows of each

@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 from worker.console.text import cut, number_of, title
 from worker.message import ID_LENGTH
-from worker.streams.line_streams import LineStreams, entry_key
+from worker.streams.ids import entry_key
+from worker.streams.line_streams import LineStreams
 from worker.streams.review import WHYS
 
 KEPT = 200  # parts

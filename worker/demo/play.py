@@ -16,7 +16,8 @@ from worker.demo.processes import Child
 from worker.errors import RedisUnreachableError, WorkerError
 from worker.message import Image, decode_result
 from worker.producer import Producer, as_image, produce
-from worker.streams.line_streams import LEARNING, entry_key
+from worker.streams.ids import entry_key, line_key
+from worker.streams.line_streams import LEARNING
 
 LINE = "demo"
 SCORING = "scoring"
@@ -51,8 +52,9 @@ class Watch:
         try:
             new = [decode_result(fields[b"result"]) for fields in self._read("scores")]
             dead = list(self._read("dead"))
-            phase, outside = self.client.hmget(_key("state"), "phase", "outside_share")
-            groups = self.client.xinfo_groups(_key("images")) if self.client.exists(_key("images")) else []
+            phase, outside = self.client.hmget(line_key(LINE, "state"), "phase", "outside_share")
+            images = line_key(LINE, "images")
+            groups = self.client.xinfo_groups(images) if self.client.exists(images) else []
         except (redis.ConnectionError, redis.TimeoutError) as error:
             raise RedisUnreachableError(f"the demo's own Redis no longer answers: {error}") from None
         for result in new:
@@ -69,7 +71,8 @@ class Watch:
 
     def _read(self, stream: str) -> Iterator[dict[bytes, bytes]]:
         # The client's types allow for decoded replies; this client decodes none.
-        while entries := cast(Entries, self.client.xrange(_key(stream), min=b"(" + self._last[stream], count=READ)):
+        key = line_key(LINE, stream)
+        while entries := cast(Entries, self.client.xrange(key, min=b"(" + self._last[stream], count=READ)):
             for entry, fields in entries:
                 self._last[stream] = entry
                 yield fields
@@ -77,10 +80,6 @@ class Watch:
     def answered(self, parts: Iterable[Part]) -> int:
         """How many of these parts have a result or a dead letter."""
         return sum(part.id in self.results or part.id in self.dead for part in parts)
-
-
-def _key(stream: str) -> str:
-    return f"mhpc:{{{LINE}}}:{stream}"
 
 
 def _text(fields: dict[bytes, bytes], name: bytes) -> str:

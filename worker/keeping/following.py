@@ -9,7 +9,8 @@ from worker.keeping.loading import Loading
 from worker.keeping.versions import gone_back, load_line, not_used
 from worker.line import Line
 from worker.storage.stores import Store
-from worker.streams.line_streams import FROM_START, LineStreams, entry_key, newest_id
+from worker.streams.ids import FROM_START, entry_key
+from worker.streams.line_streams import LineStreams, newest_id
 from worker.streams.state import learn_anew, read_state
 
 UNKNOWN = "unknown"  # in place of a version: Redis has no state of the line, or none but a lease's
@@ -40,9 +41,9 @@ class Follower:
     def follow(self) -> bool:
         """Load the committed version if it is another; who does not keep the line answers by it all the same.
 
-        Where Redis says that nothing is committed, before the first commit or as a replica that was not told of it, no
-        version is: it may hold what Redis has lost. One that has learned beyond the end of the stream is, as long as it
-        has: it stops the line, so that nobody learns anew over a model on an older Redis.
+        If Redis names no version, before the first commit or as a replica that was not told of one, none is loaded: it
+        might hold what Redis has lost. Except one that has learned beyond the end of the stream, as long as that ends
+        before: it stops the line, so that nobody learns anew over a model on an older Redis.
 
         Returns:
             False where it is on its way, or a slow store withholds it: the version before answers on, if there is one.
@@ -110,8 +111,8 @@ class Follower:
         return gone_back(self.line.name, self.streams.last_id(), self.line.applied_through, self._how_to_learn_anew)
 
     def halt(self) -> str:
-        """The same, or that it did when the line was stopped for it: newer entries bring nothing back that is lost. A
-        line that begins anew lacks nothing."""
+        """As `regression`, or why the line was stopped for one before: newer entries bring nothing back that is lost.
+        A line that begins anew lacks nothing."""
         return self.regression() or (self.streams.state().get(STOPPED, "") if self.model else "")
 
     @property

@@ -15,9 +15,9 @@ from worker.keeping.lease import Lease
 from worker.keeping.owed import Owed, Usable, nobody
 from worker.keeping.reading import Reading
 from worker.keeping.schedule import Schedule
-from worker.keeping.taking import Extract, Ready, book, failed, skip, take_set_aside
+from worker.keeping.taking import Extract, Ready, count_taken, failed, skip, take_set_aside
 from worker.keeping.upkeep import Upkeep
-from worker.keeping.watching import committed, fit_to_rate, set_gauges, tell_opened
+from worker.keeping.watching import fit_to_rate, set_gauges, state_fields, tell_opened
 from worker.line import PAUSED, SCORING, Line
 from worker.metrics import Metrics
 from worker.records import Serving, Taken
@@ -25,7 +25,8 @@ from worker.settings import SnapshotSettings
 from worker.snapshots import stem_of
 from worker.storage.saving import Saving
 from worker.storage.stores import Store
-from worker.streams.line_streams import ANSWERING, LEARNING, REVIEW_CAPS, Entry, LineStreams, ReviewCaps, entry_key
+from worker.streams.ids import entry_key, worker_of
+from worker.streams.line_streams import ANSWERING, LEARNING, REVIEW_CAPS, Entry, LineStreams, ReviewCaps
 
 ACQUIRE_SECONDS = 2.0  # between attempts while another holds the lease
 SOON_SECONDS = 0.1  # while a version is on its way
@@ -85,15 +86,14 @@ class Keeper(Follower):
         if not epoch and 0 <= ends_in < ACQUIRE_SECONDS:
             self._acquire_at = time.monotonic() + ends_in + 0.002  # a key is there until its millisecond is over
         # Whoever keeps it: this one answers by the version that it follows.
-        name = holder.rpartition("#")[0]
-        namesake = not epoch and other.rpartition("#")[0] == name
-        self.problem = f"another process named {name} keeps it: each needs a worker.name of its own" if namesake else ""
+        namesake = worker_of(other) if not epoch and worker_of(other) == worker_of(holder) else ""
+        self.problem = namesake and f"another process named {namesake} keeps it: each needs a worker.name of its own"
         if epoch:
             try:
                 if self.follow():  # again: the keeper before may have committed in between
                     self._open(epoch, resync)
                 else:
-                    self.streams.release(epoch, holder)
+                    self.streams.release(epoch)
             except BaseException:
                 self.epoch = 0  # half open is not open: it is done again
                 raise
@@ -117,7 +117,7 @@ class Keeper(Follower):
             self.tell_unused(epoch)
         else:
             self.metrics.images.labels(self.line.name, "skipped").inc(self.missing)
-            self.changed()  # versions only grow: old content, or another threshold, comes as a new version
+            self.save_change()  # versions only grow: old content, or another threshold, comes as a new version
         if self.line.phase == SCORING:
             self.reading.acknowledge_rest()
         tell_opened(self.line, epoch)
@@ -129,7 +129,7 @@ class Keeper(Follower):
         self._acquire_at = time.monotonic() + ACQUIRE_SECONDS
         self.metrics.forget_keeping(self.line.name)
 
-    def obeyed(self, reply: bytes, moved: bool, dropped: list[str], usable: Usable = nobody) -> None:
+    def commit_command(self, reply: bytes, moved: bool, dropped: list[str], usable: Usable = nobody) -> None:
         """Commit what a command made of the line and its answer; if it `moved`, learning begins behind what is applied.
 
         A store that refuses leaves it to the next attempt, and no other command is obeyed before.
@@ -139,15 +139,15 @@ class Keeper(Follower):
         if moved:  # what was read ahead is let go
             self.owed.restart = self.line.applied_through
             self.reading.rewind()
-        self.changed()
+        self.save_change()
 
-    def changed(self) -> None:
+    def save_change(self) -> None:
         """Make a version of what was changed by other means than learning, as soon as the store takes it."""
         self.owed.changed = True
         self.saving.forget()  # what is on its way is the line as it was
         self.snapshot()
 
-    def refused(self, reply: bytes) -> None:
+    def answer_refusal(self, reply: bytes) -> None:
         """Answer a command that changed nothing: no version is made for it."""
         self._commit({"commands_through": self.line.commands_through}, Owed(reply))
 
@@ -211,7 +211,7 @@ class Keeper(Follower):
             failpoint("apply", entry.id)
         with self.metrics.stage("learn"):
             taken = zip(entries, self._learned(entries, extract), strict=False)  # no more than the line wants
-        self.schedule.images += book(self.metrics, line.name, taken, self.owed, usable)
+        self.schedule.images += count_taken(self.metrics, line.name, taken, self.owed, usable)
         take_set_aside(self.metrics, line, self.owed, self.streams, usable)
         if line.phase != phase:
             log.info("phase", line=line.name, was=phase, now=line.phase, threshold=(at := line.threshold) and at.value)
@@ -270,7 +270,7 @@ class Keeper(Follower):
 
     def _publish(self, model: str, serving: Serving) -> None:
         """Commit the line's state as one, with what is owed."""
-        self._commit({**committed(self.line, model, serving), STOPPED: ""}, self.owed)
+        self._commit({**state_fields(self.line, model, serving), STOPPED: ""}, self.owed)
         self.owed = Owed()
         self.model = self._loaded_for = model
         self.line.serve(serving)
@@ -292,9 +292,9 @@ class Keeper(Follower):
         phase = self.line.serving.phase  # as committed: one that only memory knows of may be lost with it
         self.upkeep(self.streams, self.epoch, [ANSWERING] if phase in (SCORING, PAUSED) else [ANSWERING, LEARNING])
 
-    def close(self, holder: str) -> None:
+    def close(self) -> None:
         """Drain: what was applied is made durable and acknowledged, if the store is not slow, and the lease let go."""
         self.saving.aside = False
         if self.reading.unacknowledged or self.owed.changed or self.saving.stem:
             self.snapshot(CLOSE_SECONDS)
-        self.streams.release(self.epoch, holder)
+        self.streams.release(self.epoch)

@@ -59,7 +59,7 @@ class Lease:
         connects anew may find a server that was not told of that, and so cannot fence this epoch."""
         return self._lapsed or not self.held
 
-    def renew(self, epoch: int, holder: str) -> None:
+    def renew(self, epoch: int) -> None:
         """Keep it alive, where it is time; where its time is up, too, as long as nobody took it: Redis knows.
 
         Raises:
@@ -73,7 +73,7 @@ class Lease:
             return
         self._renew_at = now + ASK_AGAIN_SECONDS
         try:
-            self.streams.renew(epoch, holder)
+            self.streams.renew(epoch)
         except FencedError as error:
             self._lost = str(error)
             raise

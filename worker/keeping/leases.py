@@ -15,7 +15,7 @@ from worker.streams.redial import RedialledError
 log = structlog.get_logger()
 
 
-def renew(keepers: Iterable[Keeper], holder: str) -> None:
+def renew(keepers: Iterable[Keeper]) -> None:
     """Those for which it is time. What fails, the line's own part of the turn finds out.
 
     Raises:
@@ -25,10 +25,10 @@ def renew(keepers: Iterable[Keeper], holder: str) -> None:
     for keeper in keepers:
         if keeper.epoch:
             with suppress(FencedError, redis.ResponseError):
-                keeper.lease.renew(keeper.epoch, holder)
+                keeper.lease.renew(keeper.epoch)
 
 
-def amid_a_turn(announce: Callable[[], None], keepers: Iterable[Keeper], holder: str, stopping: Event) -> None:
+def amid_a_turn(announce: Callable[[], None], keepers: Iterable[Keeper], stopping: Event) -> None:
     """Say that the worker is there, and renew. What fails, the turn's own commands find out.
 
     Raises:
@@ -37,13 +37,13 @@ def amid_a_turn(announce: Callable[[], None], keepers: Iterable[Keeper], holder:
     try:
         with suppress(redis.ResponseError):
             announce()
-        renew(keepers, holder)
+        renew(keepers)
     except CONNECTION_ERRORS:
         if stopping.is_set():
             raise
 
 
-def let_go(keeper: Keeper, holder: str, reached: bool = True) -> bool:
+def let_go(keeper: Keeper, reached: bool = True) -> bool:
     """Make durable what was learned and release the lease, where Redis was `reached` just now; whether it still is.
 
     Who has waited for it in vain asks for no further line: a hundred of them would outlast what a stop is given.
@@ -51,7 +51,7 @@ def let_go(keeper: Keeper, holder: str, reached: bool = True) -> bool:
     kept, problem = bool(keeper.epoch), "" if reached else "Redis has not answered for a line before it"
     try:
         if kept and reached:
-            keeper.close(holder)
+            keeper.close()
     except (FencedError, redis.RedisError) as error:
         reached, problem = isinstance(error, FencedError | redis.ResponseError | RedialledError), str(error)
     if kept and problem:

@@ -6,7 +6,7 @@ from concurrent.futures import Future
 
 from worker.errors import StoreError
 from worker.keeping.versions import find_version
-from worker.runtime.errands import begun
+from worker.runtime.errands import start
 from worker.snapshots import Snapshot
 from worker.storage.stores import Store
 
@@ -41,7 +41,7 @@ class Loading:
             if time.monotonic() < self._again_at:
                 raise self._refused
             self._wanted, self._overdue_at = wanted, time.monotonic() + self.seconds
-            self._way = begun(lambda: find_version(self.line, self.store, wanted), self.store.remote)
+            self._way = start(lambda: find_version(self.line, self.store, wanted), self.store.remote)
         if not self._way.done():
             if time.monotonic() < self._overdue_at:
                 return False, None

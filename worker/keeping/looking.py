@@ -14,8 +14,8 @@ from worker.keeping.commands import Means, execute
 from worker.keeping.keeper import Keeper
 from worker.keeping.owed import Usable, nobody
 from worker.keeping.versions import load_for_rollback
-from worker.keeping.watching import ThresholdTracker, set_gauges, shown
-from worker.runtime.errands import waited
+from worker.keeping.watching import ThresholdTracker, display_fields, set_gauges
+from worker.runtime.errands import run_within
 from worker.snapshots import Snapshot
 from worker.streams import review
 from worker.streams.control import Command, Reply, encode_reply, read_commands, send
@@ -61,7 +61,7 @@ class Look:
             self._track_at = now + TRACK_SECONDS
             self._track()
         self._watch_drift()
-        news = {**shown(keeper.line, keeper.line.serving), **self.facts}
+        news = {**display_fields(keeper.line, keeper.line.serving), **self.facts}
         if news != self._shown or now >= self._show_at:
             keeper.streams.show(keeper.epoch, news)
             self._shown, self._show_at = news, now + SHOW_SECONDS
@@ -87,7 +87,7 @@ class Look:
         if (threshold := self.tracker.refit(keeper.line)) is not None:
             log.info("threshold", line=keeper.line.name, **threshold._asdict())
             keeper.line.threshold = threshold
-            keeper.changed()
+            keeper.save_change()
 
     def _watch_drift(self) -> None:
         line = self.keeper.line
@@ -113,9 +113,9 @@ def _carried_out(keeper: Keeper, command: Command, features: Features, usable: U
     line.commands_through = command.entry
     log.info("command", line=line.name, name=command.name, by=command.by, ok=reply.ok, text=reply.text)
     if reply.ok:
-        keeper.obeyed(encode_reply(command, reply), line.applied_through != before, dropped, usable)
+        keeper.commit_command(encode_reply(command, reply), line.applied_through != before, dropped, usable)
     else:
-        keeper.refused(encode_reply(command, reply))
+        keeper.answer_refusal(encode_reply(command, reply))
 
 
 def _means(keeper: Keeper, features: Features, dropped: list[str]) -> Means:
@@ -148,7 +148,7 @@ def _means(keeper: Keeper, features: Features, dropped: list[str]) -> Means:
         wanted = version if version is not None else keeper.line.before or None
         look = partial(load_for_rollback, store, keeper.fingerprint, keeper.model, wanted)
         try:
-            return waited(look, aside, min(LOAD_SECONDS, keeper.settings.timeout_seconds), store.place)
+            return run_within(look, aside, min(LOAD_SECONDS, keeper.settings.timeout_seconds), store.place)
         except StoreError as error:
             raise RefusedError(str(error)) from None
 

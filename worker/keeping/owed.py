@@ -6,7 +6,8 @@ from itertools import groupby
 
 from worker.message import Image
 from worker.records import SetAside
-from worker.streams.line_streams import Commit, Entry, LineStreams, ReviewPart, entry_key
+from worker.streams.ids import entry_key
+from worker.streams.line_streams import Commit, Entry, LineStreams, ReviewPart
 from worker.streams.review import review_part
 
 Usable = Callable[[Entry], list[Image]]  # the images of an entry that can be decoded
@@ -38,7 +39,7 @@ class Owed:
             self._put_up(entry.id, images[place : place + 1], f"#{place}")
 
     def set_aside_late(self, parts: list[SetAside], streams: LineStreams, usable: Usable) -> None:
-        """The same for parts that turned out not to belong when learning ended, as far as the stream still has them."""
+        """Keep for review what turned out not to belong when learning ended, pictures as far as the stream has them."""
         for name, of_entry in groupby(sorted(parts, key=lambda part: entry_key(part.entry)), lambda part: part.entry):
             entry = streams.entry(name)
             images = [] if entry.batch is None else usable(entry)

@@ -1,6 +1,7 @@
 """What the keeper reads to learn from, and what of it is not acknowledged yet."""
 
-from worker.streams.line_streams import FROM_START, Entry, LineStreams
+from worker.streams.ids import FROM_START
+from worker.streams.line_streams import Entry, LineStreams
 
 HISTORY = 16  # pending entries read in one call
 ATTEMPTS = 3  # at an entry, or an image by itself, that failed before

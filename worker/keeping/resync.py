@@ -7,7 +7,8 @@ import structlog
 from worker.errors import FencedError
 from worker.keeping.keeper import Keeper
 from worker.streams.control import Command, Reply, encode_reply, read_commands
-from worker.streams.line_streams import LEARNING, entry_key
+from worker.streams.ids import entry_key, worker_of
+from worker.streams.line_streams import LEARNING
 from worker.streams.state import read_state
 
 LOOK_SECONDS = 1.0
@@ -29,7 +30,7 @@ def lost_meanwhile(keeper: Keeper) -> str:
         return ""
     epoch, holder = int(state.get("epoch", 0)), state.get("holder", "")
     if epoch > keeper.epoch or (epoch == keeper.epoch and holder not in ("", keeper.streams.holder)):
-        name = holder.partition("#")[0] or "another worker"
+        name = worker_of(holder) or "another worker"
         raise FencedError(f"line {keeper.line.name}: {name} took over meanwhile, under epoch {epoch}")
     if epoch < keeper.epoch or state.get("model", "") != keeper.model or keeper.regression() or _lacks_readings(keeper):
         return "Redis lost writes: it has an older epoch, another version, fewer entries, or fewer that were read"
@@ -69,7 +70,7 @@ class Resync:
             if keeper.epoch and not keeper.unused:  # else newer entries came just now: it is not stopped any more
                 for command in commands[:-1]:
                     keeper.line.commands_through = command.entry
-                    keeper.refused(encode_reply(command, Reply(False, "the line was stopped; say it again")))
+                    keeper.answer_refusal(encode_reply(command, Reply(False, "the line was stopped; say it again")))
                 _go_on(keeper, commands[-1])
 
 
@@ -96,4 +97,4 @@ def _go_on(keeper: Keeper, command: Command) -> None:
     text = f"goes on behind {last}; what was learned up to {line.applied_through} is kept"
     line.applied_through, line.commands_through = last, command.entry
     log.warning("resync", line=line.name, by=command.by, text=text)
-    keeper.obeyed(encode_reply(command, Reply(True, text)), moved=False, dropped=[])
+    keeper.commit_command(encode_reply(command, Reply(True, text)), moved=False, dropped=[])

@@ -32,7 +32,7 @@ def failed(line: str, entries: list[Entry], error: Exception) -> str:
     return f"entry {which} failed: {one_line(error, 200)}"
 
 
-def book(metrics: Metrics, line: str, taken: Iterable[tuple[Entry, Taken]], owed: Owed, usable: Usable) -> int:
+def count_taken(metrics: Metrics, line: str, taken: Iterable[tuple[Entry, Taken]], owed: Owed, usable: Usable) -> int:
     """Count what became of entries' images; the next commit puts up those set aside. Returns how many were taken."""
     images = 0
     for entry, of_entry in taken:

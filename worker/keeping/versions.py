@@ -12,12 +12,12 @@ from pydantic import BaseModel, Field, Strict, ValidationError
 from mhpc.core.calibration import Threshold
 from mhpc.core.devices import is_device_failure
 from worker.errors import AbsentError, ModelError, RefusedError, SnapshotError, StoreError, one_line
-from worker.keeping.watching import rehearse
+from worker.keeping.watching import check_loadable
 from worker.line import SCORING, Line
-from worker.runtime.errands import AT_ONCE, begun
+from worker.runtime.errands import AT_ONCE, start
 from worker.snapshots import STEM, Snapshot
 from worker.storage.stores import Store
-from worker.streams.line_streams import FROM_START, entry_key
+from worker.streams.ids import FROM_START, entry_key
 
 Rate = Annotated[float, Field(gt=0, lt=1)]
 EntryId = Annotated[str, Field(pattern="^[0-9]{1,20}-[0-9]{1,20}$")]
@@ -114,7 +114,7 @@ def load_line(
     try:
         line.restore(snapshot.tensors, snapshot.metadata)
         line.serve(line.served_by(stem))
-        rehearse(line, stem)
+        check_loadable(line, stem)
     except (ValueError, KeyError, TypeError, RuntimeError, IndexError) as error:
         if is_device_failure(error) or isinstance(error, torch.OutOfMemoryError):  # not the version's fault
             raise
@@ -186,14 +186,14 @@ def _scored_before(store: Store, present: str) -> str:
 
 
 def learned_in(stores: Iterable[Store], seconds: float) -> torch.dtype | None:
-    """The backbone's precision when the newest version was made, of the first line that has one and can tell.
+    """The precision of the newest version of the first line that has one; None where no line has.
 
-    A line whose store cannot be asked, or does not answer within so many seconds for all together, waits for it later
-    on; it does not keep the others from starting.
+    A store that cannot be asked, or does not answer within so many seconds for all together, is passed over: its line
+    waits for it later on, and keeps no other from starting.
     """
     ends, rest = time.monotonic() + seconds, list(stores)
     while rest and time.monotonic() < ends:
-        asked, rest = [(each.place, begun(each.about_newest, each.remote)) for each in rest[:AT_ONCE]], rest[AT_ONCE:]
+        asked, rest = [(each.place, start(each.about_newest, each.remote)) for each in rest[:AT_ONCE]], rest[AT_ONCE:]
         for place, answer in asked:
             try:
                 about = answer.result(max(0.0, ends - time.monotonic()))

@@ -16,7 +16,8 @@ from worker.learners import fitted_threshold
 from worker.line import PHASES, SCORING, Line
 from worker.metrics import Metrics
 from worker.records import Serving
-from worker.streams.line_streams import LineStreams, entry_key, newest_id
+from worker.streams.ids import entry_key
+from worker.streams.line_streams import LineStreams, newest_id
 from worker.streams.reads import backlogs
 
 READ, PAGES = 500, 10  # results in one call, calls in one turn
@@ -93,7 +94,7 @@ def fit_to_rate(line: Line) -> bool:
     return line.threshold.value != line.serving.threshold
 
 
-def committed(line: Line, model: str, serving: Serving) -> dict[str, str]:
+def state_fields(line: Line, model: str, serving: Serving) -> dict[str, str]:
     """What the state hash says of a version."""
     limit = line.threshold
     return {
@@ -108,13 +109,13 @@ def committed(line: Line, model: str, serving: Serving) -> dict[str, str]:
         "rate": repr(line.false_positive_rate),
         "rate_interval": "" if limit is None else f"{limit.rate_low:.4g} {limit.rate_high:.4g}",
         "calibration": score_bins(line.calibration_scores),
-        **shown(line, serving),
+        **display_fields(line, serving),
     }
 
 
-def rehearse(line: Line, model: str) -> None:
+def check_loadable(line: Line, model: str) -> None:
     """What a keeper will make of a version that was loaded; raises where its tensors do not go together."""
-    committed(line, model, line.serving)
+    state_fields(line, model, line.serving)
     if line.threshold is not None:
         fitted_threshold(line.calibration_scores, line.recent_scores, line.false_positive_rate, line.config.scoring)
 
@@ -128,7 +129,7 @@ def score_bins(scores: Tensor) -> str:
     return json.dumps({"low": low, "high": high, "counts": counts.tolist()}, separators=(",", ":"))
 
 
-def shown(line: Line, serving: Serving) -> dict[str, str]:
+def display_fields(line: Line, serving: Serving) -> dict[str, str]:
     """What the state hash says to people beside what is committed, while this answers."""
     done, wanted = line.progress
     outside, change = line.convergence[:2]

@@ -18,7 +18,8 @@ from worker.errors import ConfigurationError, FateUnknownError, RedisUnreachable
 from worker.message import Image, encode_batch
 from worker.producer.collecting import check_distinct
 from worker.settings import LINE_NAME
-from worker.streams.line_streams import ANSWERING, entry_key
+from worker.streams.ids import entry_key, line_key
+from worker.streams.line_streams import ANSWERING
 
 MAX_AHEAD = 32  # entries that the answering group has not dealt with
 COUNTED = 10_000  # unread entries that a producer without max_ahead remembers
@@ -82,8 +83,7 @@ class Flow:
         self.retry = retry
         self.uncertain: Sequence[Image] = ()
         self._held = held or log.warning
-        self._prefix = f"mhpc:{{{line}}}:"
-        self._key = self._prefix + "images"
+        self._key = line_key(line, "images")
         # Ids of own entries that the group has not read; without max_ahead only `ahead` drops those that it has.
         self._unread: deque[tuple[int, int]] = deque(maxlen=COUNTED if max_ahead is None else None)
         self._dropping = Lock()  # of those: one thread may count while another sends
@@ -118,7 +118,7 @@ class Flow:
 
     def _compare_window(self) -> Steps:
         assert self.retry is not None  # noqa: S101 - asked for only where there is one
-        shown = yield from self._tried(lambda client: client.hget(self._prefix + "state", "unique_ids"))
+        shown = yield from self._tried(lambda client: client.hget(line_key(self.line, "state"), "unique_ids"))
         if isinstance(shown, LOST):
             raise RedisUnreachableError(f"the connection to Redis was lost between two entries: {shown}")
         known = not isinstance(shown, redis.RedisError) and shown is not None  # refused: the caller's word counts

@@ -127,7 +127,7 @@ class Crew:
             own = self.own.do(what, messages[0])
             for each in sent:
                 _wait(each)
-            replies = [own, *(received(rank) for rank in range(1, self.size))]
+            replies = [own, *(receive(rank) for rank in range(1, self.size))]
         except RanksError as error:
             self.lost = error
             raise
@@ -145,17 +145,17 @@ def follow(share: Share) -> None:
     Raises:
         RanksError: it is gone, or has said nothing for too long.
     """
-    while (message := received(0)) != ENDED:
+    while (message := receive(0)) != ENDED:
         _wait(_sent(share.do(message.pop("do"), message), 0))
 
 
-def exchanged(message: dict[str, Any], judge: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> dict[str, Any]:
+def exchange(message: dict[str, Any], judge: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> dict[str, Any]:
     """What rank 0 makes of the messages of all ranks, told to all."""
     ranks = range(1, dist.get_world_size())
     if dist.get_rank():
         _wait(_sent(message, 0))
-        return received(0)
-    judged = judge([message, *(received(rank) for rank in ranks)])
+        return receive(0)
+    judged = judge([message, *(receive(rank) for rank in ranks)])
     for rank in ranks:
         _wait(_sent(judged, rank))
     return judged
@@ -178,7 +178,7 @@ def _wait(sending: list[tuple[Any, Tensor]]) -> None:
         raise RanksError(f"a rank does not take what it is sent: {_told(error)}") from None
 
 
-def received(rank: int) -> dict[str, Any]:
+def receive(rank: int) -> dict[str, Any]:
     """The next message of a rank."""
     length = torch.zeros(1, dtype=torch.int64)
     try:

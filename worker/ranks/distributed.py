@@ -21,7 +21,7 @@ from worker.keeping.keeper import Keeper
 from worker.learners import new_learner
 from worker.metrics import Metrics
 from worker.process import serve
-from worker.ranks.crew import Crew, exchanged, follow
+from worker.ranks.crew import Crew, exchange, follow
 from worker.ranks.hot_line import HotKeeper, HotLine
 from worker.ranks.meeting import join
 from worker.ranks.share import Share
@@ -107,7 +107,7 @@ def agree(on: dict[str, str], crashed: bool = False) -> bool:
         differ = [_difference(ranks[0], rank, other) for rank, other in enumerate(ranks)]
         return {"problem": "; ".join(filter(None, differ)), "crashed": any(rank["crashed"] for rank in ranks)}
 
-    found = exchanged({"on": on, "release": version("mhpc"), "crashed": crashed}, judged)
+    found = exchange({"on": on, "release": version("mhpc"), "crashed": crashed}, judged)
     if found["problem"] and dist.get_rank() == 0:
         raise ConfigurationError(f"{found['problem']}: give all ranks the same configuration, weights and release")
     if found["problem"]:
@@ -126,7 +126,7 @@ def take_part(settings: Settings, config: LineConfig) -> None:
     """Be a rank but the first. Signals to stop are rank 0's to obey: it needs this one for its last snapshot."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    rank, told = dist.get_rank(), exchanged({}, lambda _: {})
+    rank, told = dist.get_rank(), exchange({}, lambda _: {})
     model = settings.model.model_copy(update={"precision": told["precision"]})
     crash_file = CrashFile(settings.snapshots.on_this_machine, f"{settings.worker.name}.rank{rank}")
     try:
@@ -176,7 +176,7 @@ class HotWorker(Worker):
     def _keeper(self, config: LineConfig) -> Keeper:
         engine, model = self.engine, self.settings.model
         precision = str(engine.precision).removeprefix("torch.")
-        exchanged({}, lambda _: {"precision": precision})
+        exchange({}, lambda _: {"precision": precision})
         self._crashed = agree({"weights": engine.fingerprint})
         make = partial(new_learner, config, model.pca_variance_ratio, engine.device)
         self.crew = Crew(Share(engine, self.settings.limits, make, 0), self.settings.worker.rank_seconds)

@@ -17,8 +17,8 @@ _threads = list[threading.Thread]()
 _hiring = threading.Lock()
 
 
-def begun(work: Callable[[], T], aside: bool) -> "Future[T]":
-    """Do it: `aside` on a thread that holds up no end of the process, else before this returns."""
+def start(work: Callable[[], T], aside: bool) -> "Future[T]":
+    """Run `work`: `aside` on a daemon thread, which holds up no end of the process, else before this returns."""
     future: Future[T] = Future()
 
     def run() -> None:
@@ -47,13 +47,13 @@ def _serve() -> None:
         _waiting.get()()
 
 
-def waited(work: Callable[[], T], aside: bool, seconds: float, whom: str) -> T:
-    """What comes of it, within so many seconds; afterwards nobody waits for it any more.
+def run_within(work: Callable[[], T], aside: bool, seconds: float, whom: str) -> T:
+    """The result of `work`, which `start` runs; after so many seconds nobody waits for it any more.
 
     Raises:
         StoreError: it takes longer.
     """
-    future = begun(work, aside)
+    future = start(work, aside)
     try:
         return future.result(seconds)
     except TimeoutError:

@@ -14,7 +14,7 @@ BEHIND = 5  # niceness: a third of the weight of what is preferred
 def compute_on(threads: int) -> None:
     """Have torch compute on so many threads where it is called from this thread; for those that a pool starts.
 
-    The number is a thread's own only once the thread has asked for it: until then it is what any other has set last.
+    torch keeps the number per thread only once the thread has read it; until then it is what any other has set last.
     """
     torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -22,7 +22,7 @@ def compute_on(threads: int) -> None:
 
 @contextmanager
 def computing_on(threads: int) -> Iterator[None]:
-    """The same for the block."""
+    """Have torch compute on so many threads within the block, where it is called from this thread."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -32,7 +32,7 @@ def computing_on(threads: int) -> Iterator[None]:
 
 
 def compute_behind(threads: int) -> None:
-    """The same, after what other threads have to do: where all cores compute, those wait for none."""
+    """As `compute_on`, at a lower priority: where all cores compute, other threads need not wait for one."""
     compute_on(threads)
     if sys.platform == "linux":  # elsewhere niceness is that of the whole process
         this = threading.get_native_id()

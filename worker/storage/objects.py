@@ -81,7 +81,7 @@ def found(fs: Any, path: str) -> bytes | None:
         return None
 
 
-def tried(url: str) -> None:
+def probe(url: str) -> None:
     """Write, read and remove an object; raises StoreError where the store does not keep what is written to it."""
     objects, name = Objects(url, ".mhpc-check"), secrets.token_hex(8)
     objects.create(name, b"mhpc")

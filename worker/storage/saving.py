@@ -9,7 +9,7 @@ import structlog
 from torch import Tensor
 
 from worker.errors import AbsentError, SnapshotError, StoreError
-from worker.runtime.errands import begun
+from worker.runtime.errands import start
 from worker.snapshots import packed
 from worker.storage.stores import Store
 
@@ -63,13 +63,13 @@ class Saving:
             self._put(stem, packed(tensors, metadata), first)
             self.took = time.monotonic() - since
 
-        self._way = begun(put, aside=self.store.remote or self.aside)
+        self._way = start(put, aside=self.store.remote or self.aside)
         return True
 
     def keep(self, stem: str) -> None:
         """Pin a version that nobody uses before another is written, so that it is not pruned in its turn; "" for none.
 
-        One between two commits: those that were written since, and never committed, are less than what there was.
+        At most one is pinned between two commits: versions that were written since, and never committed, hold less.
         """
         self._first = "" if self._pinned else stem
 
@@ -116,4 +116,4 @@ class Saving:
         still at that, with a later one."""
         self._pinned = False
         if self._tidying is None or self._tidying.done():
-            self._tidying = begun(lambda: self.store.prune(keep, current, before), self.store.remote)
+            self._tidying = start(lambda: self.store.prune(keep, current, before), self.store.remote)

@@ -1,6 +1,6 @@
 -- What a keeper does, if its epoch still stands, and was given to it: else an error that begins with FENCED.
 -- KEYS: state, images, lease, replies, review.  ARGV: epoch and holder, a space between them; what; then by what:
---   renew   holder, milliseconds
+--   renew   milliseconds
 --   read    group, consumer, count, id ('>' or where to go on in the pending entries)
 --   commit  reply or '', cap of replies, group to be moved or '', to which entry, cap of review, most bytes in review,
 --           number of review fields, number of review entries to remove, review fields (8 a part, by REVIEW), ids of
@@ -10,7 +10,7 @@
 --   trim    lowest id to keep, done_through   refused where the stream ends before what was answered or learned
 --   lost    group                              see lost.lua
 --   consumers  group, idle milliseconds        delete those that have been idle for longer and have nothing pending
---   release holder
+--   release
 local epoch, holder = string.match(ARGV[1], '^(%d+) ?(.*)$')
 if redis.call('HGET', KEYS[1], 'epoch') ~= epoch then
   return redis.error_reply('FENCED epoch ' .. epoch .. ' is no longer the line\'s')
@@ -22,11 +22,11 @@ end
 redis.call('HDEL', KEYS[1], '')  -- a full server lets a script go on whose first write takes no memory
 local what = ARGV[2]
 if what == 'renew' then
-  local holder = redis.call('GET', KEYS[3])
-  if holder and holder ~= ARGV[3] then
-    return redis.error_reply('FENCED the lease is held by ' .. holder)
+  local held_by = redis.call('GET', KEYS[3])
+  if held_by and held_by ~= holder then
+    return redis.error_reply('FENCED the lease is held by ' .. held_by)
   end
-  return redis.call('SET', KEYS[3], ARGV[3], 'PX', ARGV[4])
+  return redis.call('SET', KEYS[3], holder, 'PX', ARGV[3])
 elseif what == 'read' then
   return redis.call('XREADGROUP', 'GROUP', ARGV[3], ARGV[4], 'COUNT', ARGV[5], 'STREAMS', KEYS[2], ARGV[6])
 elseif what == 'commit' then
@@ -74,8 +74,8 @@ elseif what == 'consumers' then
   end
   return deleted
 elseif what == 'release' then
-  if redis.call('GET', KEYS[3]) == ARGV[3] then
-    return redis.call('SET', KEYS[3], ARGV[3], 'PX', 1)
+  if redis.call('GET', KEYS[3]) == holder then
+    return redis.call('SET', KEYS[3], holder, 'PX', 1)
   end
   return 0
 end

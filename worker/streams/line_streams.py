@@ -1,7 +1,6 @@
 """One line's keys in Redis: reading, the gate, the lease, the commit, trimming."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,11 +10,11 @@ from worker.errors import FencedError
 from worker.settings import MIB
 from worker.streams.client import script
 from worker.streams.cluster import Call, together
+from worker.streams.ids import FROM_START, LAST, entry_before, entry_key, line_key
 
 ANSWERING, LEARNING = "mhpc", "mhpc-learn"  # consumer groups
 LEARNER = "learner"  # the one consumer of LEARNING
 LEASE_MS, LEASE_ENDS_MS = 30_000, 28_800  # the rest is for others to take it: at its end the line is kept again
-FROM_START, LAST = "0-0", f"{2**64 - 1}-{2**64 - 1}"  # ids; behind the last one a stream takes no entry
 REPLIES_MAX = 1000  # entries kept
 CLAIM_ENTRIES = 100  # a page
 ATTEMPTS_SECONDS = 7 * 24 * 3600  # for so long a mark is kept that nobody took away
@@ -101,33 +100,13 @@ def backlog_of(group: str, infos: list[dict[str, Any]], pending: Any) -> Backlog
     return Backlog(info.get("lag"), pending["pending"], pending["min"].decode() if pending["pending"] else None)
 
 
-def entry_key(entry: str) -> tuple[int, int]:
-    """An entry id, so that it sorts as Redis sorts."""
-    ms, _, seq = entry.partition("-")
-    return int(ms), int(seq or 0)
-
-
-def entry_time(entry: str) -> str | None:
-    """When it was added, by Redis's clock, as ISO 8601; None where no calendar has it: an id may be given by hand."""
-    try:
-        return datetime.fromtimestamp(entry_key(entry)[0] / 1000, UTC).isoformat(timespec="milliseconds")
-    except (ValueError, OverflowError, OSError):
-        return None
-
-
-def entry_before(entry: str) -> str:
-    """The largest id below this one."""
-    ms, seq = entry_key(entry)
-    return f"{ms}-{seq - 1}" if seq else f"{ms - 1}-{2**64 - 1}" if ms else FROM_START
-
-
 class LineStreams:
     """The commands on one line's keys. Learning's are fenced: `FencedError` means that another keeper took over."""
 
     def __init__(self, client: redis.Redis, line: str) -> None:
         self.client: Any = client  # redis-py's annotations mix its two clients; replies are checked by the tests
         self.line, self.holder = line, ""  # who was given an epoch last, here
-        prefix = f"mhpc:{{{line}}}:"
+        prefix = line_key(line, "")
         self.images, self.scores, self.dead = prefix + "images", prefix + "scores", prefix + "dead"
         self.state_key, self.lease = prefix + "state", prefix + "lease"
         self.control, self.replies, self.review = prefix + "control", prefix + "replies", prefix + "review"
@@ -223,12 +202,12 @@ class LineStreams:
         self.holder = holder if reply[0] else self.holder
         return int(reply[0]), reply[1].decode(errors="replace"), reply[2] / 1000
 
-    def renew(self, epoch: int, holder: str) -> None:
-        self.fenced(epoch, "renew", holder, LEASE_ENDS_MS)
+    def renew(self, epoch: int) -> None:
+        self.fenced(epoch, "renew", LEASE_ENDS_MS)
 
-    def release(self, epoch: int, holder: str) -> None:
+    def release(self, epoch: int) -> None:
         """Let another take over at once. The epoch stays."""
-        self.fenced(epoch, "release", holder)
+        self.fenced(epoch, "release")
 
     def read_learning(self, epoch: int, count: int, after: str | None = None) -> list[Entry]:
         """New entries for the learner, or with `after` those already delivered to it, from behind that id on."""

@@ -1,4 +1,4 @@
--- How many entries are gone that nobody has answered. Stands before fenced.lua.
+-- How many entries are gone that nobody has answered. Stands before fenced.lua and groups.lua.
 -- Of all entries ever added, each is answered, pending, still to be read, or gone: trimmed, deleted or acknowledged by
 -- somebody else. Those still to be read can be counted without reading them where all or none of the stream is; at other
 -- times nothing is told, and the next look tells it all. What is gone is told once: `gone` in the state hash is what was

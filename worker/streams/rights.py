@@ -7,6 +7,7 @@ import redis
 
 from worker.settings import LINES_KEY, WORKERS_KEY
 from worker.streams.cluster import Cluster
+from worker.streams.ids import line_key
 
 # By the right's name in an ACL, a call of it; a server looks at rights when it puts a call into a transaction.
 CALLS = {
@@ -53,7 +54,7 @@ FLEET_CALLS = {LINES_KEY: ("hgetall",), WORKERS_KEY: ("hset", "hgetall", "hdel")
 
 def missing_rights(client: redis.Redis, line: str) -> list[str]:
     """Names of the rights that the client's user lacks on a line's keys; the others are not tried without MULTI."""
-    return _missing(client, f"mhpc:{{{line}}}:check", CALLS)
+    return _missing(client, line_key(line, "check"), CALLS)
 
 
 def missing_fleet_rights(client: redis.Redis) -> dict[str, list[str]]:

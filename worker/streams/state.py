@@ -5,9 +5,9 @@ from collections.abc import Mapping
 
 from worker.errors import StateError
 from worker.streams.client import script
-from worker.streams.line_streams import LineStreams, entry_key
+from worker.streams.ids import is_entry_id
+from worker.streams.line_streams import LineStreams
 
-ENTRY_ID = re.compile(r"[0-9]{1,20}-[0-9]{1,20}\Z")
 # A version's name holds 10 digits: one less leaves room for steps, and for those that are left out after a failover.
 EPOCH = re.compile(r"0?[0-9]{1,9}\Z")  # with the zero that stands before them in such a name
 IDS = {
@@ -40,16 +40,12 @@ def unreadable(key: str, state: Mapping[str, str]) -> dict[str, str]:
             "above that of every version of the line, which is what their names begin with"
         )
     for field, which in IDS.items():
-        if field in state and not _is_id(state[field]):
+        if field in state and not is_entry_id(state[field]):
             told[field] = (
                 f"{key} has {field} {state[field]!r:.60}, expected an entry id such as 1718000000000-0: HSET it to the "
                 f"id {which}"
             )
     return told
-
-
-def _is_id(text: str) -> bool:
-    return bool(ENTRY_ID.match(text)) and max(entry_key(text)) < 2**64
 
 
 def tell_unkept(streams: LineStreams, why: str) -> None:

@@ -1,6 +1,7 @@
 """What a keeper does for its line now and then."""
 
-from worker.streams.line_streams import ANSWERING, LAST, LineStreams
+from worker.streams.ids import LAST
+from worker.streams.line_streams import ANSWERING, LineStreams
 
 CONSUMER_IDLE_MS = 24 * 3600 * 1000  # a consumer with nothing pending that was idle for so long is dead
 

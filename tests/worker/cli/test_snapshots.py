@@ -184,7 +184,7 @@ def test_a_folder_that_cannot_be_written_says_so(call: Call, config: Any, store:
 def test_rollback_prints_the_keepers_answer_and_ends_by_it(call: Call, config: Any, make_keeper: MakeKeeper) -> None:
     with keeping(make_keeper) as keeper:
         file = config()
-        keeper.changed()
+        keeper.save_change()
         ended = call("snapshots", "rollback", "absent", "--config", file)
         assert (ended.code, ended.out.partition(";")[0]) == (1, "version 'absent' is not there")
         version = keeper.model

@@ -86,7 +86,7 @@ def first(events: Iterator[Event], name: str, seconds: float = 60) -> Any:
     raise AssertionError("the stream ended")
 
 
-def fastest(attempt: Callable[[], float], tries: int = 20) -> float:
+def fastest(attempt: Callable[[], float], tries: int = 60) -> float:
     """The least seconds that an attempt took; they end with one under a second: a busy machine makes any one slow."""
     least = attempt()
     while least >= 1 and (tries := tries - 1):

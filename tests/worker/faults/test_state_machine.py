@@ -24,7 +24,8 @@ from worker.line import LEARNING, Line
 from worker.metrics import Metrics
 from worker.settings import CalibrationSettings, LearningSettings, LineConfig, ScoringSettings, SnapshotSettings
 from worker.snapshots import SnapshotStore, stem_of
-from worker.streams.line_streams import ANSWERING, REVIEW_CAPS, Answer, Entry, LineStreams, entry_key
+from worker.streams.ids import entry_key
+from worker.streams.line_streams import ANSWERING, REVIEW_CAPS, Answer, Entry, LineStreams
 from worker.streams.line_streams import LEARNING as LEARNING_GROUP
 
 IMAGES, P, D = 4, 16, 6  # an entry's

@@ -91,7 +91,7 @@ def test_what_keeps_a_refusal_from_being_committed_is_told_on_one_line(
     def fails(_: bytes) -> None:
         raise redis.ConnectionError("the power is gone")
 
-    monkeypatch.setattr(keeper, "refused", fails)
+    monkeypatch.setattr(keeper, "answer_refusal", fails)
     with pytest.raises(redis.ConnectionError):
         look(keeper)
     assert keeper.problem == f"command {'pau se' * 1000:.40} failed: the power is gone"

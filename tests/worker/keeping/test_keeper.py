@@ -17,7 +17,8 @@ from tests.worker.keepers import (
 )
 from worker.line import CALIBRATING, LEARNING, SCORING, Line
 from worker.snapshots import stem_of
-from worker.streams.line_streams import FROM_START, LineStreams
+from worker.streams.ids import FROM_START
+from worker.streams.line_streams import LineStreams
 
 # -- learning, committing, acknowledging -------------------------------------------------------------------------------
 

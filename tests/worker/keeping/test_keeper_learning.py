@@ -43,7 +43,7 @@ def test_a_relearn_ends_though_the_bank_has_become_smaller_than_its_pinned_ancho
 ) -> None:
     first = trained(make_keeper, streams)
     pins = first.line.learner.pin(patches(70, shift=3.0), 0.1)
-    first.changed()
+    first.save_change()
     keeper = opened(with_bank_size(make_keeper(), pins // 2), holder="station-1#b")
     assert told(keeper, "relearn")[0]
     assert keeper.line.phase == LEARNING

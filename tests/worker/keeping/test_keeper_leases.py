@@ -96,7 +96,7 @@ def test_what_was_committed_while_the_lease_changed_hands_is_not_missed(
         """The first commits once more after the second has looked, before it has the lease."""
         if first.epoch:
             first.learn(extract, 3)
-            first.close(HOLDER)
+            first.close()
             first.lose("closed")
             eventually(lambda: not streams.client.exists(streams.lease))
         return take(*args)
@@ -122,7 +122,7 @@ def test_who_lost_the_lease_goes_back_to_what_was_committed(
     assert first.problem == str(caught.value)
     first.acquire(HOLDER)
     assert (first.epoch, first.line.applied_through) == (0, "2-0")
-    streams.release(2, "station-2#a")
+    streams.release(2)
     while not first.epoch:
         first.acquire(HOLDER)
     assert first.epoch == 3
@@ -134,11 +134,11 @@ def test_a_lease_is_renewed_before_it_ends(
 ) -> None:
     keeper = opened(make_keeper())
     streams.client.pexpire(streams.lease, 20_000)
-    keeper.lease.renew(keeper.epoch, HOLDER)
+    keeper.lease.renew(keeper.epoch)
     assert streams.client.pttl(streams.lease) <= 20_000
     now = time.monotonic()
     monkeypatch.setattr("time.monotonic", lambda: now + 11)
-    keeper.lease.renew(keeper.epoch, HOLDER)
+    keeper.lease.renew(keeper.epoch)
     assert streams.client.pttl(streams.lease) > 20_000
 
 
@@ -148,7 +148,7 @@ def test_closing_makes_durable_what_was_learned_and_lets_the_line_go(
     add(streams, *ENTRIES[:3])
     keeper = opened(make_keeper(every_images=1000))
     keeper.learn(extract, 10)
-    keeper.close(HOLDER)
+    keeper.close()
     assert pending(streams) == []
     assert streams.state()["applied_through"] == "3-0"
     other = make_keeper()

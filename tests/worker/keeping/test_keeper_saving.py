@@ -5,7 +5,7 @@ import torch
 
 from tests.worker.faulty import Faults
 from tests.worker.helpers import eventually
-from tests.worker.keepers import ENTRIES, HOLDER, add, extract, pending
+from tests.worker.keepers import ENTRIES, add, extract, pending
 from tests.worker.keeping.test_keeper_stores import Make, kept, learned, saved, settled
 from tests.worker.keeping.test_keeper_stores import make as make  # a fixture
 from tests.worker.keeping.test_keeper_stores import url as url  # a fixture
@@ -64,7 +64,7 @@ def test_a_change_while_a_version_is_on_its_way_is_in_the_next_one(
     faults.open.clear()
     keeper.snapshot()
     keeper.line.rate = 0.03
-    keeper.changed()
+    keeper.save_change()
     assert not keeper.snapshot_due
     faults.open.set()
     saved(keeper)
@@ -79,7 +79,7 @@ def test_who_ends_leaves_to_the_next_what_a_slow_store_did_not_take(
     keeper = kept(make())
     keeper.learn(extract, 2)
     faults.open.clear()
-    keeper.close(HOLDER)
+    keeper.close()
     eventually(lambda: streams.client.get(streams.lease) is None)
     assert pending(streams) == ENTRIES[:2]
     faults.open.set()

@@ -123,7 +123,7 @@ def test_what_one_learned_another_loads_and_goes_on_from(
     assert eventually(follower.follow)
     assert (follower.model, follower.line.serving.model) == (keeper.model, keeper.model)
     assert_same(follower.line, keeper.line)
-    keeper.close(HOLDER)
+    keeper.close()
     kept(follower, "station-2#b")
     while follower.line.phase != SCORING:
         follower.learn(extract, 2)
@@ -248,7 +248,7 @@ def test_a_flipped_bit_sets_the_version_aside_and_the_one_before_serves(
     add(streams, *ENTRIES)
     keeper = learned(learned(kept(make())))
     flip(f"{url}/{streams.line}", f"{stem_of(1, 2)}-")
-    keeper.close(HOLDER)
+    keeper.close()
     again = kept(make(), "station-2#b")
     settled(again)  # which it is already where the store was quick
     assert again.line.applied_through == "2-0"

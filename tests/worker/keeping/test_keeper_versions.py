@@ -114,7 +114,7 @@ def test_who_cannot_use_the_lines_version_does_not_take_its_lease(
 ) -> None:
     add(streams, *ENTRIES[:4])
     keeper = learn_all(opened(make_keeper()))
-    keeper.close(HOLDER)
+    keeper.close()
     before = streams.state()
     with pytest.raises(ModelError, match="another backbone, weights, layers or input_shape") as caught:
         make_keeper(fingerprint="g").acquire("station-1#b", take_over="station-1")

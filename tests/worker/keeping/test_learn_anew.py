@@ -12,7 +12,8 @@ from worker.errors import ModelError
 from worker.keeping.resync import Resync
 from worker.line import CALIBRATING, LEARNING
 from worker.snapshots import epoch_of
-from worker.streams.line_streams import FROM_START, LineStreams
+from worker.streams.ids import FROM_START
+from worker.streams.line_streams import LineStreams
 
 OTHER = "station-1#b"
 
@@ -30,7 +31,7 @@ def test_after_another_backbone_a_line_begins_again_under_a_higher_epoch_and_obe
 ) -> None:
     keeper = trained(make_keeper, streams)
     assert told(keeper, "rate", rate=0.2)[0]
-    keeper.close("station-1#a")
+    keeper.close()
     again = make_keeper(fingerprint="g")
     with pytest.raises(ModelError) as caught:
         again.acquire(OTHER, take_over="station-1")

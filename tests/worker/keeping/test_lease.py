@@ -23,20 +23,20 @@ def test_a_lease_counts_as_held_until_shortly_before_it_ends_and_is_renewed_late
     epoch, *_ = lease.acquire("a#1", 0, "")
     now += LAPSE_SECONDS - 1
     assert lease.held
-    lease.renew(epoch, "a#1")  # renewed at the last moment
+    lease.renew(epoch)  # renewed at the last moment
     assert not lease.lapsed
     now += LAPSE_SECONDS + 13
     assert LAPSE_SECONDS < LEASE_ENDS_MS / 1000
     assert not lease.held
     streams.client.delete(streams.lease)  # it has ended
     with capture_logs() as logs:
-        lease.renew(epoch, "a#1")
+        lease.renew(epoch)
     assert [(entry["line"], entry["not_renewed_seconds"]) for entry in logs] == [(streams.line, 40)]
     assert lease.held
     assert streams.client.get(streams.lease) == b"a#1"
     assert streams.state()["epoch"] == "1"
     now += LAPSE_SECONDS - 1
-    lease.renew(epoch, "a#1")
+    lease.renew(epoch)
     assert lease.lapsed  # under this epoch
     lease.acquire("a#1", 0, "")
     assert not lease.lapsed
@@ -51,14 +51,14 @@ def test_a_lease_that_lapsed_and_that_another_took_is_not_renewed(
     epoch, *_ = lease.acquire("a#1", 0, "")
     now += LAPSE_SECONDS + 13
     other = LineStreams(streams.client, streams.line)
-    for ended in (lambda: streams.client.delete(streams.lease), lambda: other.release(epoch + 1, "b#1")):
+    for ended in (lambda: streams.client.delete(streams.lease), lambda: other.release(epoch + 1)):
         ended()  # and be it that the other let it go again
         now += ASK_AGAIN_SECONDS
         with capture_logs() as logs:
             if not other.holder:
                 assert other.acquire("b#1", 0)[0] == epoch + 1
             with pytest.raises(FencedError, match="no longer"):
-                lease.renew(epoch, "a#1")
+                lease.renew(epoch)
         assert (logs, lease.held) == ([], False)
     assert streams.state()["holder"] == "b#1"
 
@@ -66,9 +66,9 @@ def test_a_lease_that_lapsed_and_that_another_took_is_not_renewed(
 def test_a_lease_that_was_lost_or_refused_is_not_asked_for_at_every_turn(
     streams: LineStreams, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def counted(epoch: int, holder: str) -> None:
+    def counted(epoch: int) -> None:
         asked.append(now)
-        renew(epoch, holder)
+        renew(epoch)
 
     now, asked, renew = 1000.0, list[float](), streams.renew
     monkeypatch.setattr("time.monotonic", lambda: now)
@@ -81,7 +81,7 @@ def test_a_lease_that_was_lost_or_refused_is_not_asked_for_at_every_turn(
         streams.client.xadd(streams.images, {"batch": ""})
         for _ in range(300):
             with suppress(redis.ResponseError):
-                lease.renew(epoch, "a#1")
+                lease.renew(epoch)
             now += 0.01
     assert 2 <= len(asked) <= 4
     streams.client.delete(streams.lease)
@@ -90,12 +90,12 @@ def test_a_lease_that_was_lost_or_refused_is_not_asked_for_at_every_turn(
     asked.clear()
     for _ in range(300):
         with pytest.raises(FencedError, match="no longer"):  # whoever asked first, the line's own part finds it out
-            lease.renew(epoch, "a#1")
+            lease.renew(epoch)
         now += 0.01
     assert len(asked) == 1
     streams.client.delete(streams.lease)
     epoch, *_ = lease.acquire("a#1", 0, "")
-    lease.renew(epoch, "a#1")
+    lease.renew(epoch)
 
 
 def test_a_clock_of_the_wall_that_jumps_an_hour_moves_no_lease(
@@ -105,7 +105,7 @@ def test_a_clock_of_the_wall_that_jumps_an_hour_moves_no_lease(
     epoch, *_ = lease.acquire("a#1", 0, "")
     for hours in (1, -1):
         monkeypatch.setattr("time.time", lambda hours=hours: 1_700_000_000.0 + hours * 3600)
-        lease.renew(epoch, "a#1")
+        lease.renew(epoch)
 
 
 def test_the_first_attempt_alone_takes_over_what_its_name_has_left(streams: LineStreams) -> None:

@@ -71,7 +71,7 @@ def test_leases_are_not_asked_for_one_by_one_where_redis_does_not_answer(worker:
     before = asked(proxy)
     falls_silent(worker, proxy)
     with pytest.raises(redis.TimeoutError):
-        leases.renew(worker.keepers.values(), worker.holder)
+        leases.renew(worker.keepers.values())
     assert asked(proxy) - before <= 1
     worker._in_a_turn()  # whose own commands find it out
     assert asked(proxy) - before <= 2

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mhpc.core.memory_bank import MemoryBank
+from mhpc.core.recent import Recent
 from tests.worker.commanding import (
     STRANGE,
     in_review,
@@ -45,7 +46,7 @@ def test_a_part_that_is_called_normal_scores_below_the_threshold_from_then_on(
     assert "anchors pinned" in text
     assert score(keeper) < limit(keeper)
     assert version(keeper) > model
-    keeper.close("station-1#a")
+    keeper.close()
     again = opened(make_keeper(), "station-2#b")
     assert score(again) < limit(again)
     assert_same(again.line, keeper.line)
@@ -172,7 +173,7 @@ def test_a_part_that_was_set_aside_when_learning_ended_was_learned_and_is_unlear
     assert text.endswith("; it is removed from review")
 
 
-def test_a_part_that_is_released_counts_once_and_takes_no_number_of_another() -> None:
+def test_a_part_that_is_released_counts_once_and_takes_no_number_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
     line, strange = play(fresh(learn=160), 1, 35), patches(51, shift=100)
     line.apply("50-0", [patches(50), strange, patches(52)])
     assert (line.counts, line.progress) == ((142, 1, 0), (143, 160))
@@ -181,7 +182,8 @@ def test_a_part_that_is_released_counts_once_and_takes_no_number_of_another() ->
     command = Command("1-0", "release", {"entry": "50-0", "id": "part"}, "ann")
     assert execute(line, command, means) == "learned after all"
     assert (line.counts, line.progress) == ((143, 0, 0), (143, 160))
-    line.apply("51-0", [patches(53, 4, shift=50)], guard=False)
+    monkeypatch.setattr(Recent, "admit", lambda _, scores, *__: torch.ones(len(scores), dtype=torch.bool))
+    line.apply("51-0", [patches(53, 4, shift=50)])
     assert line.sources[-1] == Source("51-0", 143)
     bank = line.learner.bank_
     assert isinstance(bank, MemoryBank)
@@ -278,7 +280,7 @@ def test_a_larger_bank_takes_more_parts_that_are_called_normal_at_once(
     pinned[: len(pinned) // 2] = True
     keeper.snapshot()
     assert "at most 30 may be of a bank of 60" in told(keeper, "normal", entry="9-9", id="part")[1]
-    keeper.close("station-1#a")
+    keeper.close()
     larger = make_keeper()
     make_line = larger.make_line
 

@@ -1,7 +1,8 @@
 import pytest
 
 from tests.worker.keepers import MakeKeeper, answer_all, opened
-from worker.streams.line_streams import ANSWERING, LAST, LEARNING, LineStreams
+from worker.streams.ids import LAST
+from worker.streams.line_streams import ANSWERING, LEARNING, LineStreams
 
 
 def test_entries_that_a_stranger_took_away_unread_are_counted_once(
@@ -50,7 +51,7 @@ def test_that_a_producer_has_used_up_the_ids_is_told_until_the_stream_is_begun_a
         keeper.trim()
         assert f"DEL {streams.images}" in keeper.upkeep.problem
         assert streams.state()["problem"] == keeper.upkeep.problem
-        keeper.changed()  # a commit says that there is no problem
+        keeper.save_change()  # a commit says that there is no problem
     streams.client.delete(streams.images)
     streams.ensure_groups()
     keeper.trim()

@@ -15,7 +15,8 @@ from worker.line import CALIBRATION_SCORES, SCORING, TRACKED_SCORES, Line
 from worker.snapshots import SnapshotStore, stem_of
 from worker.storage.object_store import ObjectStore
 from worker.streams.control import send
-from worker.streams.line_streams import FROM_START, LineStreams
+from worker.streams.ids import FROM_START
+from worker.streams.line_streams import LineStreams
 
 UNUSED, OTHER = stem_of(1, 1), "station-1#b"
 

@@ -14,7 +14,7 @@ from tests.worker.keepers import ENTRIES, MakeKeeper, add, extract, opened
 from worker.errors import SnapshotError
 from worker.keeping.keeper import Keeper
 from worker.keeping.looking import Look
-from worker.keeping.watching import MOVED, score_bins, shown
+from worker.keeping.watching import MOVED, display_fields, score_bins
 from worker.line import CALIBRATING, LEARNING, PAUSED, SCORING
 from worker.message import Result, encode_result
 from worker.streams.control import send
@@ -294,6 +294,6 @@ def test_parts_set_aside_at_the_end_of_learning_are_counted_with_those_of_the_gu
     assert keeper.line.phase == CALIBRATING
     assert streams.state()["quarantined"] == "3"
     again = opened(make_keeper(), "station-1#b")
-    assert shown(again.line, again.line.serving)["quarantined"] == "3"
+    assert display_fields(again.line, again.line.serving)["quarantined"] == "3"
     assert told(again, "relearn")[0]
     assert streams.state()["quarantined"] == "0"

@@ -21,7 +21,7 @@ from worker.errors import ConfigurationError, DeviceError, RanksError
 from worker.failpoints import VARIABLE, armed
 from worker.metrics import Metrics
 from worker.ranks import distributed, share
-from worker.ranks.crew import _sent, _wait, exchanged, received
+from worker.ranks.crew import _sent, _wait, exchange, receive
 from worker.ranks.distributed import TORCHRUNS, agree, hot_line, on_own_device, take_part
 from worker.settings import line_configs
 
@@ -120,7 +120,7 @@ def loses_its_device(folder: str) -> tuple[int, str]:
     settings = small_settings("a", worker={"device": "cpu", "name": "hot"}, snapshots={"directory": Path(folder)})
     if dist.get_rank() == 0:
         engine = Engine(settings.model, pick_device("cpu"), Metrics())
-        exchanged({}, lambda _: {"precision": str(engine.precision).removeprefix("torch.")})
+        exchange({}, lambda _: {"precision": str(engine.precision).removeprefix("torch.")})
         agree({"weights": engine.fingerprint})
         _wait(_sent({"do": "beat"}, 1))
         return 0, ""
@@ -168,7 +168,7 @@ def waits_for_one_that_is_silent() -> str:
         time.sleep(5)
         return ""
     try:
-        received(1)
+        receive(1)
     except RanksError as error:
         return f"{error.exit_code} {error}"
     return "it did not end"

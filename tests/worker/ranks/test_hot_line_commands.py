@@ -14,7 +14,7 @@ from worker.ranks.crew import Crew, follow
 from worker.ranks.hot_line import HotLine
 from worker.snapshots import Snapshot
 from worker.streams.control import Command
-from worker.streams.line_streams import FROM_START
+from worker.streams.ids import FROM_START
 
 
 def led(play: Callable[[HotLine], dict[str, Any]]) -> dict[str, Any]:

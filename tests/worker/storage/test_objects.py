@@ -8,7 +8,7 @@ import pytest
 from tests.worker.bucket import new_bucket
 from tests.worker.faulty import Faults
 from worker.errors import ConfigurationError, StoreError
-from worker.storage.objects import Objects, file_system, tried
+from worker.storage.objects import Objects, file_system, probe
 
 
 @pytest.fixture(params=["s3", "memory", "faulty"])
@@ -43,7 +43,7 @@ def test_what_is_there_is_never_overwritten_and_a_repeat_after_a_lost_reply_is_n
 
 
 def test_a_store_is_tried_and_left_as_it_was(url: str) -> None:
-    tried(url)
+    probe(url)
     assert Objects(url, ".mhpc-check").names() == set()
 
 
@@ -58,7 +58,7 @@ def test_a_store_that_overwrites_is_refused(faults: Faults, monkeypatch: pytest.
     write = type(fs).pipe_file
     monkeypatch.setattr(type(fs), "pipe_file", lambda fs, path, value, mode="": write(fs, path, value))
     with pytest.raises(StoreError, match="overwrites an object that is to be created"):
-        tried(url)
+        probe(url)
 
 
 @pytest.mark.parametrize(("name", "said"), [("full", "No space left in the bucket"), ("away", "nobody answers")])

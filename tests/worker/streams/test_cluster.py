@@ -111,7 +111,7 @@ def test_all_that_a_worker_does_with_a_line_works_on_each_node(client: Any, thre
         assert [entry.id for entry in streams.read_learning(epoch, 10)] == ["1-0", "2-0", "3-0"]
         command = send(streams, "pause", {}, "test")
         assert [command.entry for command in read_commands(streams, "0")] == [command]
-        streams.renew(epoch, HOLDER)
+        streams.renew(epoch)
         streams.commit(epoch, {"phase": "scoring"}, Commit(b"reply"), REVIEW_CAPS)
         streams.acknowledge(epoch, ["1-0", "2-0", "3-0"])
         assert streams.trim(epoch, [ANSWERING, LEARNING]) == "3-0"
@@ -119,7 +119,7 @@ def test_all_that_a_worker_does_with_a_line_works_on_each_node(client: Any, thre
         assert unread_lost(streams, epoch) == 0
         time.sleep(0.01)
         assert set(delete_idle_consumers(streams, epoch, idle_ms=0)) == {"gone", ME}
-        streams.release(epoch, HOLDER)
+        streams.release(epoch)
         assert missing_rights(client, streams.line) == []
         assert line_status(client, streams.line)["results"] == 2
     assert set(known_lines(client)) >= {streams.line for streams in three}

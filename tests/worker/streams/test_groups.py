@@ -5,7 +5,8 @@ import redis
 
 from tests.worker.streams.acting import add, answer, deliver, kept, pending, publish
 from worker.errors import StateError
-from worker.streams.line_streams import ANSWERING, LEARNING, LineStreams, entry_before
+from worker.streams.ids import entry_before
+from worker.streams.line_streams import ANSWERING, LEARNING, LineStreams
 from worker.streams.state import read_state
 from worker.streams.upkeep import unread_lost
 

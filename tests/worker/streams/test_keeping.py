@@ -6,15 +6,8 @@ import redis
 from tests.worker.helpers import eventually
 from tests.worker.streams.acting import HOLDER, add, answer, deliver, kept, pending, publish
 from worker.errors import FencedError
-from worker.streams.line_streams import (
-    ANSWERING,
-    FROM_START,
-    LAST,
-    LEARNING,
-    Entry,
-    LineStreams,
-    entry_before,
-)
+from worker.streams.ids import FROM_START, LAST, entry_before
+from worker.streams.line_streams import ANSWERING, LEARNING, Entry, LineStreams
 
 # -- the lease ---------------------------------------------------------------------------------------------------------
 
@@ -23,7 +16,7 @@ def test_a_lease_is_held_by_one_and_each_epoch_is_higher(streams: LineStreams) -
     assert streams.acquire("a#1", 0)[:2] == (1, "")
     assert streams.acquire("b#1", 0)[:2] == (0, "a#1")
     assert streams.state()["epoch"] == "1"
-    streams.release(1, "a#1")
+    streams.release(1)
     assert streams.client.pttl(streams.lease) <= 1  # milliseconds
     assert eventually(lambda: streams.acquire("b#1", 0)[0]) == 2
 
@@ -49,23 +42,23 @@ def test_a_name_with_the_separator_in_it_is_another_name(streams: LineStreams) -
 
 def test_a_lease_that_is_not_renewed_ends_and_a_renewed_one_does_not(streams: LineStreams, epoch: int) -> None:
     streams.client.pexpire(streams.lease, 50)
-    streams.renew(epoch, HOLDER)
+    streams.renew(epoch)
     assert streams.client.pttl(streams.lease) > 10_000
     streams.client.pexpire(streams.lease, 1)
     assert eventually(lambda: streams.acquire("other#1", 0)[0]) == epoch + 1
     with pytest.raises(FencedError, match="no longer"):
-        streams.renew(epoch, HOLDER)
+        streams.renew(epoch)
 
 
 def test_renewing_does_not_take_another_holders_lease(streams: LineStreams, epoch: int) -> None:
     streams.client.set(streams.lease, "other#1")
     with pytest.raises(FencedError, match="other#1"):
-        streams.renew(epoch, HOLDER)
+        streams.renew(epoch)
 
 
 def test_releasing_leaves_another_holders_lease_alone(streams: LineStreams, epoch: int) -> None:
     streams.client.set(streams.lease, "other#1")
-    streams.release(epoch, HOLDER)
+    streams.release(epoch)
     assert streams.client.get(streams.lease) == b"other#1"
     assert streams.client.pttl(streams.lease) == -1
 
@@ -83,8 +76,8 @@ def test_who_lost_the_lease_reads_commits_acknowledges_and_trims_nothing(streams
         lambda: streams.commit(epoch, {"phase": "scoring", "model": "x"}),
         lambda: streams.acknowledge(epoch, ["1-0"]),
         lambda: streams.trim(epoch, [ANSWERING]),
-        lambda: streams.renew(epoch, HOLDER),
-        lambda: streams.release(epoch, HOLDER),
+        lambda: streams.renew(epoch),
+        lambda: streams.release(epoch),
     ):
         with pytest.raises(FencedError, match=streams.line):
             attempt()
@@ -106,7 +99,7 @@ def test_an_epoch_that_is_given_twice_is_the_last_holders_alone(streams: LineStr
         lambda: streams.commit(epoch, {"phase": "scoring", "model": "x"}),
         lambda: streams.acknowledge(epoch, ["1-0"]),
         lambda: streams.trim(epoch, [ANSWERING]),
-        lambda: streams.release(epoch, HOLDER),
+        lambda: streams.release(epoch),
     ):
         with pytest.raises(FencedError, match=f"{streams.line}: FENCED epoch {epoch} was given to station-2#b, too"):
             attempt()

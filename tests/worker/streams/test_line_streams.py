@@ -4,17 +4,8 @@ import pytest
 import redis
 
 from tests.worker.streams.acting import add, answer, deliver, letters, pending, publish, results
-from worker.streams.line_streams import (
-    ANSWERING,
-    FROM_START,
-    LEARNING,
-    REVIEW_CAPS,
-    DeadLetter,
-    Entry,
-    LineStreams,
-    entry_before,
-    entry_key,
-)
+from worker.streams.ids import FROM_START, entry_before, entry_key
+from worker.streams.line_streams import ANSWERING, LEARNING, REVIEW_CAPS, DeadLetter, Entry, LineStreams
 
 # -- ids ---------------------------------------------------------------------------------------------------------------
 

@@ -37,22 +37,22 @@ class Opened:
     features: list[Tensor] = field(default_factory=list)  # [B, P, D] each; kept while the line learns, if there is room
 
 
-def answer_of(part: Opened, now_ms: float, payload_bytes: int) -> Answer:
+def answer_of(opened: Opened, now_ms: float, payload_bytes: int) -> Answer:
     """Results, dead letters with at most so many bytes of payload, and anomalous parts for review."""
-    results = [encode_result(_result(part, judged, now_ms)) for judged in part.judged]
-    dead = [DeadLetter(r.id, r.reason, r.error, r.payload[:payload_bytes]) for r in part.rejected]
+    results = [encode_result(_result(opened, judged, now_ms)) for judged in opened.judged]
+    dead = [DeadLetter(r.id, r.reason, r.error, r.payload[:payload_bytes]) for r in opened.rejected]
     review = [
-        review_part(part.entry.id, image, "anomalous", verdict.score, serving.threshold, serving.model or "")
-        for image, verdict, serving in (judged for judged in part.judged if judged.anomalous)
+        review_part(opened.entry.id, image, "anomalous", verdict.score, serving.threshold, serving.model or "")
+        for image, verdict, serving in (judged for judged in opened.judged if judged.anomalous)
     ]
-    return Answer(part.entry.id, results, dead, review)
+    return Answer(opened.entry.id, results, dead, review)
 
 
-def _result(part: Opened, judged: Judged, now_ms: float) -> Result:
+def _result(opened: Opened, judged: Judged, now_ms: float) -> Result:
     image, verdict, serving = judged.image, judged.verdict, judged.serving
     return Result(
-        line=part.name,
-        entry=part.entry.id,
+        line=opened.name,
+        entry=opened.entry.id,
         id=image.id,
         phase=serving.phase,
         model=serving.model,
@@ -61,7 +61,7 @@ def _result(part: Opened, judged: Judged, now_ms: float) -> Result:
         anomalous=judged.anomalous,
         provisional=verdict.score is not None and (serving.threshold is None or serving.provisional),
         ts=image.ts,
-        latency_ms=round(now_ms - entry_key(part.entry.id)[0], 3),
+        latency_ms=round(now_ms - entry_key(opened.entry.id)[0], 3),
         map=verdict.map,
         meta=image.meta,
     )

@@ -29,7 +29,7 @@ Waiting = tuple[Opened, int, Image, int]  # an opened entry, an image by its pla
 class Picture(NamedTuple):
     """An image of an opened entry, by its place there, the `number`-th of those that are decoded together."""
 
-    part: Opened
+    opened: Opened
     place: int
     image: Image
     size: int  # its `decoding_bytes`
@@ -88,6 +88,16 @@ class _Queue:
         """Images that it can take now."""
         return min(int(self.credit), self.decoded)
 
+    def begin_turn(self) -> None:
+        """It goes on with the one that it has, if it has one."""
+        if not self.in_turn:
+            self.credit, self.in_turn, self.drained = self.credit_of_next_turn, True, False
+
+    def keep_early(self) -> None:
+        """Its turn passes while it is decoded: it comes before all turns still, as it would have, decoded at once."""
+        if len(self) <= self.turn:
+            self.credit = self.credit_of_next_turn
+
     def serve(self, batch: list[Picture], size: int) -> None:
         """Move images to a batch of that size."""
         taken = min(self.run, size - len(batch))
@@ -134,16 +144,15 @@ class Batcher:
         self._pool = ThreadPoolExecutor(threads, "decode", initializer=compute_on, initargs=(1,))
         self._queues: dict[str, _Queue] = {}  # in the order of their turns
 
-    def put(self, opened: Iterable[tuple[Opened, list[Image]]]) -> None:
+    def put(self, entries: Iterable[tuple[Opened, list[Image]]]) -> None:
         """Let the images of opened entries wait for their turn."""
-        for part, images in opened:
+        for opened, images in entries:
             if images:
-                turn = self.max_batch * self.weights.get(part.name, 1.0)
-                queue = self._queues.setdefault(part.name, _Queue(turn, max(1.0, self.max_batch / 2), turn))
+                turn = self.max_batch * self.weights.get(opened.name, 1.0)
+                queue = self._queues.setdefault(opened.name, _Queue(turn, max(1.0, self.max_batch / 2), turn))
                 queue.turn, queue.credit = turn, min(queue.credit, turn + queue.carried)  # weights change
-                queue.waiting.extend(
-                    (part, place, image, decoding_bytes(image.format, image.data)) for place, image in enumerate(images)
-                )
+                for place, image in enumerate(images):
+                    queue.waiting.append((opened, place, image, decoding_bytes(image.format, image.data)))
         self._decode_ahead()
 
     def drop(self, line: str) -> None:
@@ -161,7 +170,7 @@ class Batcher:
         """The entry whose images are a line's next, some of which are not taken yet; "" if none is waiting."""
         if not (queue := self._queues.get(line)):
             return ""
-        return (queue.ahead[0].part if queue.ahead else queue.waiting[0][0]).entry.id
+        return (queue.ahead[0].opened if queue.ahead else queue.waiting[0][0]).entry.id
 
     def patience(self) -> float:
         """Seconds until a batch is to go although it is not full."""
@@ -201,32 +210,30 @@ class Batcher:
             return batch
         self.was_early = False
         # 2. Turns.
-        before = len(batch)
-        idle = 0  # lines in a row that had nothing ready
+        self._serve_turns(batch)
+        return batch
+
+    def _serve_turns(self, batch: list[Picture]) -> None:
+        """Fill up a batch by the lines whose turn it is, until a round of them had nothing ready."""
+        before, idle = len(batch), 0
         while len(batch) < self.max_batch and idle < len(self._queues):
             name, queue = next(iter(self._queues.items()))
             if not len(queue):
                 del self._queues[name]
                 continue
-            if queue.early and not queue.ready:  # once it is decoded it comes before all turns, as it did
-                if len(queue) <= queue.turn:  # as if it had been decoded at once
-                    queue.credit = queue.credit_of_next_turn
-                idle += 1
-                self._queues[name] = self._queues.pop(name)
-                continue
-            if not queue.in_turn:
-                queue.credit = queue.credit_of_next_turn
-                queue.in_turn, queue.drained = True, False
-            if before and self._is_to_begin_a_batch(queue, self.max_batch - len(batch)):
-                queue.put_off = True
-                break
             idle = 0 if queue.ready else idle + 1
-            queue.serve(batch, self.max_batch)
-            if len(batch) == self.max_batch and queue.ready and queue.credit >= self.max_batch / 2:
-                break  # the next batch goes on with it
-            queue.in_turn = queue.put_off = False
+            if queue.early and not queue.ready:
+                queue.keep_early()
+            else:
+                queue.begin_turn()
+                if before and self._is_to_begin_a_batch(queue, self.max_batch - len(batch)):
+                    queue.put_off = True
+                    return
+                queue.serve(batch, self.max_batch)
+                if len(batch) == self.max_batch and queue.ready and queue.credit >= self.max_batch / 2:
+                    return  # the next batch goes on with it
+                queue.in_turn = queue.put_off = False
             self._queues[name] = self._queues.pop(name)  # to the end
-        return batch
 
     def _is_to_begin_a_batch(self, queue: _Queue, left: int) -> bool:
         """Whether less than half of what a batch could have of a turn would fit; once alone, and only beside others."""

@@ -57,28 +57,28 @@ class FeatureCache:
             self.size -= features.nbytes
         return features
 
-    def keep(self, parts: list[Opened], features: Tensor, hand: Iterable[Opened]) -> None:
-        """Let the parts hold what is theirs of features [B, P, D], one part for each image, as far as there is room.
+    def keep(self, entries: list[Opened], features: Tensor, hand: Iterable[Opened]) -> None:
+        """Let entries hold what is theirs of features [B, P, D], as far as there is room; one entry for each image.
 
         Args:
-            hand: all parts that may hold some.
+            hand: all entries that may hold some.
         """
-        kept = sum(held.nbytes for part in hand for held in part.features)
+        kept = sum(held.nbytes for opened in hand for held in opened.features)
         start = 0
-        for part, run in groupby(parts):
+        for opened, run in groupby(entries):
             count = len(list(run))
-            of_part = features[start : start + count]
-            if kept + self.size + of_part.nbytes <= self.capacity:
-                whole = of_part.nbytes == of_part.untyped_storage().nbytes()
-                part.features.append(of_part if whole else of_part.clone())  # a view holds the batch that it is of
-                kept += of_part.nbytes
+            of_entry = features[start : start + count]
+            if kept + self.size + of_entry.nbytes <= self.capacity:
+                whole = of_entry.nbytes == of_entry.untyped_storage().nbytes()
+                opened.features.append(of_entry if whole else of_entry.clone())  # a view holds the batch that it is of
+                kept += of_entry.nbytes
             start += count
 
-    def take(self, part: Opened) -> None:
-        """Keep what a finished part holds, if that is all of it."""
-        if part.features and sum(map(len, part.features)) == len(part.judged):
-            features = part.features[0] if len(part.features) == 1 else torch.cat(part.features)
-            self.put(part.name, part.entry.id, features)
+    def take(self, opened: Opened) -> None:
+        """Keep what a finished entry holds, if that is all of it."""
+        if opened.features and sum(map(len, opened.features)) == len(opened.judged):
+            features = opened.features[0] if len(opened.features) == 1 else torch.cat(opened.features)
+            self.put(opened.name, opened.entry.id, features)
 
 
 def cache_on(device: torch.device) -> FeatureCache:

@@ -55,7 +55,7 @@ class Flight(NamedTuple):
 
     @property
     def lines(self) -> set[str]:
-        return {picture.part.name for picture in self.pictures}
+        return {picture.opened.name for picture in self.pictures}
 
 
 class JudgingError(Exception):
@@ -97,15 +97,15 @@ class Judging:
         if not batch:
             return
         runs, pixels = list[Run](), list[Tensor]()
-        in_order = sorted(batch, key=lambda picture: picture.part.name)  # stable: a line's images stay in order
-        for name, of_line in groupby(in_order, key=lambda picture: picture.part.name):
+        in_order = sorted(batch, key=lambda picture: picture.opened.name)  # stable: a line's images stay in order
+        for name, of_line in groupby(in_order, key=lambda picture: picture.opened.name):
             try:
                 ready = [(picture, x) for picture in of_line if (x := self._pixels(picture)) is not None]
             except Exception as error:
                 self.blame(error, name)
                 continue
             if ready:
-                images = [(picture.part, picture.image) for picture, _ in ready]
+                images = [(picture.opened, picture.image) for picture, _ in ready]
                 runs.append(self._run(keepers[name], images))
                 pixels += [x for _, x in ready]
         if not any(run.learns or run.keeper.line.serving.scorer for run in runs):
@@ -224,17 +224,17 @@ class Judging:
                 except Exception as error:
                     self.blame(error, run.keeper.line.name)
             for picture in flight.pictures:
-                picture.part.left -= 1
+                picture.opened.left -= 1
             landed += 1
         return landed
 
     def _next(self) -> Flight:
         """The batch to be landed next, once it is there."""
-        parts, waited, self._waited = dict[str, float](), self._waited, 0.0
-        with self.engine.metrics.stages(parts, waited):
+        seconds, waited, self._waited = dict[str, float](), self._waited, 0.0
+        with self.engine.metrics.stages(seconds, waited):
             wait([flight.found for flight in self._free()], return_when=FIRST_COMPLETED)
             flight = next(flight for flight in self._free() if flight.found.done())
-            parts |= flight.seconds
+            seconds |= flight.seconds
         self._flights.remove(flight)
         return flight
 
@@ -243,7 +243,7 @@ class Judging:
         run = self._run(keeper, images)
         with self.engine.metrics.stage("score"):
             found = Found(run.score(features), features.joined() if run.learns else None)
-        self._fill_in(run, found, [part for part, _ in images])
+        self._fill_in(run, found, [opened for opened, _ in images])
 
     def _fill_in(self, run: Run, found: Found, hand: Sequence[Opened]) -> None:
         if isinstance(found.scores, Exception):
@@ -251,17 +251,17 @@ class Judging:
         line = run.keeper.line
         with self.engine.metrics.stage("score"):
             verdicts = verdicts_of(found.scores)
-        for (part, image), verdict in zip(run.images, verdicts, strict=True):
-            part.judged.append(Judged(image, verdict, found.scores.serving))
+        for (opened, image), verdict in zip(run.images, verdicts, strict=True):
+            opened.judged.append(Judged(image, verdict, found.scores.serving))
         if found.features is not None and line.learns and run.keeper.epoch:
-            self.cache.keep([part for part, _ in run.images], found.features, hand)
+            self.cache.keep([opened for opened, _ in run.images], found.features, hand)
 
     def _pixels(self, picture: Picture) -> Tensor | None:
-        part, image, x = picture.part, picture.image, picture.pixels
+        opened, image, x = picture.opened, picture.image, picture.pixels
         if isinstance(x, Rejected):
-            part.rejected.append(x)
+            opened.rejected.append(x)
             return None
-        return x if self.opening.is_first(part.name, image, part.entry, picture.place) else None
+        return x if self.opening.is_first(opened.name, image, opened.entry, picture.place) else None
 
     def close(self) -> None:
         """Stop the threads."""

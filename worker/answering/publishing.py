@@ -18,7 +18,7 @@ from worker.streams.line_streams import LineStreams, ReviewCaps
 class Published(NamedTuple):
     """A finished entry, whether this process published it, and when, by Redis' clock in milliseconds."""
 
-    part: Opened
+    opened: Opened
     once: bool
     now_ms: float
 
@@ -30,13 +30,13 @@ class Publisher:
         self.streams = streams
         self.caps = caps
         self.review = review
-        self.parts: list[Opened] = []  # on their way
+        self.under_way: list[Opened] = []  # on their way
         self._thread = ThreadPoolExecutor(1, "publish")
         self._sent: Future[tuple[list[Published], dict[str, str]]] | None = None
 
-    def send(self, client: Any, parts: list[Opened]) -> None:
+    def send(self, client: Any, entries: list[Opened]) -> None:
         """Begin to publish finished entries; those before must have been settled."""
-        self.parts, self._sent = parts, self._thread.submit(self._publish, client, parts)
+        self.under_way, self._sent = entries, self._thread.submit(self._publish, client, entries)
 
     def settle(self) -> tuple[list[Published], dict[str, str]]:
         """What came of those that were sent: published entries, and by line what Redis refused, which stays pending.
@@ -44,24 +44,24 @@ class Publisher:
         Raises:
             redis.ConnectionError, redis.TimeoutError: it is not known which were published.
         """
-        sent, self._sent, self.parts = self._sent, None, []
+        sent, self._sent, self.under_way = self._sent, None, []
         return ([], {}) if sent is None else sent.result()
 
-    def _publish(self, client: Any, parts: list[Opened]) -> tuple[list[Published], dict[str, str]]:
+    def _publish(self, client: Any, entries: list[Opened]) -> tuple[list[Published], dict[str, str]]:
         failpoint("gate")
         seconds, microseconds = client.time()
         now_ms = seconds * 1000 + microseconds / 1000
         published, refused = list[Published](), dict[str, str]()
-        by_line: Callable[[Opened], str] = lambda part: part.name  # noqa: E731 - sorts and groups by the same
-        for name, run in groupby(sorted(parts, key=by_line), key=by_line):
+        by_line: Callable[[Opened], str] = lambda opened: opened.name  # noqa: E731 - sorts and groups by the same
+        for name, run in groupby(sorted(entries, key=by_line), key=by_line):
             of_line = list(run)
-            answers = [answer_of(part, now_ms, self.caps.payload_bytes) for part in of_line]
+            answers = [answer_of(opened, now_ms, self.caps.payload_bytes) for opened in of_line]
             try:
                 once = self.streams[name].publish(answers, self.caps.scores_max, self.caps.dead_max, self.review)
             except redis.ResponseError as error:
                 refused[name] = str(error)
                 continue
-            published += [Published(part, first, now_ms) for part, first in zip(of_line, once, strict=True)]
+            published += [Published(opened, first, now_ms) for opened, first in zip(of_line, once, strict=True)]
         failpoint("gate_done")
         return published, refused
 
@@ -71,18 +71,18 @@ class Publisher:
 
 def count(published: Published, metrics: Metrics) -> None:
     """Count what came of an entry."""
-    part, name = published.part, published.part.name
-    seconds = max(0.0, published.now_ms - entry_key(part.entry.id)[0]) / 1000
+    opened, name = published.opened, published.opened.name
+    seconds = max(0.0, published.now_ms - entry_key(opened.entry.id)[0]) / 1000
     end_to_end, ratios = metrics.end_to_end_seconds.labels(name), metrics.score_to_threshold.labels(name)
-    for _, verdict, serving in part.judged:
+    for _, verdict, serving in opened.judged:
         end_to_end.observe(seconds)
         if verdict.score is not None and serving.threshold:
             ratios.observe(verdict.score / serving.threshold)
-    scored = sum(verdict.score is not None for _, verdict, _ in part.judged)
+    scored = sum(verdict.score is not None for _, verdict, _ in opened.judged)
     metrics.images.labels(name, "scored").inc(scored)
-    metrics.images.labels(name, "unscored").inc(len(part.judged) - scored)
-    metrics.anomalies.labels(name).inc(sum(bool(judged.anomalous) for judged in part.judged))
-    for rejected in part.rejected:
+    metrics.images.labels(name, "unscored").inc(len(opened.judged) - scored)
+    metrics.anomalies.labels(name).inc(sum(bool(judged.anomalous) for judged in opened.judged))
+    for rejected in opened.rejected:
         metrics.images.labels(name, "dead").inc()
         metrics.dead_letters.labels(name, rejected.reason).inc()
         metrics.entries_lost.labels(name).inc(rejected.reason == "lost")

@@ -91,18 +91,18 @@ class Answering:
         """
         self.refused = {}
         self.opening.let_keep(any(keeper.line.learns and keeper.epoch for keeper in keepers.values()))
-        self.rewind([part.name for part in self._hand if part.name not in keepers])
+        self.rewind([opened.name for opened in self._hand if opened.name not in keepers])
         with self.metrics.stage("read"):
             read = self._read(client, keepers, block_ms)
         failpoint("read")
         self.refused |= read.refused
-        parts = [Opened(name, entry) for name, entry in read.entries]
-        self._hand += parts
+        entries = [Opened(name, entry) for name, entry in read.entries]
+        self._hand += entries
         in_hand = len(self._hand)
         if read.alone:
-            self._begin_alone(parts.pop(), keepers)
+            self._begin_alone(entries.pop(), keepers)
         with self.metrics.stage("decode"):
-            self._open(parts)
+            self._open(entries)
         tried = self._go_on_alone()
         with self.metrics.stage("decode"):
             waits = block_ms is not None and self.batcher.patience() > 0
@@ -121,7 +121,8 @@ class Answering:
         """Let go of what is in hand of lines: it is pending, and comes again, with all that is."""
         for name in lines:
             self.batcher.drop(name)
-        self._hand[:] = [part for part in self._hand if part.name not in lines]  # in place: batches are landed by it
+        # In place: batches are landed by it.
+        self._hand[:] = [opened for opened in self._hand if opened.name not in lines]
         if self._alone and self._alone[0].name in lines:
             self._alone = None
         self.intake.rewind(lines)
@@ -136,7 +137,7 @@ class Answering:
         """Answer what is in hand, without reading more; what takes longer comes again after the next start."""
         self.refused = {}
         deadline = time.monotonic() + seconds
-        self.rewind([part.name for part in self._hand if part.name not in keepers])
+        self.rewind([opened.name for opened in self._hand if opened.name not in keepers])
         while self._hand and time.monotonic() < deadline:
             self._go_on_alone()
             batch = self.batcher.take()
@@ -149,7 +150,7 @@ class Answering:
         """Whether a line's entries are in hand, and no features of those before them are left for learning."""
         if not self.cache.capacity or self.cache.holds(line):  # or none are left
             return False
-        return any(part.name == line for part in self._hand)
+        return any(opened.name == line for opened in self._hand)
 
     def decode_for_learning(self, images: Sequence[Image]) -> "Future[Any]":
         """Have a thread decode large pictures, behind what is answered; done with the last. Their pixels are kept."""
@@ -173,8 +174,8 @@ class Answering:
 
     def _read(self, client: Any, keepers: Mapping[str, Keeper], block_ms: int | None) -> Read:
         held: dict[str, dict[str, int]] = {}
-        for part in self._hand + self.publisher.parts:
-            held.setdefault(part.name, {})[part.entry.id] = len(part.entry.batch or b"")
+        for opened in self._hand + self.publisher.under_way:
+            held.setdefault(opened.name, {})[opened.entry.id] = len(opened.entry.batch or b"")
         ahead = READ_AHEAD.get(self.engine.device.type, 1) * self.engine.max_batch
         enough = {name for name in held if self.batcher.waiting(name) >= ahead}
         if block_ms is not None and self._hand:  # results that are under way wait for no batch to fill up
@@ -184,21 +185,21 @@ class Answering:
     def _will_learn(self, keepers: Mapping[str, Keeper]) -> bool:
         """Whether this loop learns from what is in hand before it answers on. That takes as long as a batch: so one
         more batch is begun first, and no thread waits for the next."""
-        lines = [keepers[name] for name in {part.name for part in self._hand} if name in keepers]
+        lines = [keepers[name] for name in {opened.name for opened in self._hand} if name in keepers]
         return any(keeper.line.learns and keeper.epoch for keeper in lines)
 
-    def _open(self, parts: list[Opened]) -> None:
+    def _open(self, entries: list[Opened]) -> None:
         """Let the images of entries wait for their turn."""
-        opened: list[tuple[Opened, list[Image]]] = []
-        for part in parts:
+        found: list[tuple[Opened, list[Image]]] = []
+        for opened in entries:
             try:
-                opened.append((part, self.opening.images(part.entry, part.rejected)))
+                found.append((opened, self.opening.images(opened.entry, opened.rejected)))
             except Exception:
-                self._try_alone(part.name)
-        opened = [(part, images) for part, images in opened if part in self._hand]
-        for part, images in opened:
-            part.left = len(images)
-        self.batcher.put(opened)
+                self._try_alone(opened.name)
+        found = [(opened, images) for opened, images in found if opened in self._hand]
+        for opened, images in found:
+            opened.left = len(images)
+        self.batcher.put(found)
 
     def _blame(self, error: Exception, *lines: str) -> None:
         """Where an error is handled: have the lines' entries read again. What is lost for all lines, the device or
@@ -217,10 +218,10 @@ class Answering:
         self.rewind([line])
         self.intake.rewind([line], alone=True)
 
-    def _begin_alone(self, part: Opened, keepers: Mapping[str, Keeper]) -> None:
-        part.left = 1  # as a whole
-        judge = partial(self.judging.judge, keepers[part.name])
-        self._alone = part, judge_alone(self.opening, part, judge)
+    def _begin_alone(self, opened: Opened, keepers: Mapping[str, Keeper]) -> None:
+        opened.left = 1  # as a whole
+        judge = partial(self.judging.judge, keepers[opened.name])
+        self._alone = opened, judge_alone(self.opening, opened, judge)
 
     def _go_on_alone(self) -> bool:
         """Try images of the entry one by one, for a while; whether there was one.
@@ -233,19 +234,19 @@ class Answering:
         self.settle()
         if not self._alone:  # what was landed failed
             return True
-        (part, steps), self._alone = self._alone, None
-        self._hand.remove(part)  # what fails is let go of
+        (opened, steps), self._alone = self._alone, None
+        self._hand.remove(opened)  # what fails is let go of
         until = time.monotonic() + ALONE_SECONDS
         try:
             for _ in steps:
                 if time.monotonic() >= until:
-                    self._alone = part, steps
+                    self._alone = opened, steps
                     break
             else:
-                part.left = 0
-            self._hand.append(part)
+                opened.left = 0
+            self._hand.append(opened)
         except redis.ResponseError as error:  # the mark is refused: it stays pending
-            self.refused[part.name] = str(error)
+            self.refused[opened.name] = str(error)
         except GivesUpLaterError:  # it comes again, with one more mark
             pass
         return True
@@ -253,11 +254,11 @@ class Answering:
     def _publish(self, client: Any, keepers: Mapping[str, Keeper]) -> None:
         """Send what is finished, once what was sent before is settled."""
         self.settle()
-        finished = [part for part in self._hand if not part.left]
-        self._hand = [part for part in self._hand if part.left]
+        finished = [opened for opened in self._hand if not opened.left]
+        self._hand = [opened for opened in self._hand if opened.left]
         if finished:
-            for part in finished:
-                self._leave(part, keepers)
+            for opened in finished:
+                self._leave(opened, keepers)
             self.publisher.send(client, finished)
         if not self._hand:  # nothing that could be judged meanwhile
             self.settle()
@@ -275,7 +276,7 @@ class Answering:
             if each.once:
                 count(each, self.metrics)
 
-    def _leave(self, part: Opened, keepers: Mapping[str, Keeper]) -> None:
+    def _leave(self, opened: Opened, keepers: Mapping[str, Keeper]) -> None:
         """Its features to learning."""
-        if part.name in keepers and entry_key(part.entry.id) > entry_key(keepers[part.name].line.applied_through):
-            self.cache.take(part)
+        if opened.name in keepers and entry_key(opened.entry.id) > entry_key(keepers[opened.name].line.applied_through):
+            self.cache.take(opened)

@@ -59,9 +59,7 @@ def _relearn(line: Line, means: Means, forgetting: Any = None) -> str:
     _keep_answering(line)
     line.phase, line.forgetting, line.applied_through = LEARNING, forgetting, last
     _begin_again(line)
-    line.forget_calibration()
-    line.forget_recent()
-    line.threshold, line.monitor = None, None
+    _forget_threshold(line)
     return f"learns again {_from(line)}, {line.config.learning.images} at most; {_meanwhile(line)}"
 
 
@@ -69,6 +67,13 @@ def _begin_again(line: Line) -> None:
     """Learn from here on: what is counted by parts is of those to come."""
     line.learner.begin_again()
     line.sources, line.doubted = [], 0
+
+
+def _forget_threshold(line: Line) -> None:
+    """What calibration found, and what followed it, is of the model as it was."""
+    line.threshold = line.monitor = None
+    line.forget_calibration()
+    line.forget_recent()
 
 
 def _from(line: Line) -> str:
@@ -100,10 +105,8 @@ def _calibrate(line: Line, means: Means) -> str:
         _mark_before(line, means)
         if line.phase == SCORING:
             _keep_answering(line)
-        line.phase, line.threshold, line.monitor = CALIBRATING, None, None
-        line.forget_calibration()
-        line.forget_recent()
-        line.applied_through = last
+        line.phase, line.applied_through = CALIBRATING, last
+        _forget_threshold(line)
     images = line.config.calibration.images
     which = f"{_from(line)}, on {images} parts" if line.paused else f"on the next {images} parts"
     return f"calibrates {which}; {_meanwhile(line)}"

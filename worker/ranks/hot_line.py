@@ -35,7 +35,7 @@ class Place(NamedTuple):
     at: int
 
 
-class Part(NamedTuple):
+class OpenedEntry(NamedTuple):
     """An entry, and where those of its images lie that can be used, in their order."""
 
     entry: str
@@ -127,16 +127,16 @@ class HotLine(Line):
         rest = deque(self._opened(entries, first))
         while rest and self.learns:
             done, wanted = self.progress
-            parts, images = list[Part](), 0
-            while rest and (not parts or done + images < wanted):  # a phase ends between entries
-                parts.append(rest.popleft())
-                images += len(parts[-1].places)
-            taken += self._learn_all(parts) if self.phase == LEARNING else self._calibrate_all(parts)
-            self.applied_through = parts[-1].entry
+            together, images = list[OpenedEntry](), 0
+            while rest and (not together or done + images < wanted):  # a phase ends between entries
+                together.append(rest.popleft())
+                images += len(together[-1].places)
+            taken += self._learn_all(together) if self.phase == LEARNING else self._calibrate_all(together)
+            self.applied_through = together[-1].entry
             self._switch()
         return taken
 
-    def _opened(self, entries: list[tuple[str, list[Image]]], first: Callable[[int, int], bool]) -> list[Part]:
+    def _opened(self, entries: list[tuple[str, list[Image]]], first: Callable[[int, int], bool]) -> list[OpenedEntry]:
         sent: list[list[Image]] = [[] for _ in range(self.crew.size)]
         places: list[list[Place]] = []
         number = sum(self.counts)
@@ -150,40 +150,40 @@ class HotLine(Line):
                     number += 1
         usable = self.crew.open(sent)
         return [
-            Part(entry, [p for at, p in enumerate(of_entry) if usable[p.rank][p.at] and first(which, at)])
+            OpenedEntry(entry, [p for at, p in enumerate(of_entry) if usable[p.rank][p.at] and first(which, at)])
             for which, ((entry, _), of_entry) in enumerate(zip(entries, places, strict=True))
         ]
 
-    def _learn_all(self, parts: list[Part]) -> list[Taken]:
+    def _learn_all(self, entries: list[OpenedEntry]) -> list[Taken]:
         steps: list[list[Step]] = [[] for _ in range(self.crew.size)]
-        ranks: list[list[int]] = []  # of each part's images
+        ranks: list[list[int]] = []  # of each entry's images
         number = sum(self.counts[:2])
-        for part in parts:
-            if part.places:
-                self.sources.append(Source(part.entry, number))
-            for rank, run in groupby(part.places, key=lambda place: place.rank):
+        for opened in entries:
+            if opened.places:
+                self.sources.append(Source(opened.entry, number))
+            for rank, run in groupby(opened.places, key=lambda place: place.rank):
                 at = [place.at for place in run]
                 for start in range(0, len(at), STEP):
                     steps[rank].append((number, at[start : start + STEP]))
                     number += len(at[start : start + STEP])
-            ranks.append([place.rank for place in part.places])
+            ranks.append([place.rank for place in opened.places])
         replies, self._convergence = self.crew.learn(self.learner, self.ticket, steps, self._kept(sum(map(len, ranks))))
         learned, quarantined = (sum(flag is what for r in replies[1:] for flag in r) for what in (True, False))
         self.elsewhere = self.elsewhere[0] + learned, self.elsewhere[1] + quarantined
         flags = [iter(of_rank) for of_rank in replies]
-        return [Taken.of_learning([next(flags[rank]) for rank in of_part]) for of_part in ranks]
+        return [Taken.of_learning([next(flags[rank]) for rank in of_entry]) for of_entry in ranks]
 
-    def _calibrate_all(self, parts: list[Part]) -> list[Taken]:
+    def _calibrate_all(self, entries: list[OpenedEntry]) -> list[Taken]:
         at: list[list[int]] = [[] for _ in range(self.crew.size)]
-        for part in parts:
-            for place in part.places:
+        for opened in entries:
+            for place in opened.places:
                 at[place.rank].append(place.at)
         scores, means = self.crew.calibrate(self.learner.scorer(), at)
         found = [iter(zip(*of_rank, strict=True)) for of_rank in zip(scores, means, strict=True)]
-        pairs = [next(found[place.rank]) for part in parts for place in part.places]  # as the stream has them
+        pairs = [next(found[place.rank]) for opened in entries for place in opened.places]  # as the stream has them
         if pairs:
             self.calibrated(torch.stack([score for score, _ in pairs]), torch.stack([mean for _, mean in pairs]))
-        return [Taken(0, 0, len(part.places)) for part in parts]
+        return [Taken(0, 0, len(opened.places)) for opened in entries]
 
 
 class HotKeeper(Keeper):

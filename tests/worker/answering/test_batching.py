@@ -63,7 +63,7 @@ def decode_all(batcher: Batcher) -> None:
 def take(batcher: Batcher) -> list[tuple[str, str]]:
     """(line, image) of the next batch, once all that is ahead is decoded."""
     decode_all(batcher)
-    return [(picture.part.name, picture.image.id) for picture in batcher.take()]
+    return [(picture.opened.name, picture.image.id) for picture in batcher.take()]
 
 
 def lines(batch: list[tuple[str, str]]) -> Counter[str]:
@@ -122,7 +122,7 @@ def test_what_comes_before_turns_can_be_taken_alone(make: Make) -> None:
     assert batcher.take(only_early=True) == []
     put(batcher, "light", images(1))
     decode_all(batcher)
-    assert [picture.part.name for picture in batcher.take(only_early=True)] == ["light"]
+    assert [picture.opened.name for picture in batcher.take(only_early=True)] == ["light"]
     assert [lines(batch) for batch in batches(batcher)] == 2 * [{"flood": BATCH}]
 
 
@@ -186,7 +186,7 @@ def test_a_picture_that_has_just_come_is_waited_for_although_others_are_ready(
     put(batcher, "flood", images(100))
     decode_all(batcher)
     put(batcher, "light", images(1, name="new"))
-    assert [picture.part.name for picture in batcher.take()][:1] == ["light"]
+    assert [picture.opened.name for picture in batcher.take()][:1] == ["light"]
 
 
 def test_who_sends_little_comes_before_turns_although_one_passed_while_its_picture_was_decoded(
@@ -208,10 +208,10 @@ def test_who_sends_little_comes_before_turns_although_one_passed_while_its_pictu
         go.clear()
         put(batcher, "light", images(1, name="light"))
         put(batcher, "flood", images(2 * BATCH))
-        assert {picture.part.name for _ in range(2) for picture in batcher.take()} == {"flood"}
+        assert {picture.opened.name for _ in range(2) for picture in batcher.take()} == {"flood"}
         go.set()
         decode_all(batcher)
-        assert [picture.part.name for picture in batcher.take(only_early=True)] == ["light"]
+        assert [picture.opened.name for picture in batcher.take(only_early=True)] == ["light"]
 
 
 def test_a_line_whose_images_take_long_to_decode_holds_nobody_up(make: Make) -> None:
@@ -228,7 +228,7 @@ def test_a_line_whose_images_take_long_to_decode_holds_nobody_up(make: Make) -> 
     taken: list[tuple[str, str]] = []
     while len(taken) < 30:
         time.sleep(0.01)
-        taken += [(p.part.name, p.image.id) for p in batcher.take()]
+        taken += [(p.opened.name, p.image.id) for p in batcher.take()]
     assert {line for line, _ in taken} == {"small"}
     go.set()
     assert [image for batch in batches(batcher) for _, image in batch] == [str(n) for n in range(20)]

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from html.parser import HTMLParser
 from typing import Any
 
 import httpx
@@ -84,6 +85,18 @@ def first(events: Iterator[Event], name: str, seconds: float = 60) -> Any:
             return value
         assert time.monotonic() < deadline
     raise AssertionError("the stream ended")
+
+
+def tags_of(page: httpx.Response) -> list[tuple[str, dict[str, str | None]]]:
+    """Tags of a page with their attributes, as a browser would read them: text may say anything."""
+    found = list[tuple[str, dict[str, str | None]]]()
+
+    class Tags(HTMLParser):
+        def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+            found.append((tag, dict(attributes)))
+
+    Tags().feed(page.text)
+    return found
 
 
 def fastest(attempt: Callable[[], float], tries: int = 60) -> float:

@@ -217,17 +217,17 @@ def test_what_is_no_file_is_refused(store: SnapshotStore, make: Callable[[Path],
 # -- disks that refuse -------------------------------------------------------------------------------------------------
 
 
-def refuses_to_write(store: SnapshotStore) -> str:
+def refuses_to_write(store: SnapshotStore, remedy: str = "free the disk") -> str:
     with pytest.raises(SnapshotError) as caught:
         store.write(STEM, {"anchors": torch.zeros(100_000)}, METADATA)
     assert "is not written" in str(caught.value)
-    assert "free the disk" in str(caught.value)
+    assert remedy in str(caught.value)
     return str(caught.value)
 
 
 def test_a_file_in_the_folders_place_is_reported(store: SnapshotStore) -> None:
     store.directory.parent.write_text("in the way")
-    refuses_to_write(store)
+    refuses_to_write(store, "a file stands where a folder belongs: move it away")
     assert store.directory.parent.read_text() == "in the way"
 
 

@@ -7,8 +7,17 @@ from typing import Any
 import pytest
 import redis
 
+from tests.conftest import PrivateRedis
 from tests.worker.console.site import TOKEN, Filled, Site
 from worker.configuration import load_settings
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server of their own: pages list all lines that there are, and hundreds of other tests leave theirs."""
+    server = PrivateRedis(tmp_path_factory.mktemp("redis"))
+    yield server.url
+    server.kill()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mhpc.core.backbones import BackboneError, hash_parameters, load_backbone
-from mhpc.core.patch_features import PatchFeatures
+from mhpc.core.patch_features import IMAGENET_DEVIATION, IMAGENET_MEAN, PatchFeatures
 from mhpc.core.patch_maps import PatchMaps
 from worker.errors import DeviceError, ModelError, one_line
 from worker.failpoints import failpoint
@@ -23,8 +23,6 @@ from worker.metrics import Metrics
 from worker.runtime.threads import computing_on
 from worker.settings import ModelSettings
 
-MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]  # ImageNet's, which the backbones were trained with
-DEVIATION = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
 PASSES = {"cpu": 2}  # at the same time
 MAX_BATCH = {"cpu": 8, "cuda": 64}  # images: larger ones gain nothing there, and keep answers waiting
 TRIAL_IMAGES = {"cpu": 1, "cuda": 64}  # of a forward pass that chooses the precision: a GPU is slow by launches below
@@ -105,8 +103,8 @@ class Engine:
         self.max_batch = settings.max_batch or MAX_BATCH.get(device.type, 32)
         self.passes, self.threads = passes_of(settings.backbone, device)
         # Of a row of pixels, [3 W]: three channels broadcast over the pixels take a CPU five times as long.
-        self._scale = (255 * DEVIATION).reciprocal().flatten().repeat(W).to(device)
-        self._shift = (-MEAN / DEVIATION).flatten().repeat(W).to(device)
+        self._scale = (255 * IMAGENET_DEVIATION).reciprocal().flatten().repeat(W).to(device)
+        self._shift = (-IMAGENET_MEAN / IMAGENET_DEVIATION).flatten().repeat(W).to(device)
         if device.type == "cuda":
             torch.backends.cudnn.allow_tf32 = False  # float32 convolutions would be of 10 bits unless told otherwise
             self.threads = 1  # more, which had little to do, would wait for the cores that decode

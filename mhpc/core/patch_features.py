@@ -17,6 +17,9 @@ from mhpc.core.patch_maps import PatchMaps
 from mhpc.linalg import all_finite
 
 MIN_SIDE = 32  # pixels
+# [3, 1, 1], of images in [0, 1]: backbones were trained with pictures that are normalised by them.
+IMAGENET_MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
+IMAGENET_DEVIATION = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
 UNFOLD_BYTES = 64 * 1024 * 1024  # of neighbourhoods that are cut out at once
 
 # By backbone and not in the extractor: extractors that share one wait for each other, and a lock cannot be copied.

@@ -22,8 +22,8 @@ from PIL import UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
-IMAGENET_MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
-IMAGENET_DEVIATION = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+from mhpc.core.patch_features import IMAGENET_DEVIATION, IMAGENET_MEAN
+
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 GOOD = "good"
 UNREADABLE = (UnidentifiedImageError, Pillow.DecompressionBombError, OSError, ValueError, SyntaxError, EOFError)

@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
+from mhpc.core.patch_features import IMAGENET_DEVIATION, IMAGENET_MEAN
 from mhpc.training import shapes, textures
 from mhpc.training.textures import Array, Texture
 
 SIDE = 288  # of a generated picture, in pixels
 PHOTOGRAPH_SHARE = 0.2  # of all crops that come from photographs
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet
 
 KINDS: tuple[Texture, ...] = (
     shapes.dead_leaves,
@@ -100,7 +100,7 @@ class Crops:
         rng = np.random.default_rng([self.seed, 1, index])
         crops = np.stack([self._crop(rng) for _ in range(size)])
         crops = _blend(rng, _light(rng, crops)).clip(0, 1)
-        normalised = (crops - np.array(MEAN, np.float32)) / np.array(DEVIATION, np.float32)
+        normalised = (crops - IMAGENET_MEAN.flatten().numpy()) / IMAGENET_DEVIATION.flatten().numpy()
         return torch.from_numpy(np.ascontiguousarray(normalised.transpose(0, 3, 1, 2)))
 
     def _crop(self, rng: np.random.Generator) -> Array:

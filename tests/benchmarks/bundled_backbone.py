@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from mhpc.core.backbones import load_backbone
 from mhpc.core.learner import OnePassLearner
-from mhpc.core.patch_features import PatchFeatures
+from mhpc.core.patch_features import IMAGENET_DEVIATION, IMAGENET_MEAN, PatchFeatures
 from mhpc.core.scoring import image_scores
 from mhpc.core.whitening import ZSpace
 from mhpc.linalg import batch_moments, nearest
@@ -31,7 +31,6 @@ from mhpc.sampler import farthest_first
 from tests.benchmarks.learning import auroc, paired_interval
 from tests.benchmarks.tiles import TILES, mobilenet_features
 from worker.demo.parts import rendered_parts
-from worker.engine import DEVIATION, MEAN
 
 LEARNED = 200
 BANK = 4000
@@ -63,7 +62,7 @@ def features(extract: PatchFeatures, pictures: list[Image.Image]) -> Tensor:
     """[images, P, D]"""
     resized = [np.asarray(p.convert("RGB").resize((224, 224), Image.Resampling.BILINEAR)) for p in pictures]
     images = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float() / 255
-    images = (images - MEAN) / DEVIATION
+    images = (images - IMAGENET_MEAN) / IMAGENET_DEVIATION
     return torch.cat([extract(batch)[0] for batch in images.split(8)])
 
 

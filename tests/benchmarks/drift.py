@@ -18,10 +18,9 @@ from torch import Tensor
 from mhpc.core.calibration import fit_threshold
 from mhpc.core.drift import DriftMonitor
 from mhpc.core.learner import OnePassLearner
-from mhpc.core.patch_features import PatchFeatures
+from mhpc.core.patch_features import IMAGENET_DEVIATION, IMAGENET_MEAN, PatchFeatures
 from mhpc.core.whitening import ZSpace
 from tests.benchmarks.tiles import TILES, mobilenet_features
-from worker.engine import DEVIATION, MEAN
 
 LEARNED, BANK, TOP_K = 100, 3000, 20
 STEP, CHANGE, DRIFTING = 0.05, 0.2, 1000  # brightness per level, in all, and over so many images
@@ -52,7 +51,7 @@ def features_at(extract: PatchFeatures, pixels: list[NDArray[np.float32]], facto
     """Features [B, P, D] of pixels [224, 224, 3] in 0 to 255, multiplied by the factor."""
     scaled = np.stack([np.clip(np.rint(p * factor), 0, 255) for p in pixels])
     x = torch.from_numpy(scaled).permute(0, 3, 1, 2) / 255
-    return extract((x - MEAN) / DEVIATION)[0]
+    return extract((x - IMAGENET_MEAN) / IMAGENET_DEVIATION)[0]
 
 
 def tile_levels(extract: PatchFeatures, seed: int = 0) -> Levels:

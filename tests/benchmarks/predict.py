@@ -20,10 +20,11 @@ from mhpc.core.mh_patch_core import (
     PatchCoreDistance,
     PatchCoreFeatureReduction,
 )
+from mhpc.core.patch_features import IMAGENET_DEVIATION, IMAGENET_MEAN
 from tests.benchmarks.neighbours import in_turns
 from worker.bench.pictures import as_images, jpeg_parts
 from worker.configuration import load_settings
-from worker.engine import DEVIATION, MEAN, Engine, pick_device
+from worker.engine import Engine, pick_device
 from worker.line import Line
 from worker.message import decode_pixels
 from worker.metrics import Metrics
@@ -86,7 +87,7 @@ def as_a_worker_scores(name: str, learned: list[Any], pixels: list[Any]) -> Any:
 def report(name: BackboneName) -> None:
     pixels = [decode_pixels(image, LimitSettings()) for image in as_images(jpeg_parts(LEARNED + B))]
     pictures = torch.stack([torch.from_numpy(x).permute(2, 0, 1) for x in pixels]).float() / 255
-    pictures = (pictures - MEAN) / DEVIATION
+    pictures = (pictures - IMAGENET_MEAN) / IMAGENET_DEVIATION
     backbone = load_backbone(name, weights="random:0")
     ours = same_method(backbone, pictures[:LEARNED])
     theirs, batch = published(backbone, ours.learner_.memory_, name.value), pictures[LEARNED:]

@@ -11,8 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from mhpc.core.backbones import load_backbone
-from mhpc.core.patch_features import PatchFeatures
-from worker.engine import DEVIATION, MEAN
+from mhpc.core.patch_features import IMAGENET_DEVIATION, IMAGENET_MEAN, PatchFeatures
 
 TILES = Path(__file__).parents[3] / "shared" / "data" / "mtd" / "tile"
 KINDS = ("blowhole", "break")
@@ -64,5 +63,7 @@ def tile_images(folder: Path, n: int | None = None) -> list[Tensor]:
     images = []
     for path in sorted(folder.iterdir())[:n]:
         pixels = np.asarray(Image.open(path).convert("RGB").resize((224, 224), Image.Resampling.BILINEAR))
-        images.append((torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255 - MEAN) / DEVIATION)
+        images.append(
+            (torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255 - IMAGENET_MEAN) / IMAGENET_DEVIATION
+        )
     return images

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from mhpc.core.backbones import BackboneError, load_backbone
-from mhpc.core.patch_features import PatchFeatures
+from mhpc.core.patch_features import IMAGENET_DEVIATION, IMAGENET_MEAN, PatchFeatures
 from worker.bench.figures import Bare, Trial
 from worker.bench.pictures import as_images, read_parts
 from worker.bench.probe import machine_seconds, memory_bytes
 from worker.configuration import load_settings
 from worker.devices import device_failures
-from worker.engine import DEVIATION, MEAN, passes_of, pick_device
+from worker.engine import passes_of, pick_device
 from worker.errors import ModelError, WorkerError, one_line
 from worker.pictures.decoding import decode, decoding_threads
 from worker.runtime.environment import steady_memory
@@ -145,7 +145,7 @@ def measure(settings: Settings, parts: list[bytes], seconds: float) -> Bare:
     torch.backends.cudnn.allow_tf32 = False  # as for the worker: float32 is float32
     parts = parts[: max(BATCHES[device.type])]
     pixels = torch.stack([torch.from_numpy(decode(i, settings.limits)) for i in as_images(parts)])
-    pictures = ((pixels.permute(0, 3, 1, 2) / 255 - MEAN) / DEVIATION).to(device)
+    pictures = ((pixels.permute(0, 3, 1, 2) / 255 - IMAGENET_MEAN) / IMAGENET_DEVIATION).to(device)
     try:
         features = PatchFeatures(load_backbone(model.backbone, model.weights_source), model.layers, device=device)
         maps, grid = features(pictures[:1])

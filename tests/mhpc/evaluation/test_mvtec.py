@@ -72,7 +72,8 @@ def test_a_defective_picture_without_a_mask_has_nan_for_one(category: Path) -> N
 
 
 def test_pictures_are_prepared_as_the_worker_prepares_them() -> None:
-    from worker.engine import DEVIATION, MEAN, Engine
+    from mhpc.core.patch_features import IMAGENET_DEVIATION, IMAGENET_MEAN
+    from worker.engine import Engine
 
     class Settings:
         input_shape = (48, 40)
@@ -80,11 +81,11 @@ def test_pictures_are_prepared_as_the_worker_prepares_them() -> None:
     engine = Engine.__new__(Engine)
     engine.settings = Settings()  # type: ignore[assignment]  # what `prepare` reads of it
     pixels = plate(0, defective=True)
-    ours, theirs = normalised(pixels, (48, 40)), (engine.prepare(pixels) / 255 - MEAN) / DEVIATION
+    ours, theirs = normalised(pixels, (48, 40)), (engine.prepare(pixels) / 255 - IMAGENET_MEAN) / IMAGENET_DEVIATION
     assert ours.shape == (3, 48, 40)
-    grey_level = 1 / 255 / DEVIATION
+    grey_level = 1 / 255 / IMAGENET_DEVIATION
     assert ((ours - theirs).abs() <= grey_level).all()
-    assert MEAN.shape == (3, 1, 1)
+    assert IMAGENET_MEAN.shape == (3, 1, 1)
 
 
 def test_squashing_is_antialiased() -> None:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from mhpc.training.pictures import DEVIATION, KINDS, MEAN, Crops, generate, photographs, series
+from mhpc.core.patch_features import IMAGENET_DEVIATION, IMAGENET_MEAN
+from mhpc.training.pictures import KINDS, Crops, generate, photographs, series
 from mhpc.training.textures import Texture, defects
 
 
@@ -55,7 +56,7 @@ def test_a_batch_is_normalised_and_depends_on_seed_and_index_alone() -> None:
     crops.batch(6, 6)
     assert torch.equal(first, crops.batch(5, 6))
     assert not torch.equal(first, crops.batch(6, 6))
-    pixels = first * torch.tensor(DEVIATION).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
+    pixels = first * IMAGENET_DEVIATION + IMAGENET_MEAN
     assert first.shape == (6, 3, 32, 32)
     assert pixels.min() >= -1e-5
     assert pixels.max() <= 1 + 1e-5

@@ -17,6 +17,7 @@ from worker.check_lines import NOTE, OK, Told, look_at_room, look_at_streams, lo
 from worker.errors import ConfigurationError, RedisUnreachableError, SnapshotError, StoreError, WorkerError, one_line
 from worker.fleet import declared, require_lines
 from worker.settings import LINES_KEY, LineSettings, Settings, line_configs
+from worker.storage.folders import remedy
 from worker.streams.address import shown
 from worker.streams.client import OLDEST_VERSION, connect
 from worker.streams.rights import missing_fleet_rights, missing_rights
@@ -180,7 +181,7 @@ def unwritable(directory: Path, key: str = "snapshots.directory") -> str:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        return f"{key} {directory} cannot be written: {error}; mend its rights, or name another"
+        return f"{key} {directory} cannot be written: {error}; {remedy(error, 'mend its rights, or name another')}"
     return ""
 
 

@@ -209,7 +209,9 @@ def _named_images(batch: bytes) -> list[tuple[str, Any]]:
 
 def _holds(item: Any, payload: bytes) -> bool:
     data = image_data(item)
-    return data.startswith(payload) if payload else not data
+    if not payload:  # builds before kept none of data that came as a text
+        return not data or isinstance(item["data"], str)
+    return data.startswith(payload)
 
 
 def _sniffed(payload: bytes) -> Literal["jpeg", "png"] | None:

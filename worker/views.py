@@ -52,7 +52,9 @@ def line_status(client: Any, name: str) -> dict[str, Any]:
     state = _of_state(streams.state_key, found, problems)
     lag, pending, oldest = look(streams.images, lambda: _backlog(streams), UNREAD)
     holder = look(streams.lease, lambda: client.get(streams.lease), None)
-    unkept = state.pop("unkept")  # what a worker said that could not load its version
+    since, _, unkept = (state.pop("unkept") or "").partition(" ")  # what a worker said that could not load its version
+    if holder or since != str(state["epoch"] or 0):
+        unkept = ""
     return {
         "line": name,
         **state,
@@ -64,7 +66,7 @@ def line_status(client: Any, name: str) -> dict[str, Any]:
         "keeper": worker_of(holder.decode(errors="replace")) if holder else None,
         # Before the first commit a keeper that stops its line says no more than the problem, and lets the lease lapse.
         "stopped": state["stopped"] or bool(state["problem"] and not holder),
-        "problem": "; ".join(filter(None, [state["problem"], unkept if not holder else "", *problems])) or None,
+        "problem": "; ".join(filter(None, [state["problem"], unkept, *problems])) or None,
     }
 
 

@@ -167,7 +167,8 @@ def test_a_folder_for_versions_that_cannot_be_written_is_named_with_the_remedy_a
     folder.symlink_to("/proc/not-mounted")
     process, client = start(), redis.Redis(port=private_redis.port, protocol=2)
     told = f"snapshots.directory {folder} cannot be written: [Errno 17] File exists: '{folder}'; "
-    assert process.event(f"{told}mend its rights, or name another")["level"] == "error"
+    told += "a file stands where a folder belongs: move it away, or, where it is a link, mount what it leads to"
+    assert process.event(told)["level"] == "error"
     send(client, line, 1, 4)
     assert answered(client, line, 4)
     assert process.end(signal.SIGTERM) == 0

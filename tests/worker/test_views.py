@@ -99,6 +99,10 @@ def test_a_line_that_nobody_can_load_says_why_until_it_is_kept(client: redis.Red
     assert views.line_status(client, line)["problem"] is None
     streams.client.delete(streams.lease)
     assert views.line_status(client, line)["problem"] is None
+    tell_unkept(streams, "said again")
+    assert views.line_status(client, line)["problem"] == "said again"
+    client.hset(streams.state_key, "epoch", 2)  # by a release that takes nothing away
+    assert views.line_status(client, line)["problem"] is None
 
 
 @pytest.mark.parametrize(

@@ -209,4 +209,4 @@ def _is_dense(image: Image) -> bool:
 
 
 def _hash(image: Image) -> int:
-    return hash((image.format, image.data))
+    return hash((image.format, image.shape, image.data))

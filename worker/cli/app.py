@@ -150,7 +150,8 @@ def check(config: ConfigOption = None, redis: UrlOption = None, as_json: JsonFla
     disk        room for the versions that are kept
 
     A note is worth a look and fails nothing. The exit code is that of the first
-    item that failed. Nothing is changed, but that the snapshot folder is made.
+    item that failed. Nothing is changed, but that the folder of snapshots, or of
+    their cache, is made.
     """
     from worker.checks import run_checks
 

@@ -11,7 +11,7 @@ from worker.line import Line
 from worker.storage.stores import Store
 from worker.streams.ids import FROM_START, entry_key
 from worker.streams.line_streams import LineStreams, newest_id
-from worker.streams.state import learn_anew, read_state
+from worker.streams.state import learn_anew, read_state, tell_unkept
 
 UNKNOWN = "unknown"  # in place of a version: Redis has no state of the line, or none but a lease's
 STOPPED = "stopped"  # field of the state: why, until the next commit; a Redis that is restored has none
@@ -54,7 +54,7 @@ class Follower:
             if entry_key(state.get("commands_through", FROM_START)) > entry_key(self.line.commands_through):
                 self.stay_within(state)
             return True
-        here, snapshot, why = False, None, "it is on its way"
+        here, snapshot, why = False, None, ""
         try:
             here, snapshot = self.loading.arrived(state)
         except StoreError as error:
@@ -63,7 +63,10 @@ class Follower:
             why = str(error)
             log.warning("the version before answers on", line=self.line.name, version=self.model, error=why)
         if not here:
-            self.problem = f"version {committed or 'none'} is not loaded yet, {self.model or 'none'} answers: {why}"
+            self.problem = f"version {committed or 'none'} is not loaded yet, {self.model or 'none'} answers: "
+            self.problem += why or "it is on its way"
+            if why:
+                tell_unkept(self.streams, self.problem)
             return False
         self.line, self.model = load_line(
             self.make_line(), snapshot, self.store.place, self.fingerprint, committed, self._how_to_learn_anew

@@ -70,7 +70,8 @@ class Resync:
             if keeper.epoch and not keeper.unused:  # else newer entries came just now: it is not stopped any more
                 for command in commands[:-1]:
                     keeper.line.commands_through = command.entry
-                    keeper.answer_refusal(encode_reply(command, Reply(False, "the line was stopped; say it again")))
+                    refusal = Reply(False, command.problem or "the line was stopped; say it again")
+                    keeper.answer_refusal(encode_reply(command, refusal))
                 _go_on(keeper, commands[-1])
 
 
@@ -85,7 +86,7 @@ def _up_to_resync(keeper: Keeper) -> list[Command]:
     while page := read_commands(keeper.streams, after):
         for command in page:
             commands.append(command)
-            if command.name == "resync":
+            if command.name == "resync" and not command.problem:
                 return commands
         after = page[-1].entry
     return []

@@ -7,7 +7,7 @@ from tests.worker.helpers import encoded, item, message, picture, small_settings
 from worker.answering.features import FeatureCache
 from worker.answering.opening import Opening
 from worker.engine import Engine
-from worker.message import Image, Rejected
+from worker.message import Image, Rejected, encode_batch
 from worker.metrics import Metrics
 from worker.streams.line_streams import Entry
 
@@ -114,6 +114,16 @@ def test_learning_leaves_to_a_thread_what_it_would_take_long_to_decode(
     assert opening.too_long("a", many) == images
     opening.prepared(images)
     assert opening.too_long("a", many) == []
+
+
+def test_the_same_bytes_of_another_shape_are_another_picture(opening: Opening) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, 3 * 300 * 400, np.uint8).tobytes()
+    wide, high = (Image(str(shape), "raw", pixels, shape) for shape in ((300, 400, 3), (400, 300, 3)))
+    opening.keep(wide, *opening.prepared([wide]))
+    _, (_, _, found) = opening._decoded(Entry("1-0", encode_batch([wide, high])))
+    (expected,) = opening.prepared([high])
+    assert isinstance(expected, Tensor)
+    assert torch.equal(found, expected)
 
 
 def test_pictures_of_many_bytes_are_too_long_and_kept_once_they_are_decoded_for_learning(

@@ -70,6 +70,15 @@ def test_a_part_whose_id_looks_like_a_place_keeps_it(
     assert image.id == "#7"
 
 
+def test_a_letter_that_holds_nothing_of_such_a_picture_is_replayed_from_its_entry(
+    call: Call, file: Path, bury: Bury, streams: LineStreams
+) -> None:
+    batch = msgpack.packb({"v": 1, "images": [item("a", format="jpeg", data=JPEG)]}, use_bin_type=False)
+    letter = bury(batch, "a", "wrong_shape", "as builds before have put it down", b"")
+    assert call("dead", "replay", letter, "--config", file).code == 0
+    assert decode_batch(newest(streams), LimitSettings()) == [Image("a", "jpeg", JPEG)]
+
+
 @pytest.mark.parametrize("gone", [True, False])
 def test_a_picture_that_came_as_a_text_is_shown_and_replayed_as_bytes(
     call: Call, file: Path, bury: Bury, streams: LineStreams, tmp_path: Path, gone: bool

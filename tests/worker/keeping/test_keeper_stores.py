@@ -19,6 +19,7 @@ from worker.settings import CalibrationSettings, LearningSettings, LineConfig, S
 from worker.snapshots import stem_of
 from worker.storage.object_store import ObjectStore
 from worker.streams.line_streams import LineStreams
+from worker.views import line_status
 
 Make = Callable[..., Keeper]
 
@@ -211,6 +212,11 @@ def test_who_answers_goes_on_by_the_version_before_while_the_store_is_away_or_sl
     faults.away = True
     assert not follower.follow()
     eventually(lambda: not follower.follow() and "nobody answers at faulty://" in follower.problem)
+    assert line_status(streams.client, streams.line)["problem"] is None  # somebody keeps it
+    streams.client.delete(streams.lease)
+    eventually(
+        lambda: not follower.follow() and line_status(streams.client, streams.line)["problem"] == follower.problem
+    )
     assert (follower.model, follower.line.applied_through) == (stem_of(1, 1), "2-0")
     faults.away = False
     faults.open.clear()

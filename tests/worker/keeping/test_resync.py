@@ -1,5 +1,8 @@
 """Redis was restored, or begun anew: a line that was stopped for it, and the cursors into streams that are gone."""
 
+from typing import Any
+
+import msgpack
 import pytest
 import redis
 
@@ -51,6 +54,24 @@ def test_newer_entries_do_not_start_a_line_that_was_stopped_whoever_looks(
     assert (again.line.applied_through, streams.state()["problem"]) == ("6-0", "")
     assert not halted(keeper)  # another keeper was told to
     assert opened(make_keeper(), OTHER).epoch
+
+
+@pytest.mark.parametrize("wrong", [{"v": 2}, {"args": {"dry_run": True}}, {"by": 7}])
+def test_a_resync_that_is_refused_starts_no_line(
+    make_keeper: MakeKeeper, streams: LineStreams, wrong: dict[str, Any]
+) -> None:
+    add(streams, *ENTRIES[:4])
+    learn_all(opened(make_keeper()))
+    ends_earlier(streams)
+    keeper = make_keeper()
+    assert halted(keeper)
+    asked = {"v": 1, "name": "resync", "args": {}, "by": "ann"} | wrong
+    streams.client.xadd(streams.control, {"command": msgpack.packb(asked)})
+    assert halted(keeper)
+    send(streams, "resync", {}, "ann")
+    assert not halted(keeper)
+    (refused, _), (resynced, _) = replies(streams)
+    assert (refused, resynced) == (False, True)
 
 
 def test_a_redis_that_is_restored_starts_the_line(make_keeper: MakeKeeper, streams: LineStreams) -> None:

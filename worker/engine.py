@@ -3,6 +3,7 @@
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from itertools import islice
 from queue import LifoQueue
@@ -99,7 +100,6 @@ class Engine:
         self.device = device
         self.metrics = metrics
         self.beat = beat  # called after each batch: a sign of life within a long turn
-        self.fingerprint = self._fingerprint()
         self.max_batch = settings.max_batch or MAX_BATCH.get(device.type, 32)
         self.passes, self.threads = passes_of(settings.backbone, device)
         # Of a row of pixels, [3 W]: three channels broadcast over the pixels take a CPU five times as long.
@@ -112,7 +112,12 @@ class Engine:
         self._idle: LifoQueue[PatchFeatures] = LifoQueue()  # extractors; one is in use by one thread
         for extractor in (self.features, *(self.features.replica() for _ in range(self.passes + 1) if self.passes > 1)):
             self._idle.put(extractor)
-        self.precision = self._precision(learned_in)
+        with ThreadPoolExecutor(1, "hash") as aside:
+            fingerprint = aside.submit(self._fingerprint)  # a quarter of a second for 250 MB: beside the trial
+            if device.type == "cuda":
+                wait([fingerprint])  # its copies and the trial would wait for each other
+            self.precision = self._precision(learned_in)
+        self.fingerprint = fingerprint.result()
         if device.type == "cuda":
             self._replayed = Replayed(lambda pixels: self._extracted(pixels).joined(), device, self.max_batch)
 

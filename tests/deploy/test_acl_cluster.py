@@ -37,8 +37,7 @@ def add_user(cluster: PrivateCluster, user: str, folder: Path) -> RedisSettings:
 
 def test_in_a_cluster_a_worker_is_refused_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.worker.faults.servers.redis_executable", recent_server)
-    patient = ("--cluster-node-timeout", "60000")  # no node is to fail
-    with private_cluster(tmp_path / "nodes", *patient) as cluster:
+    with private_cluster(tmp_path / "nodes") as cluster:
         to = cluster.join()
         cluster.wait()
         camera: Any = connect(RedisSettings.model_validate({"url": cluster.url}))

@@ -153,17 +153,24 @@ def test_after_an_outage_longer_than_a_lease_the_line_is_opened_under_a_higher_e
     assert "line lost to another keeper" not in events
 
 
-def test_an_entry_that_takes_long_to_decode_is_decoded_by_threads_alone_and_other_lines_are_answered_meanwhile(
-    settings: Any, client: redis.Redis, line: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def decoded_in_turns(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Semaphore, list[threading.Thread]]:
+    """Dense pictures wait for a release each, but on the loop; the threads that decode them."""
+    by, go, loop = list[threading.Thread](), threading.Semaphore(0), threading.current_thread()
+
     def takes_a_turn(_: str, identity: str) -> None:
         if identity.startswith("dense"):
             by.append(threading.current_thread())
             if by[-1] is not loop:
                 go.acquire(timeout=DEADLINE_SECONDS)
 
-    by, go, loop = list[threading.Thread](), threading.Semaphore(0), threading.current_thread()
     monkeypatch.setattr("worker.answering.opening.failpoint", takes_a_turn)
+    return go, by
+
+
+def test_an_entry_that_takes_long_to_decode_is_decoded_by_threads_alone_and_other_lines_are_answered_meanwhile(
+    settings: Any, client: redis.Redis, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, by = decoded_in_turns(monkeypatch)
     monkeypatch.setattr("worker.answering.turns.decoding_threads", lambda: 2)
     monkeypatch.setattr("worker.answering.batching.LINE_AHEAD_BYTES", LARGE_BYTES)  # for which a megapixel is huge
     monkeypatch.setattr("worker.learning.SOON_SECONDS", 0.0)
@@ -177,7 +184,7 @@ def test_an_entry_that_takes_long_to_decode_is_decoded_by_threads_alone_and_othe
             turn_until_answered(worker, other, number + 1)
             go.release()
         turn_until(worker, lambda: client.xlen(slow.scores) == worker.keepers[line].line.learner.images_seen_ == 40)
-        assert [thread is loop for thread in by] == 40 * [False]
+        assert [thread is threading.current_thread() for thread in by] == 40 * [False]
         assert {keeper.epoch for keeper in worker.keepers.values()} == {1}
 
 
@@ -235,14 +242,7 @@ def of_many() -> bytes:
 def test_what_answering_has_not_decoded_and_takes_long_is_decoded_by_a_thread_and_other_lines_are_answered_meanwhile(
     settings: Any, client: redis.Redis, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def takes_a_turn(_: str, identity: str) -> None:
-        if identity.startswith("dense"):
-            by.append(threading.current_thread())
-            if by[-1] is not loop:
-                go.acquire(timeout=DEADLINE_SECONDS)
-
-    by, go, loop = list[threading.Thread](), threading.Semaphore(0), threading.current_thread()
-    monkeypatch.setattr("worker.answering.opening.failpoint", takes_a_turn)
+    go, by = decoded_in_turns(monkeypatch)
     with keeping(settings(line, f"{line}-other")) as worker:
         slow, other = (keeper.streams for keeper in worker.keepers.values())
         answered_elsewhere(slow)
@@ -253,7 +253,7 @@ def test_what_answering_has_not_decoded_and_takes_long_is_decoded_by_a_thread_an
             assert sum(worker.keepers[line].line.counts) == 0
             go.release()
         turn_until(worker, lambda: sum(worker.keepers[line].line.counts) == MANY + 1)
-        assert [thread is loop for thread in by] == MANY * [False]
+        assert [thread is threading.current_thread() for thread in by] == MANY * [False]
         turn_until(worker, lambda: pending(slow) == [])
         assert {keeper.epoch for keeper in worker.keepers.values()} == {1}
 

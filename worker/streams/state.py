@@ -49,7 +49,7 @@ def unreadable(key: str, state: Mapping[str, str]) -> dict[str, str]:
 
 
 def tell_unkept(streams: LineStreams, why: str) -> None:
-    """Have the state say why a worker does not keep the line, where nobody does, until somebody is given the lease."""
+    """Have the state say why a worker does not keep the line, where nobody does; it holds for the epoch that is."""
     streams.client.register_script(script("unkept"))(keys=[streams.lease, streams.state_key], args=[why])
 
 

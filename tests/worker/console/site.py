@@ -99,7 +99,7 @@ def tags_of(page: httpx.Response) -> list[tuple[str, dict[str, str | None]]]:
     return found
 
 
-def fastest(attempt: Callable[[], float], tries: int = 60) -> float:
+def fastest(attempt: Callable[[], float], tries: int = 20) -> float:
     """The least seconds that an attempt took; they end with one under a second: a busy machine makes any one slow."""
     least = attempt()
     while least >= 1 and (tries := tries - 1):

@@ -15,8 +15,7 @@ def test_lines_on_all_nodes_are_shown_and_told(
     open_site: Callable[..., Site], tmp_path: Path, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("worker.console.asking.ANSWER_SECONDS", 0.2)
-    patient = ("--cluster-node-timeout", "60000")  # a node that but stands still is not given up by the others
-    with private_cluster(tmp_path / "cluster", *patient) as cluster:
+    with private_cluster(tmp_path / "cluster") as cluster:
         client = connect(RedisSettings.model_validate({"url": cluster.url}))
         lines = [Filled(client, name) for name in cluster.lines(line)]
         site = open_site(redis={"url": cluster.url})

@@ -30,8 +30,7 @@ ME = "station-1"
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateCluster]:
-    patient = ("--cluster-node-timeout", "60000")  # a node that but stands still is not given up by the others
-    with private_cluster(tmp_path_factory.mktemp("cluster") / "nodes", *patient) as cluster:
+    with private_cluster(tmp_path_factory.mktemp("cluster") / "nodes") as cluster:
         yield cluster
 
 

@@ -171,7 +171,7 @@ def _named(name: BackboneName, weights: str | Path | None) -> nn.Module:
         return _random(name, weights)
     path = Path(weights)
     try:
-        return _with_state(_untrained(name), load_file(path), str(path))
+        return _with_state(_without_values(name), load_file(path), str(path))
     except (OSError, SafetensorError) as error:
         raise BackboneError(
             f"weights {str(path)!r} cannot be read ({error}); expected a safetensors state dict of {name.value}, "
@@ -194,6 +194,13 @@ def _untrained(name: BackboneName) -> nn.Module:
 
     module: nn.Module = torchvision.models.get_model(name.value, weights=None)
     return module
+
+
+def _without_values(name: BackboneName) -> nn.Module:
+    """For a state dict, which has all of them: to draw those that it replaces takes 0.4 s of wide_resnet50_2."""
+    with torch.device("meta"):
+        module = _untrained(name)
+    return module.to_empty(device="cpu")
 
 
 def _random(name: BackboneName, weights: str) -> nn.Module:
@@ -229,7 +236,7 @@ def _pretrained(name: BackboneName) -> nn.Module:
         ) from None
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise _damaged(cached, "no state dict: names and tensors", weights.url)
-    return _with_state(_untrained(name), state, str(cached))
+    return _with_state(_without_values(name), state, str(cached))
 
 
 def _damaged(cached: Path, reason: str, url: str) -> BackboneError:

@@ -25,7 +25,7 @@ from worker.cli.status import status
 from worker.cli.tail import tail
 from worker.cli.weights import weights
 from worker.errors import ConfigurationError, RedisUnreachableError, WorkerError, one_line
-from worker.runtime.environment import OF_A_WORKER, set_unless_set, steady_memory
+from worker.runtime.environment import OF_A_WORKER, set_unless_set, steady_memory, uncollected
 
 RUN, LOOK, ACT, PREPARE = "Run", "Look", "Act", "Prepare"  # panels of the help
 
@@ -112,8 +112,9 @@ def run(
     settings = settings_of(config, redis)
     set_unless_set(OF_A_WORKER)
     steady_memory()
-    from worker.process import run_worker
-    from worker.runtime.logs import configure_logs, log_crash
+    with uncollected():
+        from worker.process import run_worker
+        from worker.runtime.logs import configure_logs, log_crash
 
     tell_rest = configure_logs(settings.log_format)
     try:

@@ -62,6 +62,14 @@ def test_default_layers_lie_at_strides_8_and_16(name: BackboneName) -> None:
     assert maps(module.eval(), layers, "meta") == [(8, 8), (4, 4)]
 
 
+@pytest.mark.parametrize("name", BackboneName)
+def test_a_state_dict_gives_every_value_of_a_backbone(name: BackboneName) -> None:
+    with torch.device("meta"):  # what it did not give would be memory as it was found
+        module = TinyBackbone() if name is BackboneName.tiny else torchvision.models.get_model(name.value, weights=None)
+    held = [*module.named_parameters(), *module.named_buffers()]
+    assert {key for key, _ in held} == module.state_dict().keys()
+
+
 @pytest.mark.parametrize(
     "name", ["tiny", "resnet18", "efficientnet_b0", "mobilenet_v2", "mobilenet_v3_small", "convnext_tiny"]
 )

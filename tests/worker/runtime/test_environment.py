@@ -1,10 +1,15 @@
-"""How a worker keeps memory, as malloc itself tells it: in a process of its own each time."""
+"""How a worker keeps memory, as malloc itself tells it, in a process of its own each time; what its collector sees."""
 
+import gc
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
+
+from worker.runtime.environment import uncollected
 
 # Threads that hold memory at once, then a tensor's worth that comes and goes; mallinfo2 knows all heaps, malloc_info
 # counts them, hblkhd is what lies outside them.
@@ -77,3 +82,24 @@ def test_who_starts_the_process_has_the_last_word_on_its_memory(environment: dic
     heaps, mapped, _ = heaps_and_mib(**environment)
     assert heaps == 3
     assert mapped >= 16
+
+
+@pytest.fixture
+def collector() -> Iterator[None]:
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("collector")
+@pytest.mark.parametrize("error", [None, ImportError])
+def test_what_is_imported_is_not_looked_through_and_what_comes_after_it_is(error: type[Exception] | None) -> None:
+    with suppress(ImportError), uncollected():
+        assert not gc.isenabled()
+        stays = [object()]
+        if error is not None:
+            raise error
+    assert gc.isenabled()
+    made = [object()]
+    looked_through = {id(thing) for thing in gc.get_objects()}
+    assert id(stays) not in looked_through
+    assert id(made) in looked_through

@@ -231,7 +231,7 @@ class Worker:
         self._serves |= bool(loaded)
         self.answering.turn(self.client, loaded, None if self._learning_waits else BLOCK_MS)
         self._refuse_all()
-        self._learning_waits = self.learning.turn(self._usable(), self._guarded)
+        self._learning_waits = self.learning.turn(self.client, self._usable(), self._guarded)
         self._show_backlogs(self.client, self.lines.streams.values())
         self.refusals.went_on(self._usable())
 

@@ -1,18 +1,22 @@
 """The learning side of a turn: every kept line in its time."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
+
+import redis
 
 from worker.answering.turns import Answering
 from worker.keeping.keeper import Keeper
 from worker.lines import Lines
 from worker.message import Image
+from worker.streams.control import Came, read_commands_of_all
 from worker.streams.line_streams import Entry
 
 LEARN_SECONDS = 0.25  # per turn: how long learning may keep an answer waiting, beyond the step in hand
+COMMANDS_SECONDS = 1.0  # between looks for commands
 SOON_SECONDS = 5.0  # that learning waits at most for features that answering is to leave, once it is through an entry
 
 
@@ -24,12 +28,17 @@ class Learning:
         self.lines = lines
         self.renew = renew  # all leases
         self._turns = self._snapshots = 0  # turns so far; snapshots that this one may still make
-        self._until = 0.0
+        self._until = self._commands_at = 0.0
         self._waits = False
         self._waits_for: dict[str, tuple[str, float]] = {}  # line -> an entry left to answering, seen at it last
         self._decoded: dict[str, tuple[str, Future[Any]]] = {}  # line -> the last entry that was put off for it
 
-    def turn(self, keepers: Mapping[str, Keeper], guarded: Callable[[Keeper, Callable[[Keeper], None]], None]) -> bool:
+    def turn(
+        self,
+        client: Any,
+        keepers: Mapping[str, Keeper],
+        guarded: Callable[[Keeper, Callable[[Keeper], None]], None],
+    ) -> bool:
         """Learn within the time for it, each turn beginning with another line; whether there is more to learn from.
         Where answering but waits for threads nothing has come to learn from; it looks again within milliseconds.
         """
@@ -40,21 +49,32 @@ class Learning:
         self._until = time.monotonic() + LEARN_SECONDS
         self._turns += 1
         kept = list(keepers.values())
+        came = self._commands(client, kept)
         first = self._turns % max(1, len(kept))
         for keeper in kept[first:] + kept[:first]:
             if keeper.epoch:
-                guarded(keeper, self._keep)
+                guarded(keeper, partial(self._keep, came=came.get(keeper.line.name, [])))
             else:
                 self.answering.cache.drop(keeper.line.name)
                 self._decoded.pop(keeper.line.name, None)
         return self._waits
 
-    def _keep(self, keeper: Keeper) -> None:
+    def _commands(self, client: Any, keepers: Iterable[Keeper]) -> dict[str, Came]:
+        """What came to the lines that are kept here, every second; of all at once: one by one it is a round trip for
+        each, which with 64 lines was a fifteenth of the loop's time."""
+        if time.monotonic() < self._commands_at:
+            return {}
+        self._commands_at = time.monotonic() + COMMANDS_SECONDS
+        return read_commands_of_all(client, {k.streams: k.line.commands_through for k in keepers if k.epoch})
+
+    def _keep(self, keeper: Keeper, came: Came) -> None:
+        if isinstance(came, redis.ResponseError):
+            raise came
         name, opening = keeper.line.name, self.answering.opening
         keeper.lease.renew(keeper.epoch)
         keeper.saving.aside = self.answering.would_wait
         usable, ready = partial(self._usable, name), partial(self._ready, name)
-        self.lines.looks[name](opening.features_of, usable)
+        self.lines.looks[name](came, opening.features_of, usable)
         if not keeper.epoch:  # a command failed: the line is loaded again
             return
         while self._may_learn(name):

@@ -175,9 +175,11 @@ def _fit_body(x: NDArray[np.float64], shape: float) -> Body | None:
         m = n * (1 - excess)
         i = np.arange(int(m * BODY[0]), int(m * BODY[1]))
         z = _extreme_quantile((i + 0.6) / (m + 0.2), shape)
-        scale, location, *_ = stats.linregress(z, x[i])
+        (zz, zx), _ = np.cov(z, x[i])  # least squares; scipy's linregress takes ten times as long
+        scale = zx / zz
         if not scale > 0:
             return None
+        location = x[i].mean() - scale * z.mean()
         beyond = survival - stats.genextreme.sf(top, -shape, location, scale)
         excess = max(0.0, float(beyond[largest:].max()))
         if max(excess, float(beyond.max()) - by_chance) > MAX_TRIMMED:

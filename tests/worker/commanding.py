@@ -13,7 +13,7 @@ from worker.keeping.looking import Look
 from worker.line import SCORING
 from worker.message import Image
 from worker.streams import review
-from worker.streams.control import send
+from worker.streams.control import read_commands, send
 from worker.streams.line_streams import Commit, LineStreams, ReviewPart
 
 STRANGE = patches(70, 1, shift=3.0)
@@ -32,8 +32,8 @@ def trained(make_keeper: MakeKeeper, streams: LineStreams) -> Keeper:
     return keeper
 
 
-def look(keeper: Keeper, of: Callable[[bytes], Tensor] = features) -> None:
-    Look(keeper)(of)
+def look(keeper: Keeper, of: Callable[[bytes], Tensor] = features, looks: Look | None = None) -> None:
+    (looks or Look(keeper))(read_commands(keeper.streams, keeper.line.commands_through), of)
 
 
 def told(keeper: Keeper, name: str, **args: Any) -> tuple[bool, str]:

@@ -79,7 +79,7 @@ def test_a_worker_that_restarts_with_other_settings_does_not_differ_from_itself(
     make_keeper: MakeKeeper, streams: LineStreams, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("worker.alike.LOOK_SECONDS", 0.0)
-    Look(opened(make_keeper()), {FIELD: "before"})(features)  # and is killed
+    Look(opened(make_keeper()), {FIELD: "before"})([], features)  # and is killed
     again, alike = make_keeper(), Alike(Metrics())
     alike.digests = {streams.line: "after"}
     with capture_logs() as logged:

@@ -70,7 +70,7 @@ def test_while_a_thread_judges_for_long_the_leases_are_renewed(worker: Worker, c
     for _ in range(5):
         clock[0] += RENEW_SECONDS
         worker.answering.stands_still = True
-        assert not worker.learning.turn(worker.keepers, worker._guarded)
+        assert not worker.learning.turn(worker.client, worker.keepers, worker._guarded)
         assert lease.held
     assert (lease.lapsed, worker.keepers[line].epoch) == (False, 1)
 
@@ -83,10 +83,10 @@ def test_a_line_that_was_lost_while_a_thread_judged_is_let_go_by_its_next_turn(
     type(keeper.streams)(client, line).acquire("other#1", 0)
     clock[0] += RENEW_SECONDS
     worker.answering.stands_still = True
-    worker.learning.turn(worker.keepers, worker._guarded)
+    worker.learning.turn(worker.client, worker.keepers, worker._guarded)
     assert keeper.epoch == 1
     worker.answering.stands_still = False
-    worker.learning.turn(worker.keepers, worker._guarded)  # although the other attempt was but a moment ago
+    worker.learning.turn(worker.client, worker.keepers, worker._guarded)  # although it has just tried
     assert keeper.epoch == 0
 
 
@@ -290,5 +290,5 @@ def test_an_entry_is_put_off_once_and_once_more_where_the_line_was_lost_meanwhil
     worker.answering.opening.let_keep(False)
     assert learning._ready(line, entry)
     worker.keepers[line].lose("another has it")
-    learning.turn(worker.keepers, worker._guarded)
+    learning.turn(worker.client, worker.keepers, worker._guarded)
     assert not learning._ready(line, entry)

@@ -1,7 +1,7 @@
 """What a keeper looks after beside learning: commands, the threshold, drift, and what people are shown."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 
 import redis
@@ -18,7 +18,7 @@ from worker.keeping.watching import ThresholdTracker, display_fields, set_gauges
 from worker.runtime.errands import run_within
 from worker.snapshots import Snapshot
 from worker.streams import review
-from worker.streams.control import Command, Reply, encode_reply, read_commands, send
+from worker.streams.control import Command, Reply, encode_reply, send
 from worker.streams.line_streams import ReviewPart
 
 LOOK_SECONDS = 1.0
@@ -44,13 +44,16 @@ class Look:
         self._alarmed = False
         self._failed: dict[str, str] = {}  # entry of a command -> what went wrong with it
 
-    def __call__(self, features: Features, usable: Usable = nobody) -> None:
-        """Every second: obey the commands that came, let the threshold follow its scores, show what is new."""
+    def __call__(self, commands: Sequence[Command], features: Features, usable: Usable = nobody) -> None:
+        """Obey the commands that came; then, and every second, let the threshold follow its scores, show what is new.
+
+        A command that has to wait is to be given again.
+        """
         keeper, now = self.keeper, time.monotonic()
-        if now < self._at:
+        if not commands and now < self._at:
             return
         self._at = now + LOOK_SECONDS
-        for command in read_commands(keeper.streams, keeper.line.commands_through):
+        for command in commands:
             if keeper.owed.changed or keeper.saving.stem or not keeper.epoch:
                 return  # the one before is not answered yet, or a version is on its way, or the line is loaded again
             self._obey(command, features, usable)

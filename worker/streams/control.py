@@ -2,11 +2,13 @@
 
 import reprlib
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeAlias
 
 import msgpack
+import redis
 
+from worker.streams.cluster import Call, together
 from worker.streams.line_streams import LineStreams
 
 VERSION = 1
@@ -43,6 +45,9 @@ class Command(NamedTuple):
     problem: str = ""
 
 
+Came: TypeAlias = list[Command] | redis.ResponseError
+
+
 class Reply(NamedTuple):
     """The keeper's answer."""
 
@@ -68,7 +73,27 @@ def send(streams: LineStreams, name: str, args: dict[str, Any], by: str) -> str:
 
 def read_commands(streams: LineStreams, after: str) -> list[Command]:
     """The commands behind an id, oldest first."""
-    entries = streams.client.xrange(streams.control, min=f"({after}", count=READ)
+    return _commands(_ask(streams, after)(streams.client))
+
+
+def read_commands_of_all(client: Any, after: Mapping[LineStreams, str]) -> dict[str, Came]:
+    """Of each line those behind its id, in one go; by line, an error in place of its commands.
+
+    Raises:
+        redis.ConnectionError, redis.TimeoutError: ask again.
+    """
+    replies = together(client, [(streams.control, _ask(streams, last)) for streams, last in after.items()])
+    return {
+        streams.line: reply if isinstance(reply, redis.ResponseError) else _commands(reply)
+        for streams, reply in zip(after, replies, strict=True)
+    }
+
+
+def _ask(streams: LineStreams, after: str) -> Call:
+    return lambda to: to.xrange(streams.control, min=f"({after}", count=READ)
+
+
+def _commands(entries: Any) -> list[Command]:
     return [_decoded(entry.decode(), fields.get(b"command")) for entry, fields in entries]
 
 

@@ -12,6 +12,7 @@ import pytest
 import redis
 
 from tests.worker.calling import Call
+from tests.worker.commanding import look
 from tests.worker.helpers import eventually, patches
 from tests.worker.keepers import MakeKeeper, opened
 from worker.keeping.keeper import Keeper
@@ -31,7 +32,7 @@ def keeping(make_keeper: MakeKeeper) -> Iterator[Keeper]:
         looks = Look(keeper)
         while not ended.wait(0.01):
             looks._at = 0.0
-            looks(lambda _: patches(1))
+            look(keeper, lambda _: patches(1), looks)
 
     thread = threading.Thread(target=obey)
     thread.start()

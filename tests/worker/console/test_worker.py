@@ -27,7 +27,8 @@ def site(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Site]:
     """A page over a line that a worker scores."""
-    monkeypatch.setattr("worker.keeping.looking.LOOK_SECONDS", 0.05)
+    for name in ("keeping.looking.LOOK_SECONDS", "learning.COMMANDS_SECONDS"):
+        monkeypatch.setattr(f"worker.{name}", 0.05)
     site = open_site()
     with running(settings(line)):
         send(client, line, 1, 40)

@@ -8,7 +8,7 @@ import redis
 import torch
 from torch import Tensor
 
-from tests.worker.commanding import put_up_for_review, replies, told, trained
+from tests.worker.commanding import look, put_up_for_review, replies, told, trained
 from tests.worker.helpers import patches
 from tests.worker.keepers import ENTRIES, MakeKeeper, add, learn_all, opened
 from worker.keeping.keeper import Keeper
@@ -70,12 +70,12 @@ def test_a_command_that_asks_redis_in_vain_changes_nothing_and_is_carried_out_on
         lost.setattr(streams.__class__, "last_id", gone)
         lost.setattr("worker.keeping.looking.review.find", gone)
         with pytest.raises(redis.ConnectionError):
-            looks(lambda _: patches(70, 1, shift=3.0))
+            look(keeper, lambda _: patches(70, 1, shift=3.0), looks)
     assert of_line(keeper) == as_it_was
     assert (keeper.epoch, len(replies(streams))) == (0, answers)
     opened(keeper)
     looks._at = 0.0
-    looks(lambda _: patches(70, 1, shift=3.0))
+    look(keeper, lambda _: patches(70, 1, shift=3.0), looks)
     assert [ok for ok, _ in replies(streams)[answers:]] == [True]
     if name == "release":
         assert keeper.line.learner.images_learned_ == before + 1
@@ -110,12 +110,12 @@ def test_a_command_that_fails_by_itself_is_refused_and_the_line_is_as_it_was(
     looks = Look(keeper)
     send(streams, "normal", {"entry": "9-9", "id": "part"}, "ann")
     send(streams, "rate", {"rate": 0.1}, "ann")
-    looks(lambda _: patches(70, 1, shift=3.0))
+    look(keeper, lambda _: patches(70, 1, shift=3.0), looks)
     assert (keeper.epoch, replies(streams)) == (0, [])
     opened(keeper)
     for _ in range(2):
         looks._at = 0.0
-        looks(lambda _: patches(70, 1, shift=3.0))
+        look(keeper, lambda _: patches(70, 1, shift=3.0), looks)
     (ok, text), (later, _) = replies(streams)
     assert not ok
     assert text == "it failed: RuntimeError: an edge that nobody thought of"
@@ -148,7 +148,7 @@ def test_a_library_of_the_device_that_fails_is_no_fault_of_the_command(
     looks = Look(keeper)
     send(streams, "normal", {"entry": "9-9", "id": "part"}, "ann")
     with pytest.raises(RuntimeError, match="CUBLAS_STATUS"):
-        looks(fails_by_cublas)
+        look(keeper, fails_by_cublas, looks)
     assert (keeper.epoch, looks._failed, replies(streams)) == (0, {}, [])
 
 

@@ -1,8 +1,8 @@
 """What comes while a version is on its way to an object store."""
 
 import pytest
-import torch
 
+from tests.worker.commanding import look
 from tests.worker.faulty import Faults
 from tests.worker.helpers import eventually
 from tests.worker.keepers import ENTRIES, add, extract, pending
@@ -39,17 +39,17 @@ def test_a_command_is_answered_when_its_version_is_in_the_store_and_not_before(
 ) -> None:
     add(streams, *ENTRIES)
     keeper = learned(kept(make()))
-    look = Look(keeper)
+    looks = Look(keeper)
     keeper.learn(extract, 2)
     faults.open.clear()
     keeper.snapshot()
     send(streams, "rate", {"rate": 0.02}, "ann")
-    look(lambda _: torch.empty(0))
+    look(keeper, looks=looks)
     assert streams.client.xlen(streams.replies) == 0
     faults.open.set()
     saved(keeper)
-    look._at = 0.0
-    look(lambda _: torch.empty(0))
+    looks._at = 0.0
+    look(keeper, looks=looks)
     settled(keeper)
     assert streams.client.xlen(streams.replies) == 1
     assert streams.state()["rate"] == "0.02"

@@ -190,7 +190,7 @@ def test_versions_for_the_threshold_alone_are_seldom(
     looks, versions = Look(keeper), set[str]()
     for seed in range(6):
         publish(keeper, 80, seed)
-        looks(lambda _: torch.empty(0))
+        looks([], lambda _: torch.empty(0))
         versions.add(keeper.model)
     assert len(versions) <= 2
 
@@ -207,7 +207,7 @@ def test_a_long_backlog_of_results_is_read_before_the_threshold_moves(
     for _ in range(3):
         assert limit(keeper) == before
         looks._at = looks._track_at = 0.0
-        looks(lambda _: torch.empty(0))
+        looks([], lambda _: torch.empty(0))
     assert limit(keeper) > before
     assert client.xlen(streams.scores) == 250
 

@@ -17,7 +17,7 @@ from worker.producer import Producer, Retry
 from worker.settings import RedisSettings
 from worker.streams.client import CONNECTION_ERRORS, connect
 from worker.streams.cluster import together
-from worker.streams.control import COMMANDS, read_commands, send
+from worker.streams.control import COMMANDS, read_commands, read_commands_of_all, send
 from worker.streams.line_streams import ANSWERING, LEARNING, REVIEW_CAPS, Commit, DeadLetter, LineStreams
 from worker.streams.reads import Read, read_new, wait_and_read
 from worker.streams.redial import RedialledError
@@ -121,6 +121,8 @@ def test_all_that_a_worker_does_with_a_line_works_on_each_node(client: Any, thre
         streams.release(epoch)
         assert missing_rights(client, streams.line) == []
         assert line_status(client, streams.line)["results"] == 2
+    came = read_commands_of_all(client, dict.fromkeys(three, "0"))
+    assert came == {streams.line: read_commands(streams, "0") for streams in three}
     assert set(known_lines(client)) >= {streams.line for streams in three}
     assert abs(client.time()[0] - time.time()) < 60
     assert "pause" in COMMANDS

@@ -30,12 +30,14 @@ class Alike:
         self._look_at: dict[str, float] = {}
         self._told: dict[str, str] = {}  # line -> the other digest that was told of
 
+    def is_due(self, keeper: Keeper) -> bool:
+        """Now and then; not before it is loaded: the lease may be that of this worker's last process until then."""
+        return keeper.loaded and time.monotonic() >= self._look_at.get(keeper.line.name, 0.0)
+
     def look(self, keeper: Keeper) -> None:
-        """Now and then; each difference is told once, and shown for as long as it is there."""
-        name, now = keeper.line.name, time.monotonic()
-        if not keeper.loaded or now < self._look_at.get(name, 0.0):
-            return  # before it is loaded nobody has tried for its lease: that of this worker's last process stands
-        self._look_at[name] = now + LOOK_SECONDS
+        """Each difference is told once, and shown for as long as it is there."""
+        name = keeper.line.name
+        self._look_at[name] = time.monotonic() + LOOK_SECONDS
         holder = _other_holder(keeper)
         own = self.digests.get(name)
         shown = keeper.streams.state().get(FIELD, own) if holder else own  # a release before this shows none

@@ -205,6 +205,7 @@ class Worker:
                 self._in_a_turn()  # each may want a snapshot, on a slow disk
             reached = leases.let_go(self.keepers[name], reached)
             self.answering.forget(name)
+            self.learning.forget(name)
             self.lines.close(name)
             self.refusals.forget(name)
             self.fleet.forget(name)

@@ -229,7 +229,8 @@ class Fleet:
         """Have keepers try for their lease, those of shared lines up to the share; follow the others' versions."""
         self._count(usable)
         for name, keeper in usable.items():
-            guarded(keeper, self.alike.look)
+            if self.alike.is_due(keeper):
+                guarded(keeper, self.alike.look)
             if keeper.epoch:
                 continue
             if name not in self._spread or len(self._kept) < self.share or self._orphaned(name):

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import redis
 
@@ -16,8 +16,11 @@ from worker.streams.control import Came, read_commands_of_all
 from worker.streams.line_streams import Entry
 
 LEARN_SECONDS = 0.25  # per turn: how long learning may keep an answer waiting, beyond the step in hand
+KEEP_SECONDS = 0.1  # between looks at a line that does not learn
 COMMANDS_SECONDS = 1.0  # between looks for commands
 SOON_SECONDS = 5.0  # that learning waits at most for features that answering is to leave, once it is through an entry
+
+Guarded: TypeAlias = Callable[[Keeper, Callable[[Keeper], None]], None]  # Worker's
 
 
 class Learning:
@@ -30,15 +33,11 @@ class Learning:
         self._turns = self._snapshots = 0  # turns so far; snapshots that this one may still make
         self._until = self._commands_at = 0.0
         self._waits = False
+        self._keep_at: dict[str, float] = {}
         self._waits_for: dict[str, tuple[str, float]] = {}  # line -> an entry left to answering, seen at it last
         self._decoded: dict[str, tuple[str, Future[Any]]] = {}  # line -> the last entry that was put off for it
 
-    def turn(
-        self,
-        client: Any,
-        keepers: Mapping[str, Keeper],
-        guarded: Callable[[Keeper, Callable[[Keeper], None]], None],
-    ) -> bool:
+    def turn(self, client: Any, keepers: Mapping[str, Keeper], guarded: Guarded) -> bool:
         """Learn within the time for it, each turn beginning with another line; whether there is more to learn from.
         Where answering but waits for threads nothing has come to learn from; it looks again within milliseconds.
         """
@@ -53,11 +52,16 @@ class Learning:
         first = self._turns % max(1, len(kept))
         for keeper in kept[first:] + kept[:first]:
             if keeper.epoch:
-                guarded(keeper, partial(self._keep, came=came.get(keeper.line.name, [])))
+                self._keep_where_due(keeper, came.get(keeper.line.name, []), guarded)
             else:
                 self.answering.cache.drop(keeper.line.name)
                 self._decoded.pop(keeper.line.name, None)
         return self._waits
+
+    def forget(self, line: str) -> None:
+        """The line is served no more."""
+        for by_line in (self._keep_at, self._waits_for, self._decoded):
+            by_line.pop(line, None)
 
     def _commands(self, client: Any, keepers: Iterable[Keeper]) -> dict[str, Came]:
         """What came to the lines that are kept here, every second; of all at once: one by one it is a round trip for
@@ -66,6 +70,15 @@ class Learning:
             return {}
         self._commands_at = time.monotonic() + COMMANDS_SECONDS
         return read_commands_of_all(client, {k.streams: k.line.commands_through for k in keepers if k.epoch})
+
+    def _keep_where_due(self, keeper: Keeper, came: Came, guarded: Guarded) -> None:
+        """In each turn where there is something to do; else now and then: threads that judge wait for the interpreter
+        while the loop goes through lines, which with 64 of them cost a twentieth of the throughput."""
+        name, now = keeper.line.name, time.monotonic()
+        busy = came or keeper.line.learns or keeper.saving.stem or keeper.owed.changed
+        if busy or now >= self._keep_at.get(name, 0.0):
+            self._keep_at[name] = now + KEEP_SECONDS
+            guarded(keeper, partial(self._keep, came=came))
 
     def _keep(self, keeper: Keeper, came: Came) -> None:
         if isinstance(came, redis.ResponseError):

@@ -12,7 +12,7 @@ from worker.checks import unwritable
 from worker.daemon import Worker
 from worker.devices import device_failures
 from worker.errors import DeviceError
-from worker.runtime.environment import collect
+from worker.runtime.environment import freeze
 from worker.settings import Settings
 
 log = structlog.get_logger()
@@ -40,7 +40,7 @@ def serve(worker: Worker) -> None:
     directory = worker.settings.snapshots.directory
     if isinstance(directory, Path) and (problem := unwritable(directory)):
         log.error(problem)  # it goes on: what was learned waits for the folder, answers do not
-    collect()
+    freeze()
     try:
         with device_failures(device):
             worker.run()

@@ -83,7 +83,7 @@ def test_a_worker_that_restarts_with_other_settings_does_not_differ_from_itself(
     again, alike = make_keeper(), Alike(Metrics())
     alike.digests = {streams.line: "after"}
     with capture_logs() as logged:
-        alike.look(again)  # it has not tried for the lease yet
+        assert not alike.is_due(again)  # it has not tried for the lease yet
         again.acquire("station-2#b")
         assert not again.epoch
         alike.look(again)

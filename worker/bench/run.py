@@ -32,6 +32,9 @@ CALIBRATED = 64  # images
 BRIEFLY = Plan((), learn=24, calibrate=24)  # each of many lines; eight pictures fill a bank of 6,000
 LEARNING_AHEAD, SCORING_AHEAD = 16, 24  # entries of eight: a worker always finds enough for its next batches
 ON_GPU = 8  # times as many beside a GPU: its batches are so much larger
+# Scores of each line, and a while, before many are measured: a threshold of so few images soon becomes another, by a
+# version of its own. That is so once; the next such version of a line comes five minutes later at the earliest.
+FOLLOWED, FOLLOWING_SECONDS = 128, 10.0
 LINES_ROUNDS = 2
 LIGHT_RATE = 8.0  # images per second
 LIGHT_WINDOWS = 5  # as long as others, so that a p99 has something to be of
@@ -215,6 +218,9 @@ def scoring_lines(folder: Path, options: BenchOptions, parts: Path, bare: Bare, 
         wait_until_serving(at)
         with at.cameras(Flow(names, ahead=entries_ahead(bare, names), learns=True)):
             at.wait_for_phase("scoring")
+        with at.cameras(Flow(names, ahead=entries_ahead(bare, names))):
+            at.wait_for_results(FOLLOWED * count)
+            time.sleep(FOLLOWING_SECONDS)
         at.wait_until_answered()
         yield at
 

@@ -106,6 +106,11 @@ class Station:
 
         self.wait(there, f"phase {phase}", poll=PAGE_POLL_SECONDS)
 
+    def wait_for_results(self, count: int) -> None:
+        """Wait for so many more results of all lines together."""
+        wanted = self.results() + count
+        self.wait(lambda: self.results() >= wanted, f"{count} results")
+
     def wait_until_answered(self) -> None:
         """Wait until no entry of any line is unread or unanswered."""
 

@@ -1,5 +1,6 @@
 """When the lines that a worker keeps are seen to, beside the answers of all."""
 
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +17,7 @@ def test_a_line_that_learns_is_seen_to_in_each_turn_and_one_that_only_answers_wh
     settings: Any, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learns, answers, seen = f"{line}-a", f"{line}-b", list[str]()
-    now = [1000.0]
+    now = [0.0]
 
     def note(keeper: Keeper, _: Any) -> None:
         seen.append(keeper.line.name)
@@ -29,6 +30,7 @@ def test_a_line_that_learns_is_seen_to_in_each_turn_and_one_that_only_answers_wh
 
     with keeping(settings(learns, answers)) as worker:
         worker.keepers[answers].line.paused = True
+        now[0] = time.monotonic()
         monkeypatch.setattr("worker.learning.time", SimpleNamespace(monotonic=lambda: now[0]))
         assert turned(worker, COMMANDS_SECONDS) == [learns, answers]
         assert turned(worker, 0.9 * KEEP_SECONDS) == [learns]

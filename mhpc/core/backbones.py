@@ -197,10 +197,13 @@ def _untrained(name: BackboneName) -> nn.Module:
 
 
 def _without_values(name: BackboneName) -> nn.Module:
-    """For a state dict, which has all of them: to draw those that it replaces takes 0.4 s of wide_resnet50_2."""
+    """For a state dict: to draw the values that it replaces takes 0.3 s for wide_resnet50_2."""
     with torch.device("meta"):
         module = _untrained(name)
-    return module.to_empty(device="cpu")
+    module = module.to_empty(device="cpu")
+    for buffer in module.buffers():
+        buffer.zero_()  # a count of batches may be missing, as in files from before there was one
+    return module
 
 
 def _random(name: BackboneName, weights: str) -> nn.Module:

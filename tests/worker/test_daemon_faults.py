@@ -200,8 +200,12 @@ def test_a_key_of_the_wrong_type_stops_its_own_line_alone(
     run: Run, settings: Any, client: redis.Redis, line: str, key: str
 ) -> None:
     broken, well = f"{line}-a", f"{line}-b"
-    client.set(f"mhpc:{{{broken}}}:{key}", "in the way")
+    if key != "control":
+        client.set(f"mhpc:{{{broken}}}:{key}", "in the way")
     worker = run(settings(broken, well))
+    if key == "control":  # it is not asked for before the line is kept
+        eventually(lambda: worker.keepers[broken].epoch)
+        client.set(f"mhpc:{{{broken}}}:{key}", "in the way")
     if key == "scores":
         send(client, broken, 1, 4)
     send(client, well, 1, 8)

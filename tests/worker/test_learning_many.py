@@ -1,5 +1,6 @@
 """When the lines that a worker keeps are seen to, beside the answers of all."""
 
+import math
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -41,6 +42,22 @@ def test_a_line_that_learns_is_seen_to_in_each_turn_and_one_that_only_answers_wh
         worker.learning._commands_at = 0.0
         assert turned(worker, 0.1 * KEEP_SECONDS) == [learns, answers]
         monkeypatch.undo()
+
+
+def test_the_commands_of_a_line_that_was_just_opened_again_are_asked_for_at_once(settings: Any, line: str) -> None:
+    with keeping(settings(line)) as worker:
+        keeper, learning = worker.keepers[line], worker.learning
+        learning._commands_at = math.inf
+        assert learning._commands(worker.client, [keeper]) == {}
+        sent = send(keeper.streams, "pause", {}, "ann")
+        keeper.lose("it failed")
+        keeper._acquire_at = 0.0
+        keeper.acquire(worker.holder)
+        came = learning._commands(worker.client, [keeper])[line]
+        learning._commands_at = math.inf
+        assert learning._commands(worker.client, [keeper]) == {}
+    assert isinstance(came, list)
+    assert [command.entry for command in came] == [sent]
 
 
 def test_what_is_noted_of_a_line_goes_with_it(settings: Any, line: str) -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +108,13 @@ class Station:
         self.wait(there, f"phase {phase}", poll=PAGE_POLL_SECONDS)
 
     def wait_for_results(self, count: int) -> None:
-        """Wait for so many more results of all lines together."""
+        """Wait for so many more results of all lines together, as long as they come."""
         wanted = self.results() + count
-        self.wait(lambda: self.results() >= wanted, f"{count} results")
+        while (there := self.results()) < wanted:
+            self.wait(partial(self._has_more_than, there), "a result")
+
+    def _has_more_than(self, count: int) -> bool:
+        return self.results() > count
 
     def wait_until_answered(self) -> None:
         """Wait until no entry of any line is unread or unanswered."""
@@ -150,8 +155,7 @@ class Station:
 
     def settle(self, cameras: Cameras) -> None:
         """Wait until the load reaches the worker."""
-        before = self.results()
-        self.wait(lambda: self.results() > before, "a result")
+        self.wait_for_results(1)
         time.sleep(SETTLE_SECONDS)
 
     def latency(self, line: str, seconds: float, *flows: Flow) -> Latency:

@@ -93,10 +93,10 @@ def held(at: Any, name: str) -> Iterator[None]:
     """The worker stands before the next call of a method while the block runs; the block begins once it does."""
     at_work, mended, goes_on = threading.Event(), threading.Event(), getattr(at, name)
 
-    def waits(*given: Any) -> Any:
+    def waits(*given: Any, **named: Any) -> Any:
         at_work.set()
         assert mended.wait(60)
-        return goes_on(*given)
+        return goes_on(*given, **named)
 
     setattr(at, name, waits)
     assert at_work.wait(60)

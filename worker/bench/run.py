@@ -32,8 +32,8 @@ CALIBRATED = 64  # images
 BRIEFLY = Plan((), learn=24, calibrate=24)  # each of many lines; eight pictures fill a bank of 6,000
 LEARNING_AHEAD, SCORING_AHEAD = 16, 24  # entries of eight: a worker always finds enough for its next batches
 ON_GPU = 8  # times as many beside a GPU: its batches are so much larger
-# Scores of each line, and a while, before many are measured: a threshold of so few images soon becomes another, by a
-# version of its own. That is so once; the next such version of a line comes five minutes later at the earliest.
+# Scores of each line, and a while, before many are measured: a threshold of so few images is soon another, by a version
+# of its own, and that once: the line's next such version comes five minutes later at the earliest.
 FOLLOWED, FOLLOWING_SECONDS = 128, 10.0
 LINES_ROUNDS = 2
 LIGHT_RATE = 8.0  # images per second

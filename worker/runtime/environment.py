@@ -65,7 +65,7 @@ def uncollected() -> Iterator[None]:
 
 
 def freeze() -> None:
-    """Free what nobody refers to any more, and keep the collector away from the rest, as from what it knows no more.
+    """Free what nobody refers to any more, of all that the collector looks through, and keep it away from the rest.
 
     It stays: each full collection would go through all of it again, 0.15 s that answers wait.
     """
@@ -74,7 +74,7 @@ def freeze() -> None:
 
 
 def collect() -> None:
-    """Free what nobody refers to any more, what was there when it was kept from the collector, too."""
+    """As `freeze`, but of what the collector was kept away from, too."""
     gc.unfreeze()
     freeze()
 

@@ -41,9 +41,9 @@ def move_centers_(centers: Tensor, counts: Tensor, x: Tensor, labels: Tensor, we
 
 class MiniBatchKMeans(
     ClassNamePrefixFeaturesOutMixin,  # type: ignore[misc]  # scikit-learn publishes no types
-    TransformerMixin,  # type: ignore[misc]
-    ClusterMixin,  # type: ignore[misc]
-    BaseEstimator,  # type: ignore[misc]
+    TransformerMixin,  # type: ignore[misc]  # the same
+    ClusterMixin,  # type: ignore[misc]  # the same
+    BaseEstimator,  # type: ignore[misc]  # the same
 ):
     """k-means on a stream of batches, with scikit-learn's names.
 

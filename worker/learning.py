@@ -76,7 +76,7 @@ class Learning:
 
     def _keep_where_due(self, keeper: Keeper, came: Came, guarded: Guarded) -> None:
         """In each turn where there is something to do; else now and then: threads that judge wait for the interpreter
-        while the loop goes through lines, which with 64 of them cost a twentieth of the throughput."""
+        while the loop goes through lines, which with 64 of them cost a twelfth of the throughput."""
         name, now = keeper.line.name, time.monotonic()
         busy = came or keeper.line.learns or keeper.saving.stem or keeper.owed.changed
         if busy or now >= self._keep_at.get(name, 0.0):
@@ -84,10 +84,10 @@ class Learning:
             guarded(keeper, partial(self._keep, came=came))
 
     def _keep(self, keeper: Keeper, came: Came) -> None:
-        if isinstance(came, redis.ResponseError):
-            raise came
         name, opening = keeper.line.name, self.answering.opening
         keeper.lease.renew(keeper.epoch)
+        if isinstance(came, redis.ResponseError):
+            raise came
         keeper.saving.aside = self.answering.would_wait
         usable, ready = partial(self._usable, name), partial(self._ready, name)
         self.lines.looks[name](came, opening.features_of, usable)

@@ -51,7 +51,7 @@ class Spent:
         """Let a line's streams count the seconds of each step, from outside."""
         for name, step in METHODS.items():
             setattr(streams, name, self._timed(getattr(streams, name), lambda *_, step=step, **__: step))
-        streams.fenced = self._timed(streams.fenced, lambda _epoch, what, *_: COMMANDS[what])  # type: ignore[method-assign]
+        streams.fenced = self._timed(streams.fenced, lambda _epoch, what, *_: COMMANDS[what])  # type: ignore[method-assign]  # to time it
 
     def _timed(self, method: Callable[..., Any], step_of: Callable[..., str]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:

@@ -78,7 +78,7 @@ def test_a_declared_line_is_kept_by_the_keeper_and_answered_by_a_scorer_when_it_
             eventually(lambda: scorer.keepers[LINE].line.serving.scorer)  # it looks for a version between batches
             for worker in (keeper, scorer):
                 eventually(lambda worker=worker: get(worker, "/readyz")[0] == 200)  # type: ignore[misc]  # binds the loop's
-                eventually(lambda worker=worker: "mhpc_stream_lag_entries{" in get(worker, "/metrics")[1])  # type: ignore[misc]
+                eventually(lambda worker=worker: "mhpc_stream_lag_entries{" in get(worker, "/metrics")[1])  # type: ignore[misc]  # mypy sees no default's type
         send(client("producer"), LINE, 41, 48)
         told = answered(client("reader"), LINE, 48)
         assert sorted(int(result["id"]) for result in told) == list(range(1, 49))

@@ -83,7 +83,7 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
         server.kill()
         server.wait()
         for service in ("worker", "console"):
-            eventually(lambda service=service: not stack.well(service))  # type: ignore[misc]
+            eventually(lambda service=service: not stack.well(service))  # type: ignore[misc]  # mypy sees no default's type
 
 
 def test_a_part_that_a_camera_adds_is_answered_and_shown_each_by_its_own_rights(stack: Stack) -> None:

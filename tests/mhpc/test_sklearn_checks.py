@@ -124,7 +124,7 @@ def test_a_batch_whose_weights_are_refused_leaves_the_centers_as_they_were() -> 
 
 @pytest.mark.parametrize("e", [IncrementalPCA(3), MiniBatchKMeans(4)])
 def test_the_names_of_features_end_with_the_model_that_learned_them(e: Any) -> None:
-    pandas: Any = pytest.importorskip("pandas")
+    pandas: Any = pytest.importorskip("pandas", reason="no pandas: pip install -e .[bench]")
     table = pandas.DataFrame(rows().numpy(), columns=list("abcde"))
     state = clone(e).fit(rows()).state_dict()
     anew: list[Callable[[Any], Any]] = [lambda one: one.fit(rows()[:, 1:]), lambda one: one.load_state_dict(state)]

@@ -136,7 +136,7 @@ def test_who_does_not_read_the_answer_is_let_go_and_makes_room(
     for _ in range(9):
         opened(WHOLE.replace(b"probe", b"large"))
     now = server._server.server_state.connections
-    eventually(lambda: len(now) == 4 and all(each.flow.write_paused for each in now))  # type: ignore[union-attr]
+    eventually(lambda: len(now) == 4 and all(each.flow.write_paused for each in now))  # type: ignore[union-attr]  # each has a flow by now
     assert httpx.get(f"http://127.0.0.1:{server.port}/probe", timeout=60).text == "ok"
     monkeypatch.setattr(connections, "REQUEST_SECONDS", 0.2)
     for _ in range(3):

@@ -229,7 +229,7 @@ def test_a_version_that_cannot_be_loaded_stops_its_own_line_alone(
     with running(settings(broken, well)):
         for name in (broken, well):
             send(client, name, 1, 40)
-            eventually(lambda name=name: in_phase(client, name, SCORING))  # type: ignore[misc]
+            eventually(lambda name=name: in_phase(client, name, SCORING))  # type: ignore[misc]  # mypy sees no default's type
     lines = [LineSettings(name=broken, scoring=ScoringSettings(top_k=7)), LineSettings(name=well)]
     with running(settings(broken, well).model_copy(update={"lines": tuple(lines)})) as worker:
         send(client, well, 41, 48)
@@ -252,7 +252,7 @@ def test_a_worker_none_of_whose_lines_can_be_loaded_ends_at_its_start(
     with running(settings(*names)):
         for name in names:
             send(client, name, 1, 40)
-            eventually(lambda name=name: in_phase(client, name, SCORING))  # type: ignore[misc]
+            eventually(lambda name=name: in_phase(client, name, SCORING))  # type: ignore[misc]  # mypy sees no default's type
     worker = Worker(settings(*names, scoring={"top_k": 7}))
     worker.startup()
     try:

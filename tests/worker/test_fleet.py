@@ -112,7 +112,7 @@ def test_keepers_are_spread_evenly_and_move_when_workers_come_and_go(run: Run, s
         for name in names:
             answered(server, name, 8)
         for worker in (first, second):  # a line that the other keeps is none of its problems
-            assert eventually(lambda worker=worker: get(worker, "/readyz")[0] == 200)  # type: ignore[misc]
+            assert eventually(lambda worker=worker: get(worker, "/readyz")[0] == 200)  # type: ignore[misc]  # mypy sees no default's type
         for name in names:
             send(server, name, 9, 36)
         for name in names:
@@ -146,7 +146,7 @@ def test_a_line_that_nobody_keeps_though_another_should_is_taken_after_a_while(
     server.hset(WORKERS_KEY, "ghost", json.dumps({"at": soon, "capacity": 5}))  # it keeps none, whatever the reason
     worker = run(member())
     for name in ("press-1", "press-2", "press-3"):
-        eventually(lambda name=name: int(LineStreams(server, name).state().get("epoch", 0)) > 0)  # type: ignore[misc]
+        eventually(lambda name=name: int(LineStreams(server, name).state().get("epoch", 0)) > 0)  # type: ignore[misc]  # mypy sees no default's type
     assert worker.fleet.share < 3
 
 
@@ -228,7 +228,7 @@ def test_a_worker_that_can_load_no_version_leaves_all_lines_to_the_others(
     first = run(member("w-1"))
     for name in names:
         send(server, name, 1, 8)
-        eventually(lambda name=name: LineStreams(server, name).state().get("model"))  # type: ignore[misc]
+        eventually(lambda name=name: LineStreams(server, name).state().get("model"))  # type: ignore[misc]  # mypy sees no default's type
     other = run(member("w-2", model={"input_shape": (32, 32)}))
     text = eventually(lambda: text if (text := get(other, "/readyz")[1]).count("another backbone") == 2 else "")
     assert text.count("its version cannot be loaded") == 2

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import redis
 
 from tests.worker.test_learning import keeping
 from worker.daemon import Worker
@@ -29,10 +30,10 @@ def test_a_line_that_learns_is_seen_to_in_each_turn_and_one_that_only_answers_wh
         worker.learning.turn(worker.client, worker.keepers, note)
         return sorted(seen)
 
-    with keeping(settings(learns, answers)) as worker:
+    with keeping(settings(learns, answers)) as worker, monkeypatch.context() as patched:
         worker.keepers[answers].line.paused = True
         now[0] = time.monotonic()
-        monkeypatch.setattr("worker.learning.time", SimpleNamespace(monotonic=lambda: now[0]))
+        patched.setattr("worker.learning.time", SimpleNamespace(monotonic=lambda: now[0]))
         assert turned(worker, COMMANDS_SECONDS) == [learns, answers]
         assert turned(worker, 0.9 * KEEP_SECONDS) == [learns]
         assert turned(worker, 0.2 * KEEP_SECONDS) == [learns, answers]
@@ -41,7 +42,6 @@ def test_a_line_that_learns_is_seen_to_in_each_turn_and_one_that_only_answers_wh
         turned(worker, COMMANDS_SECONDS)
         worker.learning._commands_at = 0.0
         assert turned(worker, 0.1 * KEEP_SECONDS) == [learns, answers]
-        monkeypatch.undo()
 
 
 def test_the_commands_of_a_line_that_was_just_opened_again_are_asked_for_at_once(settings: Any, line: str) -> None:
@@ -58,6 +58,15 @@ def test_the_commands_of_a_line_that_was_just_opened_again_are_asked_for_at_once
         assert learning._commands(worker.client, [keeper]) == {}
     assert isinstance(came, list)
     assert [command.entry for command in came] == [sent]
+
+
+def test_a_line_whose_commands_are_refused_has_its_lease_renewed_all_the_same(settings: Any, line: str) -> None:
+    with keeping(settings(line)) as worker:
+        keeper = worker.keepers[line]
+        keeper.lease._renew_at = 0.0
+        with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
+            worker.learning._keep(keeper, redis.ResponseError("WRONGTYPE"))
+        assert keeper.lease._renew_at > 0.0
 
 
 def test_what_is_noted_of_a_line_goes_with_it(settings: Any, line: str) -> None:

@@ -60,7 +60,7 @@ def serve(settings: Settings) -> None:
 
 def where(host: str, port: int, one_time: str) -> str:
     """Where the page is."""
-    name = "127.0.0.1" if host in ("0.0.0.0", "::", "localhost") else f"[{host}]" if ":" in host else host  # noqa: S104
+    name = "127.0.0.1" if host in ("0.0.0.0", "::", "localhost") else f"[{host}]" if ":" in host else host  # noqa: S104 - compared
     page = f"http://{name}:{port}/"
     if not one_time:
         return f"Console: {page}"

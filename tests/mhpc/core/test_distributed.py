@@ -111,7 +111,7 @@ def test_four_ranks_learn_what_one_process_does(tmp_path: Path) -> None:
     assert bank.mass.sum() == alone.rows_seen_  # each row counted, and once
     assert bank.support.max() <= IMAGES
     radii, of_one_process = (covering(each, images, alone.scorer()) for each in (together, alone))
-    print(f"covering radius, of all and of 0.999: four ranks {radii}, one process {of_one_process}")  # noqa: T201
+    print(f"covering radius, of all and of 0.999: four ranks {radii}, one process {of_one_process}")  # noqa: T201 - a figure, for -s
     assert bool((radii <= 1.05 * of_one_process).all())
 
 
@@ -221,7 +221,7 @@ def test_on_real_tiles_four_ranks_rank_as_well_as_one_process_does(tiles: Tiles,
         assert bool((radii[0] <= 1.05 * radii[1]).all())
         found.append(tuple(roc_auc_score(tiles.labels, each.score(tiles.test)) for each in (together, alone)))
     ranked, expected = np.mean(found, axis=0)
-    print(f"AUROC of four ranks {ranked:.4f}, of one process {expected:.4f}")  # noqa: T201
+    print(f"AUROC of four ranks {ranked:.4f}, of one process {expected:.4f}")  # noqa: T201 - a figure, for -s
     assert ranked > expected - 0.005  # they rank better, by 0.005 of 16 orders
 
 

@@ -83,7 +83,7 @@ def test_folding_batch_norm_changes_no_map() -> None:
     for module in trained.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.running_mean, 0, 0.1)  # type: ignore[arg-type]  # None only without statistics
-            nn.init.uniform_(module.running_var, 0.5, 2)  # type: ignore[arg-type]
+            nn.init.uniform_(module.running_var, 0.5, 2)  # type: ignore[arg-type]  # the same
             nn.init.uniform_(module.weight, 0.5, 2)
             nn.init.normal_(module.bias, 0, 0.1)
     images = torch.randn(2, 3, 64, 64)

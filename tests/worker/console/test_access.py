@@ -13,7 +13,7 @@ from worker.settings import ConsoleSettings
 TOKEN, OTHER = "ann-has-this-token", "bob-has-another-one"
 
 
-def request(headers: dict[str, str] | list[tuple[str, str]] = {}, client: str = "127.0.0.1") -> Request:  # noqa: B006
+def request(headers: dict[str, str] | list[tuple[str, str]] = {}, client: str = "127.0.0.1") -> Request:  # noqa: B006 - never written to
     pairs = headers.items() if isinstance(headers, dict) else headers
     raw = [(name.lower().encode(), value.encode()) for name, value in pairs]
     return Request({"type": "http", "method": "POST", "path": "/", "headers": raw, "client": (client, 1)})

@@ -53,7 +53,7 @@ def test_the_loopbacks_own_names_are_taken(site: Site, host: str) -> None:
 def test_names_that_are_configured_are_taken_and_elsewhere_any_is_if_none_is() -> None:
     assert "console.plant" in hosts_of(ConsoleSettings(hosts=("Console.Plant",)))
     assert hosts_of(ConsoleSettings(host="0.0.0.0")) == frozenset()  # noqa: S104 - what people configure
-    assert "console.plant" in hosts_of(ConsoleSettings(host="0.0.0.0", hosts=("console.plant",)))  # noqa: S104
+    assert "console.plant" in hosts_of(ConsoleSettings(host="0.0.0.0", hosts=("console.plant",)))  # noqa: S104 - what people configure
     assert [host_name(text) for text in ("a:1", "[::1]:9", "A", "")] == ["a", "::1", "a", ""]
 
 
@@ -178,7 +178,7 @@ def test_a_proxys_user_may_press_and_is_named(open_site: Callable[..., Site], fi
     site.browser.headers["x-forwarded-user"] = "eve@plant"
     page = site.get(f"/lines/{filled.line}").text
     assert "eve@plant" in page
-    csrf = re.search(r'<meta name="csrf" content="(\w+)">', page)[1]  # type: ignore[index]
+    csrf = re.search(r'<meta name="csrf" content="(\w+)">', page)[1]  # type: ignore[index]  # it is there
     refused = site.tell(filled.line, "explode", headers={})
     assert refused.status_code == 403
     taken = site.tell(filled.line, "explode", headers={"x-csrf-token": csrf})

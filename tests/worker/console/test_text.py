@@ -10,16 +10,16 @@ from worker.console.text import count, cut, meta_text, number, percent, seconds,
 @pytest.mark.parametrize(
     ("value", "text"),
     [(1.2345678, "1.235"), (12.3456, "12.35"), (0.012345, "0.01235"), (123456.7, "123,457"), (0, "0"), (1e-9, "1e-09"),
-     (-2.5, "-2.500"), (None, "–"), (float("nan"), "–"), (float("inf"), "–"), (True, "–"), ("5", "–")],  # noqa: RUF001
+     (-2.5, "-2.500"), (None, "–"), (float("nan"), "–"), (float("inf"), "–"), (True, "–"), ("5", "–")],  # noqa: RUF001 - the dash of an empty cell
 )  # fmt: skip
 def test_numbers_for_people(value: object, text: str) -> None:
     assert number(value) == text
 
 
 def test_shares_counts_and_times_for_people() -> None:
-    assert [percent(None), percent(0.0), percent(0.0123), percent(1.0)] == ["–", "0 %", "1.23 %", "100 %"]  # noqa: RUF001
-    assert [count(None), count(0), count(1234567)] == ["–", "0", "1,234,567"]  # noqa: RUF001
-    assert [seconds(s) for s in (None, 0.05, 5, 150, 7300, 200_000)] == ["–", "50 ms", "5 s", "2 min", "2 h", "2 d"]  # noqa: RUF001
+    assert [percent(None), percent(0.0), percent(0.0123), percent(1.0)] == ["–", "0 %", "1.23 %", "100 %"]  # noqa: RUF001 - the dash of an empty cell
+    assert [count(None), count(0), count(1234567)] == ["–", "0", "1,234,567"]  # noqa: RUF001 - the dash of an empty cell
+    assert [seconds(s) for s in (None, 0.05, 5, 150, 7300, 200_000)] == ["–", "50 ms", "5 s", "2 min", "2 h", "2 d"]  # noqa: RUF001 - the dash of an empty cell
 
 
 def test_texts_from_outside_are_cut_and_show_what_cannot_be_seen() -> None:

@@ -57,6 +57,6 @@ def test_the_configuration_says_no_more_than_the_demo_needs(tmp_path: Path) -> N
     ],
 )
 def test_bad_options_end_the_demo_before_it_starts(tmp_path: Path, change: dict[str, object], text: str) -> None:
-    options = dataclasses.replace(DemoOptions(report=tmp_path / "report"), **change)  # type: ignore[arg-type]
+    options = dataclasses.replace(DemoOptions(report=tmp_path / "report"), **change)  # type: ignore[arg-type]  # of mixed types
     with pytest.raises(ConfigurationError, match=text):
         run_demo(options)

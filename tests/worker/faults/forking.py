@@ -10,10 +10,10 @@ from typing import Any
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[_name] = "1"  # before numpy and torch come: who has threads cannot be forked
 
-import torch  # noqa: E402
+import torch  # noqa: E402 - after the environment
 
-from worker.configuration import load_settings  # noqa: E402
-from worker.process import run_worker  # noqa: E402
+from worker.configuration import load_settings  # noqa: E402 - after the environment
+from worker.process import run_worker  # noqa: E402 - after the environment
 
 
 class ForkedWorker:

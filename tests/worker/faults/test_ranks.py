@@ -87,7 +87,7 @@ def assert_learned_as_alone(found: Snapshot, config: Path) -> None:
     scorer = alone.learner.scorer()
     z = scorer.whiten(features).flatten(0, 1)
     radii = [nearest(z, scorer.whiten(bank[None])[0])[0].max() for bank in (tensors["anchors"], bank_of(alone))]
-    print(f"covering radius: ranks {radii[0]:.3f}, one process {radii[1]:.3f}")  # noqa: T201
+    print(f"covering radius: ranks {radii[0]:.3f}, one process {radii[1]:.3f}")  # noqa: T201 - a figure, for -s
     assert radii[0] <= 1.05 * radii[1]
 
 

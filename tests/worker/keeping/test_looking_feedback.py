@@ -276,7 +276,7 @@ def test_a_larger_bank_takes_more_parts_that_are_called_normal_at_once(
 ) -> None:
     keeper = trained(make_keeper, streams)
     put_up_for_review(keeper)
-    pinned = keeper.line.learner.bank_.pinned  # type: ignore[union-attr]
+    pinned = keeper.line.learner.bank_.pinned  # type: ignore[union-attr]  # a MemoryBank by now
     pinned[: len(pinned) // 2] = True
     keeper.snapshot()
     assert "at most 30 may be of a bank of 60" in told(keeper, "normal", entry="9-9", id="part")[1]

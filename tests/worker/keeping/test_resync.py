@@ -21,27 +21,28 @@ AHEAD = "9999999999999-0"  # an id by a clock that was far ahead
 # -- a line that was stopped -------------------------------------------------------------------------------------------
 
 
-def ends_earlier(streams: LineStreams) -> None:
-    """Redis has one entry less than was learned from and committed."""
-    streams.client.delete(streams.images)
-    streams.ensure_groups()
-    add(streams, *ENTRIES[:3])
-
-
 def halted(keeper: Keeper) -> bool:
     keeper.acquire(OTHER, take_over="station-1")
     Resync()(keeper, OTHER)
     return keeper.stopped and not keeper.epoch
 
 
+def stopped(make_keeper: MakeKeeper, streams: LineStreams) -> Keeper:
+    """Of a line of which Redis has one entry less than was learned from and committed."""
+    add(streams, *ENTRIES[:4])
+    learn_all(opened(make_keeper()))
+    streams.client.delete(streams.images)
+    streams.ensure_groups()
+    add(streams, *ENTRIES[:3])
+    keeper = make_keeper()
+    assert halted(keeper)
+    return keeper
+
+
 def test_newer_entries_do_not_start_a_line_that_was_stopped_whoever_looks(
     make_keeper: MakeKeeper, streams: LineStreams
 ) -> None:
-    add(streams, *ENTRIES[:4])
-    learn_all(opened(make_keeper()))
-    ends_earlier(streams)
-    keeper = make_keeper()
-    assert halted(keeper)
+    keeper = stopped(make_keeper, streams)
     told = streams.state()["problem"]
     add(streams, *ENTRIES[4:6])
     assert halted(keeper)
@@ -60,11 +61,7 @@ def test_newer_entries_do_not_start_a_line_that_was_stopped_whoever_looks(
 def test_a_resync_that_is_refused_starts_no_line(
     make_keeper: MakeKeeper, streams: LineStreams, wrong: dict[str, Any]
 ) -> None:
-    add(streams, *ENTRIES[:4])
-    learn_all(opened(make_keeper()))
-    ends_earlier(streams)
-    keeper = make_keeper()
-    assert halted(keeper)
+    keeper = stopped(make_keeper, streams)
     asked = {"v": 1, "name": "resync", "args": {}, "by": "ann"} | wrong
     streams.client.xadd(streams.control, {"command": msgpack.packb(asked)})
     assert halted(keeper)

@@ -131,7 +131,7 @@ def test_the_ranks_learn_and_calibrate_as_one_process_does(found: dict[str, Any]
         assert (found["scatter"] - tensors["scatter"]).norm() / tensors["scatter"].norm() < 1e-5
         torch.testing.assert_close(found["mean"], tensors["mean"], rtol=1e-5, atol=1e-5)
     radii = [covering(each, tensors) for each in (found["anchors"], tensors["anchors"])]
-    print(f"covering radius: four ranks {radii[0]:.3f}, one process {radii[1]:.3f}")  # noqa: T201
+    print(f"covering radius: four ranks {radii[0]:.3f}, one process {radii[1]:.3f}")  # noqa: T201 - a figure, for -s
     assert radii[0] <= 1.05 * radii[1]
     model = new_learner(config(), 0.9, torch.device("cpu"))
     model.load_state_dict({name: value for name, value in found.items() if isinstance(value, Tensor)})

@@ -90,7 +90,7 @@ def test_the_same_client_reaches_the_new_master_and_adds_nothing_twice(watched: 
             return False
 
     eventually(added)
-    fields = [fields for _, fields in redis.Redis(port=watched.ports[1]).xrange("stream")]  # type: ignore[union-attr]
+    fields = [fields for _, fields in redis.Redis(port=watched.ports[1]).xrange("stream")]  # type: ignore[union-attr]  # redis-py's annotations mix its two clients
     assert fields == [{b"before": b"1"}, {b"after": b"1"}]
 
 
